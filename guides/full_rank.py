@@ -1,0 +1,51 @@
+"""The Gaussian posterior with a full covariance."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from guides.base import AbstractGuide
+
+
+class FullRank(AbstractGuide):
+    """q(z | x) = N(μ(x), L(x)L(x)ᵀ); the encoder gives μ, log diag L and the entries below it.
+
+    Reference: D. P. Kingma, M. Welling, "An Introduction to Variational Autoencoders", 2019,
+    https://arxiv.org/abs/1906.02691, section 2.5.1.
+
+    Args:
+        latent_dim: Z, the number of latent variables.
+        data_dim: D, the number of entries of one datum.
+        hidden_dims: sizes of the encoder's hidden layers, from x to z.
+        activation: nonlinearity between the layers.
+        site: the model's latent site.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        data_dim: int,
+        *,
+        hidden_dims: Sequence[int] = (600,),
+        activation: str = "elu",
+        site: str = "z",
+    ) -> None:
+        super().__init__(
+            latent_dim,
+            data_dim,
+            output_dims=(latent_dim, latent_dim, latent_dim * (latent_dim - 1) // 2),
+            hidden_dims=hidden_dims,
+            activation=activation,
+            site=site,
+        )
+
+    def posterior(self, x: Tensor) -> TorchDistribution:
+        """q(z | x): batch shape `[B]`, event shape `[Z]`."""
+        loc, log_diagonal, below_diagonal = self.encode(x)
+        row, column = torch.tril_indices(self.latent_dim, self.latent_dim, -1, device=x.device)
+        scale_tril = torch.diag_embed(log_diagonal.exp())  # [B, Z, Z]
+        scale_tril[:, row, column] = below_diagonal
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)

@@ -1,0 +1,47 @@
+"""The diagonal Gaussian posterior."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from guides.base import AbstractGuide
+
+
+class MeanField(AbstractGuide):
+    """q(z | x) = N(μ(x), diag σ²(x)); the encoder gives μ and log σ.
+
+    Reference: D. P. Kingma, M. Welling, "Auto-Encoding Variational Bayes", 2014,
+    https://arxiv.org/abs/1312.6114, eq. 9.
+
+    Args:
+        latent_dim: Z, the number of latent variables.
+        data_dim: D, the number of entries of one datum.
+        hidden_dims: sizes of the encoder's hidden layers, from x to z.
+        activation: nonlinearity between the layers.
+        site: the model's latent site.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        data_dim: int,
+        *,
+        hidden_dims: Sequence[int] = (600,),
+        activation: str = "elu",
+        site: str = "z",
+    ) -> None:
+        super().__init__(
+            latent_dim,
+            data_dim,
+            output_dims=(latent_dim, latent_dim),
+            hidden_dims=hidden_dims,
+            activation=activation,
+            site=site,
+        )
+
+    def posterior(self, x: Tensor) -> TorchDistribution:
+        """q(z | x): batch shape `[B]`, event shape `[Z]`."""
+        loc, log_scale = self.encode(x)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)

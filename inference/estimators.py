@@ -1,0 +1,128 @@
+"""Estimates of log p(x) and their diagnostics, as pure functions of the log-weights `[S, B]`.
+
+Everything is per datum and in nats; `log_w` comes from `inference.log_weights`.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def elbo(log_w: Tensor) -> Tensor:
+    """Evidence lower bound, the mean of log w: `[S, B] -> [B]`."""
+    return _expect_weights(log_w).mean(0)
+
+
+def iwae(log_w: Tensor) -> Tensor:
+    """Importance-weighted bound L_S = logsumexp(log w) − log S: `[S, B] -> [B]`.
+
+    Reference: Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", 2016,
+    https://arxiv.org/abs/1509.00519, eq. 8.
+    """
+    return _expect_weights(log_w).logsumexp(0) - math.log(len(log_w))
+
+
+def iwae_curve(log_w: Tensor, ks: Sequence[int]) -> Tensor:
+    """L_k for each k, averaged over the ⌊S/k⌋ disjoint blocks of the weights: `[S, B] -> [len(ks), B]`.
+
+    In expectation it rises with k, from the ELBO (k = 1) towards log p(x).
+
+    Raises:
+        ValueError: a k outside 1..S.
+    """
+    _expect_weights(log_w)
+    num_particles, num_data = log_w.shape
+    for k in ks:
+        if not 1 <= k <= num_particles:
+            raise ValueError(f"expected every k between 1 and S = {num_particles}, got {k}")
+    blocks = (log_w[: num_particles // k * k].reshape(-1, k, num_data) for k in ks)
+    return torch.stack([(b.logsumexp(1) - math.log(b.shape[1])).mean(0) for b in blocks])
+
+
+def jackknife(log_w: Tensor) -> Tensor:
+    """L_S without its bias of order 1/S, from the same weights: `[S, B] -> [B]`.
+
+    S·L_S − (S − 1)·mean_i L_{S−1}^{(−i)}, with L^{(−i)} the bound without particle i. No longer a
+    lower bound.
+
+    Reference: S. Nowozin, "Debiasing Evidence Approximations: On Importance-Weighted Autoencoders
+    and Jackknife Variational Inference", 2018, https://openreview.net/forum?id=HyZoi-WRb, eq. 14.
+    """
+    num_particles = len(_expect_weights(log_w))
+    if num_particles < 2:
+        raise ValueError("expected at least 2 particles for the jackknife, got 1")
+    without = _leave_one_out_logsumexp(log_w) - math.log(num_particles - 1)
+    return num_particles * iwae(log_w) - (num_particles - 1) * without.mean(0)
+
+
+def _leave_one_out_logsumexp(log_w: Tensor) -> Tensor:
+    """log Σ_{j≠i} w_j for every i: `[S, B] -> [S, B]`."""
+    share = log_w.softmax(0)
+    without = log_w.logsumexp(0) + torch.log1p(-share)
+    # Where one weight is nearly the whole sum, 1 − share cancels: leave out the largest directly.
+    largest = log_w.argmax(0, keepdim=True)  # [1, B]
+    rest = log_w.scatter(0, largest, -math.inf).logsumexp(0, keepdim=True)
+    return without.scatter(0, largest, rest)
+
+
+def ess(log_w: Tensor) -> Tensor:
+    """Effective sample size (Σw)² / Σw², between 1 and S: `[S, B] -> [B]`.
+
+    Reference: A. B. Owen, "Monte Carlo theory, methods and examples", 2013,
+    https://artowen.su.domains/mc/, eq. 9.13.
+    """
+    _expect_weights(log_w)
+    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+
+
+def log_mean_variance(log_w: Tensor) -> Tensor:
+    """Monte Carlo variance of L_S by the delta method, 1/ESS − 1/S: `[S, B] -> [B]`."""
+    return (1 / ess(log_w) - 1 / len(log_w)).clamp(min=0)
+
+
+def k_hat(log_w: Tensor) -> Tensor:
+    """Shape of the generalized Pareto tail of the weights, by ArviZ: `[S, B] -> [B]`, float64.
+
+    Above `k_hat_threshold(S)` the weights' tail is too heavy for L_S and its error bar to be
+    trusted. Weights that are all equal have no tail, and every moment: 0. With 20 particles or
+    fewer there are not enough to fit a tail: NaN.
+
+    Reference: A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto Smoothed Importance
+    Sampling", 2024, https://jmlr.org/papers/v25/19-556.html, section 3.
+    """
+    _expect_weights(log_w)
+    by_datum = log_w.detach().cpu().double().mT.contiguous().numpy()  # [B, S]
+    if by_datum.shape[1] <= 20:
+        return torch.full((len(by_datum),), math.nan, dtype=torch.float64)
+    shapes = np.asarray(_psis_shapes(by_datum - by_datum.max(1, keepdims=True)))
+    constant = np.ptp(by_datum, axis=1) == 0
+    return torch.from_numpy(np.where(constant, 0.0, shapes))
+
+
+def k_hat_threshold(num_particles: int) -> float:
+    """The largest trustworthy k̂, min(1 − 1/log₁₀ S, 0.7) (Vehtari et al. 2024, section 3.2.4)."""
+    return min(1 - 1 / math.log10(max(num_particles, 2)), 0.7)
+
+
+def _psis_shapes(log_w: np.ndarray) -> np.ndarray:
+    """Call whichever ArviZ is installed. `[B, S] -> [B]`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the 0.x line's import, and of its overflows in the tail
+        try:
+            from arviz_stats.base import array_stats  # noqa: PLC0415 (1.x)
+        except ImportError:
+            from arviz import psislw  # noqa: PLC0415 (0.x)
+
+            return psislw(log_w)[1]
+        # The 1.x function takes log-likelihoods, as leave-one-out has them, and negates them.
+        return array_stats.psislw(-log_w)[1]
+
+
+def _expect_weights(log_w: Tensor) -> Tensor:
+    if log_w.ndim != 2 or not len(log_w):
+        raise ValueError(f"expected log_w of shape (S, B), got {tuple(log_w.shape)}")
+    return log_w

@@ -1,0 +1,198 @@
+"""Log evidence with its two error bars."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference import estimators
+from inference.weights import DEFAULT_CHUNK_SIZE, Program, log_weights
+
+_DATA_PER_REDUCTION = 128
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An estimate of log p(x) for every datum. Nats per datum, larger is better.
+
+    The two error bars answer different questions and are kept apart: `mc_se` is what more particles
+    would shrink, `data_se` what a larger test set would.
+
+    Args:
+        estimator: "elbo", "iw" or "exact".
+        num_particles: S, particles per datum.
+        log_px: the estimates `[B]`.
+        log_px_variance: their Monte Carlo variances `[B]`.
+        ess: effective sample sizes of the weights `[B]`, between 1 and S.
+        k_hat: Pareto tail shapes of the weights `[B]`; see `estimators.k_hat`.
+    """
+
+    estimator: str
+    num_particles: int
+    log_px: Tensor
+    log_px_variance: Tensor
+    ess: Tensor
+    k_hat: Tensor
+
+    @property
+    def num_data(self) -> int:
+        """B, the number of data."""
+        return len(self.log_px)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the data, nats per datum."""
+        return self.log_px.double().mean().item()
+
+    @property
+    def mc_se(self) -> float:
+        """Standard error of `mean` from the finite number of particles, the data held fixed."""
+        return math.sqrt(self.log_px_variance.double().sum().item()) / self.num_data
+
+    @property
+    def data_se(self) -> float:
+        """Standard error of `mean` from the finite test set, the particles' share taken out.
+
+        NaN for a single datum.
+        """
+        if self.num_data == 1:
+            return math.nan
+        spread = self.log_px.double().var().item() - self.log_px_variance.double().mean().item()
+        return math.sqrt(max(spread, 0.0) / self.num_data)
+
+    @property
+    def k_hat_threshold(self) -> float:
+        """The largest trustworthy k̂ for this number of particles."""
+        return estimators.k_hat_threshold(self.num_particles)
+
+    @property
+    def share_bad(self) -> float:
+        """Share of the data whose k̂ is above the threshold (NaN where k̂ could not be fitted)."""
+        if self.k_hat.isnan().all():
+            return math.nan
+        return (self.k_hat > self.k_hat_threshold).double().mean().item()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.estimator} (S = {self.num_particles}): {self.mean:.3f} nats per datum, "
+            f"± {self.mc_se:.3f} (Monte Carlo), ± {self.data_se:.3f} ({self.num_data} data)"
+        )
+
+    @classmethod
+    def exact(cls, log_px: Tensor) -> "Evidence":
+        """The record of a log p(x) `[B]` that is known in closed form."""
+        zero = torch.zeros_like(log_px)
+        return cls("exact", 0, log_px, zero, zero + math.nan, zero + math.nan)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Evidence"]) -> "Evidence":
+        """One record of several over different data, made by the same estimator."""
+        fields = ("log_px", "log_px_variance", "ess", "k_hat")
+        tensors = [torch.cat([getattr(part, field) for part in parts]) for field in fields]
+        return cls(parts[0].estimator, parts[0].num_particles, *tensors)
+
+
+def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
+    """The records "elbo" and "iw" of the same log-weights `[S, B]`.
+
+    Raises:
+        ValueError: a log-weight is NaN or +inf.
+    """
+    if not (log_w < math.inf).all():
+        raise ValueError("log-weights are NaN or +inf: the model or the guide is not a density here")
+    log_w = log_w.double()
+    ess, k_hat = estimators.ess(log_w), estimators.k_hat(log_w).to(log_w.device)
+    num_particles = len(log_w)
+    # One particle tells nothing of its own spread.
+    spread = log_w.var(0) / num_particles if num_particles > 1 else torch.full_like(ess, math.nan)
+    weights = estimators.log_mean_variance(log_w) if num_particles > 1 else spread
+    return {
+        "elbo": Evidence("elbo", num_particles, estimators.elbo(log_w), spread, ess, k_hat),
+        "iw": Evidence("iw", num_particles, estimators.iwae(log_w), weights, ess, k_hat),
+    }
+
+
+def estimate_evidence(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int = 5000,
+    *,
+    vectorize_particles: bool = True,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Evidence]:
+    """The ELBO and the importance-weighted evidence of `x` from the same weights.
+
+    Weights are reduced some data at a time, so that memory grows neither with the number of data
+    nor, beyond one row of weights per datum at work, with the number of particles.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`.
+        num_particles: S, draws per datum.
+        vectorize_particles: see `log_weights`.
+        chunk_size: see `log_weights`.
+        progress: called with the number of data done since the last call.
+
+    Returns:
+        The records "elbo" and "iw".
+
+    Raises:
+        ValueError: as `log_weights`.
+    """
+    parts: list[dict[str, Evidence]] = []
+    for chunk in x.split(_DATA_PER_REDUCTION):
+        log_w = log_weights(
+            model,
+            guide,
+            chunk,
+            num_particles,
+            vectorize_particles=vectorize_particles,
+            chunk_size=chunk_size,
+        )
+        parts.append(from_log_weights(log_w))
+        if progress is not None:
+            progress(len(chunk))
+    return {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def importance_weighted_evidence(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int = 5000,
+    *,
+    vectorize_particles: bool = True,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> Evidence:
+    """Importance-weighted estimate of log p(x) per datum, a lower bound in expectation.
+
+    Reference: Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", 2016,
+    https://arxiv.org/abs/1509.00519, eq. 8.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`.
+        num_particles: S, draws per datum.
+        vectorize_particles: see `log_weights`.
+        chunk_size: see `log_weights`.
+
+    Returns:
+        The record, in nats per datum.
+
+    Raises:
+        ValueError: as `log_weights`.
+    """
+    return estimate_evidence(
+        model,
+        guide,
+        x,
+        num_particles,
+        vectorize_particles=vectorize_particles,
+        chunk_size=chunk_size,
+    )["iw"]

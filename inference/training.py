@@ -1,0 +1,412 @@
+"""Training a model/guide pair by stochastic variational inference."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, SVI, Trace_ELBO
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from inference.checks import check_data, check_support
+from inference.history import EpochRecord, History
+from inference.optimizer import JointOptim
+from inference.parameters import own_parameter_store, tensors_of, trainable_parameters
+from inference.random_state import isolated_rng, rng_state, set_rng_state
+from inference.tempering import TemperLatents
+from inference.weights import Program, log_prob_terms
+
+
+class NonFiniteLossError(ValueError):
+    """Training was stopped before an update by a loss or gradient that is NaN or infinite."""
+
+
+class ScalarWriter(Protocol):
+    """What `fit` needs of a TensorBoard `SummaryWriter`."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
+        """Log one value."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a run needs to go on bit for bit: tensors, and a JSON-able description."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Options:
+    num_epochs: int
+    batch_size: int
+    lr: float
+    lr_decay: float
+    kl_warmup_epochs: float
+    clip_norm: float | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        for name in ("lr", "lr_decay"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"expected a finite {name} > 0, got {getattr(self, name)}")
+        if self.kl_warmup_epochs < 0:
+            raise ValueError(f"expected kl_warmup_epochs >= 0, got {self.kl_warmup_epochs}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"expected clip_norm > 0 or None, got {self.clip_norm}")
+
+
+@dataclass
+class _Position:
+    """Where a run is: epochs done, steps done in this epoch, and what they added up to."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    x_train: Tensor,
+    *,
+    num_epochs: int = 20,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    lr_decay: float = 1.0,
+    elbo: ELBO | None = None,
+    x_test: Tensor | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    kl_warmup_epochs: float = 0.0,
+    clip_norm: float | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    writer: ScalarWriter | None = None,
+    resume_from: Snapshot | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    snapshot_every: int = 500,
+) -> History:
+    """Fit model and guide to `x_train` with `pyro.infer.SVI` and one fused Adam.
+
+    Any pair of Pyro callables will do. Parameters that do not require gradients stay as they are:
+    `model.requires_grad_(False)` fits a guide to a fixed model. Parameters stay in their modules;
+    those of plain functions are in Pyro's store afterwards. The random state outside is untouched.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x_train: data `[N, *data_shape]`, on the device to train on.
+        num_epochs: passes over the data.
+        batch_size: data per step; the last batch of an epoch may be smaller.
+        lr: Adam's learning rate.
+        lr_decay: factor on the learning rate after each epoch.
+        elbo: any Pyro `ELBO`; `Trace_ELBO()` by default. `TraceMeanField_ELBO()` takes the KL
+            divergence in closed form where there is one.
+        x_test: data to report the ELBO and its terms on after each epoch; not transformed.
+        transform: applied to each minibatch as it is drawn, e.g. `torch.bernoulli` for dynamic
+            binarization.
+        kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
+        clip_norm: largest joint gradient norm.
+        seed: decides every random choice of training.
+        progress: show a progress bar with the loss in nats per datum.
+        writer: a TensorBoard `SummaryWriter` to log each epoch to.
+        resume_from: a snapshot to go on from.
+        on_snapshot: called with a snapshot every `snapshot_every` steps and at the end.
+        snapshot_every: steps between snapshots.
+
+    Returns:
+        The history, one record per epoch, in nats per datum.
+
+    Raises:
+        NonFiniteLossError: a loss or gradient is NaN or infinite; the parameters are those of the
+            last good step.
+        ValueError: bad data or options, data outside the likelihood's support, parameter names
+            that an earlier fit took, or a snapshot of another run.
+    """
+    options = _Options(num_epochs, batch_size, lr, lr_decay, kl_warmup_epochs, clip_norm, seed)
+    check_data(x_train, "x_train")
+    if x_test is not None:
+        check_data(x_test, "x_test")
+    with (
+        isolated_rng(seed, x_train.device),
+        pyro.settings.context(module_local_params=True),
+        pyro.validation_enabled(False),
+        own_parameter_store() as refuse_taken_names,
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Encountered NaN")  # we stop, where Pyro warns and goes on
+        batch = x_train[:batch_size]
+        _first_run(model, guide, batch if transform is None else transform(batch))
+        refuse_taken_names()
+        run = _Run(model, guide, x_train, options, elbo or Trace_ELBO(), x_test, transform, writer)
+        if resume_from is not None:
+            run.restore(resume_from)
+        return run.train(progress, on_snapshot, snapshot_every)
+
+
+@torch.no_grad()
+def _first_run(model: Program, guide: Program, x: Tensor) -> None:
+    """Run the pair once under Pyro's validation: it creates lazy parameters and checks the data."""
+    with pyro.validation_enabled():
+        guide_trace = poutine.trace(guide).get_trace(x)
+        with pyro.validation_enabled(False):  # its own message on the support is a page long
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+        check_support(model_trace)
+        model_trace.compute_log_prob()
+
+
+class _Run:
+    """One training run, from its first step or from a snapshot."""
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        x_train: Tensor,
+        options: _Options,
+        elbo: ELBO,
+        x_test: Tensor | None,
+        transform: Callable[[Tensor], Tensor] | None,
+        writer: ScalarWriter | None,
+    ) -> None:
+        self.model, self.guide, self.elbo = model, guide, elbo
+        self.x_train, self.x_test, self.transform = x_train, x_test, transform
+        self.options, self.writer = options, writer
+        self.position = _Position()
+        self.parameters = trainable_parameters(model, guide)
+        self.optim = JointOptim(self.parameters, lr=options.lr, clip_norm=options.clip_norm)
+        self.svi = SVI(model, guide, self.optim, loss=elbo.loss, loss_and_grads=self._loss_and_grads)
+        self.steps_per_epoch = math.ceil(len(x_train) / options.batch_size)
+
+    def train(
+        self,
+        progress: bool,
+        on_snapshot: Callable[[Snapshot], None] | None,
+        snapshot_every: int,
+    ) -> History:
+        """Take every step that is left."""
+        total = self.options.num_epochs * self.steps_per_epoch
+        with tqdm(total=total, initial=self.steps_done, disable=not progress, unit="step") as bar:
+            while self.position.epoch < self.options.num_epochs:
+                for loss in self._epoch():
+                    bar.set_description(f"epoch {self.position.epoch + 1}", refresh=False)
+                    bar.set_postfix_str(f"loss {loss:.2f} nats per datum", refresh=False)
+                    bar.update()
+                    if on_snapshot and self.steps_done % snapshot_every == 0:
+                        on_snapshot(self.snapshot())
+                self._end_epoch()
+        if on_snapshot:
+            on_snapshot(self.snapshot())
+        return History.from_rows(self.position.history)
+
+    @property
+    def steps_done(self) -> int:
+        """Training steps since the start of the run."""
+        return self.position.epoch * self.steps_per_epoch + self.position.step
+
+    def _epoch(self) -> Iterator[float]:
+        """Take the steps that are left of this epoch; yields each loss, in nats per datum."""
+        at, options = self.position, self.options
+        self.optim.set_lr(options.lr * options.lr_decay**at.epoch)
+        # The order depends on seed and epoch alone: a resumed run needs no sampler state.
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + at.epoch)
+        order = torch.randperm(len(self.x_train), generator=generator).to(self.x_train.device)
+        for rows in order.split(options.batch_size)[at.step :]:
+            started = time.perf_counter()
+            x = self.x_train[rows]
+            loss = self._step(x if self.transform is None else self.transform(x))
+            at.seconds += time.perf_counter() - started
+            at.loss_sum += loss * len(rows)
+            at.step += 1
+            yield loss
+
+    def _step(self, x: Tensor) -> float:
+        try:
+            with TemperLatents(self._beta()) if self._warming_up() else _nothing():
+                return self.svi.step(x)
+        except RuntimeError as error:
+            if "norm" in str(error) and "non-finite" in str(error):
+                raise NonFiniteLossError(self._stopped("the gradient norm is not finite")) from None
+            raise
+
+    def _loss_and_grads(self, model: Program, guide: Program, x: Tensor) -> float:
+        """What SVI calls for a step: loss and gradients per datum; stops before a ruinous update.
+
+        Parameters are hidden from SVI, which would look for them in Pyro's store by name, where
+        two modules can meet; `JointOptim` knows them all.
+        """
+        with poutine.block():
+            if not hasattr(self.elbo, "differentiable_loss"):
+                loss = self.elbo.loss_and_grads(model, guide, x) / len(x)
+                for parameter in self.parameters.values():
+                    if parameter.grad is not None:
+                        parameter.grad /= len(x)
+            else:
+                surrogate = self.elbo.differentiable_loss(model, guide, x) / len(x)
+                loss = surrogate.item()
+                if math.isfinite(loss):
+                    surrogate.backward()
+        if not math.isfinite(loss):
+            self.optim.zero_grad()
+            raise NonFiniteLossError(self._stopped(f"the loss is {loss}", x))
+        if self.steps_done == 0 and all(p.grad is None for p in self.parameters.values()):
+            raise ValueError(
+                "no parameter got a gradient: announce the parameters of plain modules with "
+                "pyro.module, or make the module a PyroModule"
+            )
+        return loss
+
+    def _beta(self) -> float:
+        if self.options.kl_warmup_epochs == 0:
+            return 1.0
+        warmup_steps = self.options.kl_warmup_epochs * self.steps_per_epoch
+        return min(1.0, (self.steps_done + 1) / warmup_steps)
+
+    def _warming_up(self) -> bool:
+        return self._beta() < 1.0
+
+    def _end_epoch(self) -> None:
+        at = self.position
+        test_loss = reconstruction = kl = None
+        if self.x_test is not None:
+            reconstruction, kl = self._test_terms(self.x_test)
+            test_loss = kl - reconstruction
+        record = EpochRecord(
+            epoch=at.epoch + 1,
+            train_loss=at.loss_sum / len(self.x_train),
+            beta=self._beta(),
+            test_loss=test_loss,
+            reconstruction=reconstruction,
+            kl=kl,
+            seconds=at.seconds,
+            num_steps=self.steps_per_epoch,
+        )
+        if self.writer is not None:
+            _log(self.writer, record)
+        self.position = _Position(at.epoch + 1, history=[*at.history, asdict(record)])
+
+    def _test_terms(self, x: Tensor) -> tuple[float, float]:
+        """Reconstruction and KL on the test data; draws nothing from the training's randomness."""
+        with isolated_rng(self.options.seed, x.device):
+            terms = log_prob_terms(self.model, self.guide, x)
+        reconstruction = terms.log_p_x.double().mean().item()
+        return reconstruction, (terms.log_q_z - terms.log_p_z).double().mean().item()
+
+    def snapshot(self) -> Snapshot:
+        """The run as it is now."""
+        tensors = tensors_of(self.model, self.guide)
+        tensors |= {f"optimizer.{n}": t for n, t in self.optim.get_state().items()}
+        tensors |= {f"rng.{n}": t for n, t in rng_state(self.x_train.device).items()}
+        meta = {"identity": self._identity(), "position": asdict(self.position)}
+        return Snapshot({n: t.detach().clone() for n, t in tensors.items()}, meta)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            ValueError: the snapshot is of another run.
+        """
+        theirs, ours = snapshot.meta["identity"], self._identity()
+        if theirs != ours:
+            differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
+            what = ", ".join(f"{k} {ours.get(k)} (was {theirs.get(k)})" for k in differing)
+            raise ValueError(f"the snapshot is of another run: {what}")
+        state = tensors_of(self.model, self.guide)
+        missing = sorted(state.keys() - snapshot.tensors.keys())
+        if missing:
+            raise ValueError(f"the snapshot is of another model or guide: it lacks {missing[0]}")
+        with torch.no_grad():
+            for name, tensor in state.items():
+                tensor.copy_(_same_shape(name, snapshot.tensors[name], tensor))
+        self.optim.set_state(_within("optimizer.", snapshot.tensors))
+        self.position = _Position(**snapshot.meta["position"])
+        set_rng_state(_within("rng.", snapshot.tensors), self.x_train.device)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must agree for a run to be gone on with; more epochs are no other run."""
+        options = {k: v for k, v in asdict(self.options).items() if k != "num_epochs"}
+        return {**options, "elbo": type(self.elbo).__name__, "num_data": len(self.x_train)}
+
+    def _stopped(self, what: str, x: Tensor | None = None) -> str:
+        at = self.position
+        return (
+            f"{what} at epoch {at.epoch + 1}, step {at.step + 1} of {self.steps_per_epoch}; stopped "
+            f"before the update. {self._likely_cause(x)}"
+        )
+
+    def _likely_cause(self, x: Tensor | None) -> str:
+        lower = f"lower the learning rate (lr = {self.options.lr:g})"
+        lower += " or set clip_norm" if self.options.clip_norm is None else ""
+        if x is not None and not torch.isfinite(x).all():
+            return "Likely cause: the transform makes NaN or infinite data"
+        for name, parameter in self.parameters.items():
+            if not torch.isfinite(parameter).all():
+                return f"Likely cause: parameter {name} overflowed in an earlier update: {lower}"
+        site = self._non_finite_site(x) if x is not None else None
+        if site is not None:
+            return f"Likely cause: the log-probability of site {site!r} overflowed: {lower}"
+        return f"Likely cause: the optimizer diverged: {lower}"
+
+    @torch.no_grad()
+    def _non_finite_site(self, x: Tensor) -> str | None:
+        """The first site without a finite log-probability, guide before model."""
+        guide_trace = poutine.trace(self.guide).get_trace(x)
+        model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(x)
+        for trace in (guide_trace, model_trace):
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and not torch.isfinite(
+                    site["fn"].log_prob(site["value"])
+                ).all():
+                    return name
+        return None
+
+
+def restore_tensors(model: nn.Module, guide: nn.Module, snapshot: Snapshot) -> None:
+    """Load the weights of a snapshot into modules of the same shapes, for evaluation.
+
+    Raises:
+        ValueError: the snapshot is of another model or guide.
+    """
+    for role, module in (("model", model), ("guide", guide)):
+        state = module.state_dict()
+        tensors = _within(f"{role}.", snapshot.tensors)
+        if state.keys() != tensors.keys():
+            odd = sorted(state.keys() ^ tensors.keys())[0]
+            raise ValueError(f"the snapshot is of another {role}: {odd} is on one side only")
+        module.load_state_dict({n: _same_shape(n, tensors[n], t) for n, t in state.items()})
+
+
+def _same_shape(name: str, ours: Tensor, theirs: Tensor) -> Tensor:
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"the snapshot is of another model or guide: expected {name} of shape "
+            f"{tuple(theirs.shape)}, got {tuple(ours.shape)}"
+        )
+    return ours
+
+
+def _within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _log(writer: ScalarWriter, record: EpochRecord) -> None:
+    for name, value in asdict(record).items():
+        if name != "epoch" and value is not None:
+            writer.add_scalar(name, value, record.epoch)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

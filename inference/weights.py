@@ -1,0 +1,263 @@
+"""Per-datum importance weights of any Pyro model/guide pair: the one quantity behind every estimate."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from inference.checks import check_data, check_density, check_support, is_deterministic
+
+Program = Callable[..., Any]  # a Pyro model or guide, called with a batch x
+
+DEFAULT_CHUNK_SIZE = 4096
+# Each call encodes its data anew: with this many particles per datum that costs next to nothing.
+_PARTICLES_PER_ENCODING = 256
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """The terms of log w = log p(x | z) + log p(z) − log q(z | x), each `[S, B]`, in nats."""
+
+    log_p_x: Tensor
+    log_p_z: Tensor
+    log_q_z: Tensor
+
+    @property
+    def log_w(self) -> Tensor:
+        """The log importance weights `[S, B]`."""
+        return self.log_p_x + self.log_p_z - self.log_q_z
+
+
+def log_weights(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int = 1,
+    *,
+    vectorize_particles: bool = True,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> Tensor:
+    """log w = log p(x, z) − log q(z | x) with z ~ q(z | x), per particle and per datum.
+
+    Any Pyro pair will do, with any site names and any number of latent sites, as long as all sites
+    are inside one plate over the data. Log-probabilities are taken unscaled: neither subsampling
+    nor `poutine.scale` changes them; masks do apply.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`.
+        num_particles: S, draws per datum.
+        vectorize_particles: draw many particles in one call, as a batch dimension left of the
+            model's plates. False for programs that cannot be broadcast: one call per particle.
+        chunk_size: particles × data in one call; bounds the memory beyond the result's.
+
+    Returns:
+        log w `[S, B]` in nats, without gradients.
+
+    Raises:
+        ValueError: bad data, data outside the likelihood's support, sites that do not match, a
+            missing data plate, or a guide that is a point mass.
+    """
+    terms = log_prob_terms(
+        model,
+        guide,
+        x,
+        num_particles,
+        vectorize_particles=vectorize_particles,
+        chunk_size=chunk_size,
+        require_density=True,
+    )
+    return terms.log_w
+
+
+@torch.no_grad()
+def log_prob_terms(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int = 1,
+    *,
+    vectorize_particles: bool = True,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    require_density: bool = False,
+) -> LogProbs:
+    """The terms of `log_weights` one by one; a point-mass guide is let through unless refused."""
+    check_data(x)
+    for name, value in (("num_particles", num_particles), ("chunk_size", chunk_size)):
+        if value < 1:
+            raise ValueError(f"expected {name} of at least 1, got {value}")
+    with evaluation_mode(model, guide):
+        layout = _inspect(model, guide, x[:chunk_size], require_density=require_density)
+        data_per_call = chunk_size // min(num_particles, _PARTICLES_PER_ENCODING, chunk_size)
+        data_per_call = min(data_per_call, len(x)) if vectorize_particles else chunk_size
+        particles_per_call = chunk_size // data_per_call
+        columns = [
+            _particles(model, guide, chunk, num_particles, particles_per_call, layout)
+            for chunk in x.split(data_per_call)
+        ]
+    return _concatenate(columns, dim=1)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the data and the particles are among the batch dimensions, counted from the right."""
+
+    data_plate: str
+    data_dim: int
+    particle_dim: int
+
+
+def _inspect(model: Program, guide: Program, x: Tensor, *, require_density: bool) -> _Layout:
+    """Run the pair once, unvectorized, check it and find its plates."""
+    traces = guide_trace, model_trace = _trace_pair(model, guide, x)
+    check_support(model_trace)
+    _check_sites(model_trace, guide_trace)
+    if require_density:
+        check_density(guide_trace)
+    frames = {
+        frame.name: frame
+        for trace in traces
+        for site in _random_sites(trace).values()
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    }
+    candidates = [name for name, frame in frames.items() if frame.size == len(x)]
+    plate = "data" if "data" in candidates else candidates[0] if len(candidates) == 1 else None
+    if plate is None:
+        found = f"{len(candidates)} such plates" if candidates else "none"
+        raise ValueError(
+            f"expected one plate over the {len(x)} data, got {found}: put the sites of model and "
+            'guide inside `with pyro.plate("data", len(x)):`'
+        )
+    depth = max(-frame.dim for frame in frames.values())
+    return _Layout(plate, frames[plate].dim, -depth - 1)
+
+
+def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    latents = {name for name, site in _random_sites(model_trace).items() if not site["is_observed"]}
+    guided = set(_random_sites(guide_trace))
+    auxiliary = {n for n in guided if guide_trace.nodes[n]["infer"].get("is_auxiliary")}
+    if missing := sorted(latents - guided):
+        raise ValueError(f"the guide does not sample the model's latent sites {missing}")
+    if extra := sorted(guided - latents - auxiliary):
+        raise ValueError(
+            f"the guide samples {extra}, which are no latent sites of the model: rename them, or "
+            'mark them with infer={"is_auxiliary": True}'
+        )
+
+
+def _particles(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int,
+    particles_per_call: int,
+    layout: _Layout,
+) -> LogProbs:
+    """All particles of one chunk of data, some at a time: terms `[S, B]`."""
+    rows = []
+    for start in range(0, num_particles, particles_per_call):
+        size = min(particles_per_call, num_particles - start)
+        guide_trace, model_trace = _trace_pair(model, guide, x, size, layout.particle_dim)
+        if start == 0:
+            check_support(model_trace)
+        rows.append(_terms(model_trace, guide_trace, size, len(x), layout))
+    return _concatenate(rows, dim=0)
+
+
+def _trace_pair(
+    model: Program, guide: Program, x: Tensor, num_particles: int = 1, dim: int | None = None
+) -> tuple[Trace, Trace]:
+    """Trace the guide, and the model replayed against it; under a plate of particles if `dim`."""
+    if dim is None or num_particles == 1:
+        guide_trace = poutine.trace(guide).get_trace(x)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+    else:
+        with pyro.plate("_particles", num_particles, dim=dim):
+            guide_trace = poutine.trace(guide).get_trace(x)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+    return guide_trace, model_trace
+
+
+def _terms(
+    model_trace: Trace, guide_trace: Trace, num_particles: int, num_data: int, layout: _Layout
+) -> LogProbs:
+    log_p_x = log_p_z = log_q_z = torch.zeros(())
+
+    def per_datum(site: dict) -> Tensor:
+        return _per_datum(site, num_particles, num_data, layout)
+
+    for site in _random_sites(model_trace).values():
+        if site["is_observed"]:
+            log_p_x = log_p_x + per_datum(site)
+        else:
+            log_p_z = log_p_z + per_datum(site)
+    for site in _random_sites(guide_trace).values():
+        log_q_z = log_q_z + per_datum(site)
+    shape = num_particles, num_data
+    return LogProbs(log_p_x.expand(shape), log_p_z.expand(shape), log_q_z.expand(shape))
+
+
+def _per_datum(site: dict, num_particles: int, num_data: int, layout: _Layout) -> Tensor:
+    """The site's unscaled log-probability, summed over all plates but data and particles: `[S, B]`."""
+    if layout.data_plate not in {frame.name for frame in site["cond_indep_stack"]}:
+        raise ValueError(
+            f"site {site['name']!r} is outside the plate {layout.data_plate!r}: all data share it, "
+            "so there is no weight per datum; move it inside the plate"
+        )
+    log_p = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+    depth = -layout.particle_dim
+    if log_p.ndim > depth:
+        raise ValueError(
+            f"site {site['name']!r} has log-probabilities of shape {tuple(log_p.shape)}, with "
+            "dimensions that belong to no plate: declare them with .to_event()"
+        )
+    log_p = log_p.reshape((1,) * (depth - log_p.ndim) + log_p.shape)
+    kept = {0, depth + layout.data_dim}
+    others = [dim for dim in range(depth) if dim not in kept]
+    log_p = log_p.sum(others) if others else log_p
+    if log_p.shape[0] not in (1, num_particles) or log_p.shape[1] not in (1, num_data):
+        raise ValueError(
+            f"site {site['name']!r} did not broadcast over {num_particles} particles and {num_data} "
+            "data: pass vectorize_particles=False"
+        )
+    return log_p
+
+
+def _random_sites(trace: Trace) -> dict[str, dict]:
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
+    }
+
+
+def _concatenate(parts: list[LogProbs], dim: int) -> LogProbs:
+    return LogProbs(
+        torch.cat([part.log_p_x for part in parts], dim),
+        torch.cat([part.log_p_z for part in parts], dim),
+        torch.cat([part.log_q_z for part in parts], dim),
+    )
+
+
+@contextmanager
+def evaluation_mode(*programs: Program) -> Iterator[None]:
+    """No validation, dropout off, and PyroModules that keep their parameters to themselves."""
+    modules = [p for p in programs if isinstance(p, nn.Module) and p.training]
+    try:
+        for module in modules:
+            module.eval()
+        with pyro.validation_enabled(False), pyro.settings.context(module_local_params=True):
+            yield
+    finally:
+        for module in modules:
+            module.train()

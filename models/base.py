@@ -1,0 +1,85 @@
+"""What every model of the suite has in common: one latent vector per datum."""
+
+from abc import ABC, abstractmethod
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from models.networks import RegisteredModule, expect_vectors
+
+
+class AbstractModel(RegisteredModule, ABC):
+    """A Pyro model p(x, z) = p(z) p(x | z) with one latent vector per datum.
+
+    To write a model of your own, subclass this, call `super().__init__(data_dim, latent_dim)` and
+    write `prior()` and `likelihood(z)`; plate, sites and simulation are supplied here:
+
+        class Factor(AbstractModel):
+            def __init__(self, data_dim: int, latent_dim: int = 2) -> None:
+                super().__init__(data_dim, latent_dim)
+                self.decoder = mlp(latent_dim, (), data_dim)
+
+            def prior(self):
+                return self.standard_normal()
+
+            def likelihood(self, z):
+                return dist.Normal(self.decoder(z), 1.0).to_event(1)
+
+    Args:
+        data_dim: D, the number of entries of one datum.
+        latent_dim: Z, the number of entries of one latent vector.
+    """
+
+    _zero: Tensor
+
+    def __init__(self, data_dim: int, latent_dim: int) -> None:
+        super().__init__()
+        if min(data_dim, latent_dim) < 1:
+            raise ValueError(
+                f"expected data_dim and latent_dim of at least 1, got {data_dim} and {latent_dim}"
+            )
+        self.data_dim = data_dim
+        self.latent_dim = latent_dim
+        # Carries device and dtype to the priors; it is no part of the state.
+        self.register_buffer("_zero", torch.zeros(()), persistent=False)
+
+    @abstractmethod
+    def prior(self) -> TorchDistribution:
+        """p(z): batch shape `[]`, event shape `[Z]`."""
+
+    @abstractmethod
+    def likelihood(self, z: Tensor) -> TorchDistribution:
+        """p(x | z) for `z` of shape `[..., Z]`: batch shape `[...]`, event shape `[D]`."""
+
+    def standard_normal(self) -> TorchDistribution:
+        """The prior N(0, I): batch shape `[]`, event shape `[Z]`."""
+        return dist.Normal(self._zero, self._zero + 1.0).expand([self.latent_dim]).to_event(1)
+
+    def forward(self, x: Tensor | None = None, *, size: int | None = None) -> Tensor:
+        """Score a batch, `model(x)` with `x` of shape `[B, D]`, or simulate one, `model(size=B)`.
+
+        Returns:
+            The data of the batch, `[B, D]`.
+
+        Raises:
+            ValueError: `x` or z is of another shape than the model's, or neither `x` nor `size`
+                is given.
+        """
+        self.register()
+        with pyro.plate("data", self._batch_size(x, size)):
+            z = pyro.sample("z", self.prior())
+            expect_vectors("z", z, self.latent_dim, "(..., {dim})")
+            return pyro.sample("x", self.likelihood(z), obs=x)
+
+    def _batch_size(self, x: Tensor | None, size: int | None) -> int:
+        if x is None:
+            if size is None:
+                raise ValueError("expected a batch x or a size to simulate, got neither")
+            return size
+        if x.ndim != 2:
+            raise ValueError(f"expected x of shape (B, {self.data_dim}), got {tuple(x.shape)}")
+        expect_vectors("x", x, self.data_dim)
+        return len(x)
