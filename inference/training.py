@@ -373,13 +373,17 @@ class _Run:
         return None
 
 
-def restore_tensors(model: nn.Module, guide: nn.Module, snapshot: Snapshot) -> None:
+def restore_tensors(
+    snapshot: Snapshot, *, model: nn.Module | None = None, guide: nn.Module | None = None
+) -> None:
     """Load the weights of a snapshot into modules of the same shapes, for evaluation.
 
     Raises:
         ValueError: the snapshot is of another model or guide.
     """
     for role, module in (("model", model), ("guide", guide)):
+        if module is None:
+            continue
         state = module.state_dict()
         tensors = _within(f"{role}.", snapshot.tensors)
         if state.keys() != tensors.keys():

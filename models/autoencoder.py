@@ -34,6 +34,7 @@ class Autoencoder(AbstractModel):
         activation: str = "elu",
     ) -> None:
         super().__init__(data_dim, latent_dim)
+        self.hidden_dims, self.activation = tuple(hidden_dims), activation
         self.decoder = mlp(latent_dim, hidden_dims, data_dim, activation=activation)
 
     def prior(self) -> TorchDistribution:

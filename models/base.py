@@ -33,6 +33,10 @@ class AbstractModel(RegisteredModule, ABC):
         latent_dim: Z, the number of entries of one latent vector.
     """
 
+    # What an encoder for this model mirrors; a linear model has a linear posterior mean.
+    hidden_dims: tuple[int, ...] = ()
+    activation: str = "elu"
+
     _zero: Tensor
 
     def __init__(self, data_dim: int, latent_dim: int) -> None:

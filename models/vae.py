@@ -44,6 +44,7 @@ class VAE(AbstractModel):
         scale_floor: float = 0.01,
     ) -> None:
         super().__init__(data_dim, latent_dim)
+        self.hidden_dims, self.activation = tuple(hidden_dims), activation
         self.likelihood_name = expect_choice("likelihood", likelihood, LIKELIHOODS)
         if scale_floor <= 0:
             raise ValueError(f"expected scale_floor > 0, got {scale_floor}")

@@ -1,0 +1,188 @@
+"""From a configuration to data, model and guide, ready to train or evaluate."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments import catalogue, checkpoints, datasets
+from experiments.catalogue import Spec
+from experiments.config import Train
+from experiments.datasets import Dataset
+from experiments.preprocessing import prepare, resolve_binarization
+from experiments.runs import RunFolder
+from guides import AbstractGuide
+from inference import Snapshot, restore_tensors
+from inference.random_state import isolated_rng
+from models import AbstractModel
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything a command works on.
+
+    Args:
+        config: the configuration with every option resolved.
+        dataset: the data as loaded.
+        x_train: training data `[N, D]`, on the device.
+        x_test: evaluation data `[M, D]`, on the device, binarized or dequantized once.
+        transform: what to do with each minibatch, or None.
+        model: the model, on the device.
+        guide: the guide, on the device.
+    """
+
+    config: Train
+    dataset: Dataset
+    x_train: Tensor
+    x_test: Tensor
+    transform: Callable[[Tensor], Tensor] | None
+    model: AbstractModel
+    guide: AbstractGuide
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Which data and which software: what a result must be recorded with."""
+        return {
+            "data_sha256": self.dataset.sha256,
+            "test_sha256": datasets.digest(self.x_test),
+            "versions": {
+                name: metadata.version(name)
+                for name in ("evidence", "pyro-ppl", "torch", "torchvision", "arviz")
+            },
+        }
+
+
+def assemble(config: Train) -> Assembly:
+    """Load the data and build the pair; with `frozen_model`, its weights are loaded and fixed.
+
+    Raises:
+        ValueError: anything in the configuration that does not fit.
+    """
+    device = find_device(config.device)
+    dataset = datasets.load(config.data, split=config.split, data_root=config.data_root)
+    with isolated_rng(config.seed):
+        model, model_spec = catalogue.build_model(
+            Spec.parse(config.model), data_dim=dataset.data_dim
+        )
+        guide, guide_spec = catalogue.build_guide(Spec.parse(config.guide), model)
+    catalogue.build_elbo(Spec.parse(config.elbo))
+    likelihood = getattr(model, "likelihood_name", "gaussian")
+    binarize = resolve_binarization(
+        config.binarize, likelihood=likelihood, num_levels=dataset.num_levels
+    )
+    x_train, x_test, transform = prepare(
+        dataset.x_train,
+        dataset.x_test,
+        binarize=binarize,
+        num_levels=dataset.num_levels,
+        seed=config.seed,
+    )
+    if config.frozen_model is not None:
+        _freeze(model, model_spec, Path(config.frozen_model), dataset)
+    resolved = replace(config, model=str(model_spec), guide=str(guide_spec), binarize=binarize)
+    return Assembly(
+        config=resolved,
+        dataset=dataset,
+        x_train=x_train.to(device),
+        x_test=x_test.to(device),
+        transform=transform,
+        model=model.to(device),
+        guide=guide.to(device),
+    )
+
+
+def load_run(folder: RunFolder, **overrides: Any) -> tuple[Assembly, Snapshot]:
+    """The assembly of a trained run, with its trained weights.
+
+    Args:
+        folder: the run.
+        overrides: options that do not make another run, such as `device` and `data_root`.
+
+    Raises:
+        ValueError: no run folder, no checkpoint, or one of other data or another model.
+    """
+    config = read_train_config(folder)
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    # The checkpoint holds the fixed model too: the run that it came from is not needed any more.
+    assembly = assemble(replace(config, frozen_model=None, **overrides))
+    resolved = replace(assembly.config, frozen_model=config.frozen_model)
+    assembly = replace(assembly, config=resolved)
+    snapshot = load_snapshot(folder, assembly.dataset)
+    if snapshot is None:
+        raise ValueError(f"{folder.path} has no checkpoint yet: train it first")
+    restore_tensors(snapshot, model=assembly.model, guide=assembly.guide)
+    return assembly, snapshot
+
+
+def load_snapshot(folder: RunFolder, dataset: Dataset) -> Snapshot | None:
+    """The newest snapshot of a run, or None.
+
+    Raises:
+        ValueError: it is corrupt, foreign, or of other data.
+    """
+    newest = checkpoints.newest(folder.checkpoints)
+    if newest is None:
+        return None
+    snapshot, meta = checkpoints.load(newest)
+    if meta.get("data_sha256") != dataset.sha256:
+        raise ValueError(
+            f"checkpoint {newest} was trained on other data: expected SHA-256 {dataset.sha256}, "
+            f"got {meta.get('data_sha256')}"
+        )
+    return snapshot
+
+
+def read_train_config(folder: RunFolder) -> Train:
+    """The configuration of a training run.
+
+    Raises:
+        ValueError: the folder is of another command or version.
+    """
+    try:
+        return Train(**folder.read_config())
+    except TypeError:
+        raise ValueError(
+            f"{folder.path} is no training run: for a comparison, name one of its guides' folders"
+        ) from None
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; "auto" is CUDA if there is any.
+
+    Raises:
+        ValueError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used ({reason}): try --device cpu") from None
+    return device
+
+
+def _freeze(model: AbstractModel, spec: Spec, run: Path, dataset: Dataset) -> None:
+    """Load the model of a trained run into `model` and keep it as it is."""
+    folder = RunFolder(run)
+    trained = read_train_config(folder)
+    if trained.model != str(spec):
+        raise ValueError(
+            f"--frozen_model {run} holds {trained.model}, got --model {spec}: pass the same model"
+        )
+    snapshot = load_snapshot(folder, dataset)
+    if snapshot is None:
+        raise ValueError(f"--frozen_model {run} has no checkpoint yet: train it first")
+    restore_tensors(snapshot, model=model)
+    model.requires_grad_(False)
+
+
+def run_name(*parts: str) -> str:
+    """A folder name below `runs` out of specs and names."""
+    words = ("".join(c if c.isalnum() or c in "._" else "-" for c in part) for part in parts)
+    return os.path.join("runs", "-".join(word.strip("-") for word in words))

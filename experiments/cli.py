@@ -1,0 +1,103 @@
+"""The command line `evidence`. Heavy imports wait until a command runs."""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from experiments.config import Compare, Evaluate, Sample, Train
+
+COMMANDS: dict[str, type] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "sample": Sample,
+}
+
+_LIST_HELP = {
+    "guides": 'guides with their options, such as MeanField FullRank "Planar(num_flows=16)".'
+}
+
+
+class Parser(ArgumentParser):
+    """A parser that answers bad options with one line and the closest option there is."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong in one line and exit with 2."""
+        fail(_one_line(message) + self._suggestion(message))
+
+    def _suggestion(self, message: str) -> str:
+        unknown = re.findall(r"--[\w.]+", message)
+        known = [flag for action in self._actions for flag in action.option_strings]
+        if "nrecognized" not in message or not unknown:
+            return ""
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        return f" (did you mean {close[0]}?)" if close else f": see `{self.prog} --help`"
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="evidence",
+        description="Swap the guide, keep the model, and report the evidence with error bars.",
+        version="0.1.0",
+    )
+    commands = parser.add_subcommands(dest="command")
+    for name, options in COMMANDS.items():
+        commands.add_subcommand(name, _command_parser(options), help=_summary(options))
+    return parser
+
+
+def _command_parser(options: type) -> Parser:
+    command = Parser(description=_summary(options), allow_abbrev=False)
+    command.add_argument("--config", action=ActionConfigFile, help="YAML file of options.")
+    lists = {f.name: f.default_factory for f in fields(options) if f.default_factory is not MISSING}
+    for name, default in lists.items():  # `--guides A B C`, where a list type would want [A, B, C]
+        arguments = command.add_argument(f"--{name}", nargs="+", type=str, default=default())
+        arguments.help = _LIST_HELP[name]
+    command.add_class_arguments(options, as_positional=True, skip=set(lists))
+    return command
+
+
+def _summary(options: type) -> str:
+    return (options.__doc__ or "").strip().splitlines()[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 when done. Exits with 2 on bad input, one line on stderr, and with 130 when interrupted.
+    """
+    arguments = build_parser().parse_args(argv)
+    name = arguments.command
+    options = {k: v for k, v in arguments[name].as_dict().items() if k != "config"}
+    try:
+        # The module of a command bears its name, and holds the function of that name.
+        command = getattr(importlib.import_module(f"experiments.{name}"), name)
+        command(COMMANDS[name](**options))
+    except (ValueError, OSError) as error:
+        if os.environ.get("EVIDENCE_DEBUG"):
+            raise
+        fail(_one_line(str(error)))
+    except KeyboardInterrupt:
+        print("evidence: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    return 0
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    print(f"evidence: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(message: str) -> str:
+    """The part of a message that speaks to the user; Pyro appends a table of shapes."""
+    return " ".join(message.split("\nTrace Shapes")[0].split())

@@ -1,0 +1,70 @@
+"""`evidence compare`: several guides on one model, with ELBO, evidence and error bars."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+from experiments.assembly import run_name
+from experiments.catalogue import Spec
+from experiments.config import Compare, Evaluate, Experiment, Train, as_dict
+from experiments.evaluate import evaluate_run
+from experiments.pictures import draw_comparison
+from experiments.report import Row, table
+from experiments.runs import RunFolder
+from experiments.train import train_run
+from inference import History
+
+
+def compare(config: Compare) -> None:
+    """Train and evaluate every guide, then write and print the table and draw the pictures.
+
+    Every stage that is done already is not done again.
+    """
+    if len(set(config.guides)) < len(config.guides) or not config.guides:
+        raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
+    folder = RunFolder(config.out or run_name("compare", config.model, config.data))
+    with folder.opened(as_dict(config), resume=True):
+        rows = [_run_guide(config, guide, folder.path) for guide in config.guides]
+        text = table(rows)
+        folder.write_results("compare", rows)
+        folder.write_text("table.md", text + "\n")
+        histories = {row["label"]: History.from_rows(row["history"]) for row in rows}
+        draw_comparison(folder.path, rows, histories)
+    print(text)
+    print(f"\nwrote {folder.path}")
+
+
+def _run_guide(config: Compare, guide: str, path: Path) -> Row:
+    frozen = None
+    if config.decoder == "frozen":
+        frozen = str(path / "model")
+        train_run(_train_config(config, config.guides[0], frozen))
+    out = path / _folder_name(guide)
+    train_run(replace(_train_config(config, guide, str(out)), frozen_model=frozen), label=guide)
+    return _evaluated(config, out)
+
+
+def _evaluated(config: Compare, out: Path) -> Row:
+    document = RunFolder(out).read_results()
+    if document is not None and document["command"] == "evaluate":
+        row = document["rows"][0]
+        if all(e["num_particles"] in (0, config.num_particles) for e in row["estimates"]):
+            return row
+    return evaluate_run(
+        Evaluate(
+            run=str(out),
+            num_particles=config.num_particles,
+            data_root=config.data_root,
+            device=config.device,
+        )
+    )
+
+
+def _train_config(config: Compare, guide: str, out: str) -> Train:
+    shared = {field.name: getattr(config, field.name) for field in fields(Experiment)}
+    return Train(**shared, guide=guide, out=out, resume=True)
+
+
+def _folder_name(guide: str) -> str:
+    spec = Spec.parse(guide)
+    words = [spec.name, *(f"{name}-{value}" for name, value in spec.options.items())]
+    return "-".join(words).translate({ord(c): "_" for c in " /[](),'\""})

@@ -1,0 +1,134 @@
+"""The options of each command. Imports nothing heavy, so that `--help` answers at once."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """What is modelled, on which data, and how it is trained.
+
+    Args:
+        model: model with its options, such as VAE or "VAE(latent_dim=50, hidden_dims=[200, 200])".
+        data: digits (bundled), mnist, fashion (by torchvision) or toy (simulated).
+        split: data to evaluate on; "validation" holds out training data and leaves test data alone.
+        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
+        binarize: how grey pixels become binary; auto is dynamic for Bernoulli decoders, else none
+            (then pixels are dequantized).
+        num_epochs: passes over the training data.
+        batch_size: data per step.
+        lr: learning rate of Adam.
+        lr_decay: factor on the learning rate after each epoch.
+        elbo: objective, any of Pyro's, such as Trace_ELBO or TraceMeanField_ELBO.
+        kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
+        clip_norm: largest joint gradient norm [default: no clipping].
+        seed: decides every random choice.
+        device: auto, cpu, cuda, cuda:1, ...
+        checkpoint_every: training steps between checkpoints.
+        tensorboard: write a TensorBoard log into the run folder.
+    """
+
+    model: str = "VAE"
+    data: str = "digits"
+    split: Literal["test", "validation"] = "test"
+    data_root: str | None = None
+    binarize: Binarization = "auto"
+    num_epochs: int = 20
+    batch_size: int = 128
+    lr: float = 1e-3
+    lr_decay: float = 1.0
+    elbo: str = "Trace_ELBO"
+    kl_warmup_epochs: float = 0.0
+    clip_norm: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    checkpoint_every: int = 500
+    tensorboard: bool = False
+
+
+@dataclass(kw_only=True)
+class Train(Experiment):
+    """Train a model and a guide.
+
+    Args:
+        guide: guide with its options, such as MeanField or "Planar(num_flows=16)".
+        frozen_model: run folder whose trained model p(x | z) is kept fixed; only the guide is fitted.
+        out: run folder [default: runs/MODEL-GUIDE-DATA].
+        resume: go on from the newest checkpoint of the run folder.
+    """
+
+    guide: str = "MeanField"
+    frozen_model: str | None = None
+    out: str | None = None
+    resume: bool = False
+
+
+@dataclass(kw_only=True)
+class Compare(Experiment):
+    """Train several guides and compare their ELBO and evidence; goes on if it was interrupted.
+
+    Args:
+        guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)".
+        decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
+            with the first guide, then every guide is fitted anew to that same p(x | z).
+        num_particles: importance weights per datum.
+        out: run folder [default: runs/compare-MODEL-DATA].
+    """
+
+    guides: list[str] = field(default_factory=lambda: ["MeanField", "FullRank", "Planar"])
+    decoder: Literal["joint", "frozen"] = "joint"
+    num_particles: int = 5000
+    out: str | None = None
+
+
+@dataclass
+class Evaluate:
+    """Estimate the ELBO and the importance-weighted evidence of a trained run.
+
+    Args:
+        run: run folder.
+        num_particles: importance weights per datum.
+        data_root: folder with the archives of mnist or fashion [default: as in training].
+        device: auto, cpu, cuda, cuda:1, ...
+    """
+
+    run: str
+    num_particles: int = 5000
+    data_root: str | None = None
+    device: str = "auto"
+
+
+@dataclass
+class Sample:
+    """Simulate data from the model of a trained run: a picture, and a file of tensors.
+
+    Args:
+        run: run folder.
+        num_samples: number of data.
+        seed: decides the draws.
+    """
+
+    run: str
+    num_samples: int = 100
+    seed: int = 0
+
+
+# What may differ between a run and its resumption.
+_NOT_OF_THE_RUN = ("num_epochs", "data_root", "out", "resume", "device", "tensorboard")
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The options that make two configurations different runs, as `name ours (theirs there)`."""
+    names = [name for name in {**theirs, **ours} if name not in _NOT_OF_THE_RUN]
+    return [
+        f"{name} is {ours.get(name)} here and {theirs.get(name)} there"
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Plain types, for YAML."""
+    return asdict(config)

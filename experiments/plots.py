@@ -1,0 +1,201 @@
+"""The pictures: galleries, latent space, training curves and evidence, legible at slide size.
+
+Every function returns a matplotlib `Figure`; `save` writes it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from inference import History
+from models import AbstractModel
+
+ImageShape = tuple[int, int]
+_FONT = {"size": 13}
+
+
+def gallery(images: Tensor, shape: ImageShape, *, title: str, columns: int = 10) -> Figure:
+    """Images `[N, D]` in rows, pixel values 0 (black) to 1 (white)."""
+    rows = math.ceil(len(images) / columns)
+    figure, axes = _figure(0.8 * columns, 0.8 * rows + 0.6)
+    _show(axes, _mosaic(images, shape, columns))
+    axes.set_title(title, fontdict=_FONT)
+    return figure
+
+
+def reconstructions(
+    originals: Tensor, reconstructed: Tensor, shape: ImageShape, *, title: str
+) -> Figure:
+    """Originals `[N, D]` in the upper row over their reconstructions `[N, D]` in the lower one."""
+    num_images = len(originals)
+    figure, axes = _figure(max(0.95 * num_images + 1.4, 5), 2.6)
+    mosaic = _mosaic(torch.cat([originals, reconstructed]), shape, num_images)
+    _show(axes, mosaic)
+    axes.set_yticks([len(mosaic) * 0.25, len(mosaic) * 0.75], ["data", "reconstruction"])
+    axes.tick_params(left=False, labelsize=13)
+    axes.set_title(title, fontdict=_FONT)
+    return figure
+
+
+@torch.no_grad()
+def manifold(model: AbstractModel, shape: ImageShape, *, size: int = 15) -> Figure:
+    """What a model with two latents decodes over a grid of equal prior mass.
+
+    Raises:
+        ValueError: the model has another number of latents.
+    """
+    if model.latent_dim != 2:
+        raise ValueError(f"expected a model with latent_dim 2, got {model.latent_dim}")
+    quantiles = (torch.arange(size) + 0.5) / size
+    ticks = torch.distributions.Normal(0.0, 1.0).icdf(quantiles)
+    z1, z2 = torch.meshgrid(ticks, ticks.flip(0), indexing="xy")  # z2 grows upwards
+    grid = torch.stack([z1, z2], -1).reshape(-1, 2).to(model.standard_normal().mean)
+    figure, axes = _figure(7, 7.4)
+    mosaic = _mosaic(model.likelihood(grid).mean, shape, size)
+    _show(axes, mosaic)
+    places = (quantiles[:: size // 4] * len(mosaic)).tolist()
+    labels = [f"{tick:.1f}" for tick in ticks[:: size // 4].tolist()]
+    axes.set_xticks(places, labels)
+    axes.set_yticks([len(mosaic) - place for place in places], labels)
+    axes.set_xlabel("z₁", fontdict=_FONT)
+    axes.set_ylabel("z₂", fontdict=_FONT)
+    axes.set_title("decoded means over quantiles of the prior", fontdict=_FONT)
+    return figure
+
+
+def latent_codes(codes: Tensor, labels: Tensor, *, title: str) -> Figure:
+    """Codes `[N, Z]` coloured by label `[N]`; more than two dimensions by their two main axes."""
+    figure, axes = _figure(7, 6)
+    points, names = _in_two_dimensions(codes.cpu().double().numpy())
+    classes = np.unique(labels.cpu().numpy())
+    for number, label in enumerate(classes):
+        chosen = labels.cpu().numpy() == label
+        colour = f"C{number}" if len(classes) <= 10 else None
+        axes.scatter(*points[chosen].T, s=9, alpha=0.7, color=colour, label=str(label))
+    axes.set_xlabel(names[0], fontdict=_FONT)
+    axes.set_ylabel(names[1], fontdict=_FONT)
+    axes.set_title(title, fontdict=_FONT)
+    axes.legend(title="label", markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def training_curves(histories: Mapping[str, History]) -> Figure:
+    """ELBO, reconstruction and KL on held-out data after each epoch; the training ELBO dashed."""
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for number, (label, history) in enumerate(histories.items()):
+        style: dict[str, Any] = {"color": f"C{number}", "linewidth": 2}
+        epochs = [record.epoch for record in history.epochs]
+        train = [-record.train_loss for record in history.epochs]
+        panels[0].plot(epochs, train, linestyle="--", color=style["color"], linewidth=1)
+        if None not in history.test_loss:
+            panels[0].plot(epochs, [-(r.test_loss or 0) for r in history.epochs], **style)
+            panels[1].plot(epochs, [r.reconstruction for r in history.epochs], **style)
+            panels[2].plot(epochs, [r.kl for r in history.epochs], label=label, **style)
+    titles = (
+        "ELBO (held out; training dashed)",
+        "reconstruction E[log p(x | z)]",
+        "KL(q(z | x) ‖ p(z))",
+    )
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, fontdict=_FONT)
+        axes.set_xlabel("epoch", fontdict=_FONT)
+        axes.set_ylabel("nats per datum", fontdict=_FONT)
+        axes.grid(alpha=0.3)
+    _skip_the_start(panels[0], [-v for h in histories.values() for v in h.train_loss])
+    if panels[2].lines:
+        panels[2].legend()
+    return figure
+
+
+def evidence_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """ELBO and evidence per guide with ± 2 SE: Monte Carlo thick, test set thin.
+
+    Args:
+        rows: rows of results.json.
+    """
+    figure, axes = _figure(max(6.0, 1.8 * len(rows) + 2.5), 4.8)
+    names = {"elbo": "ELBO", "iw": "IW evidence", "exact": "exact evidence"}
+    shown = [n for n in names if any(e["estimator"] == n for row in rows for e in row["estimates"])]
+    for number, name in enumerate(shown):
+        offset = 0.2 * (number - (len(shown) - 1) / 2)
+        for place, row in enumerate(rows):
+            for estimate in row["estimates"]:
+                if estimate["estimator"] == name:
+                    _error_bars(axes, place + offset, estimate, f"C{number}")
+        axes.plot([], [], "o", color=f"C{number}", label=names[name])
+    axes.set_xticks(range(len(rows)), [row["guide"] for row in rows], fontsize=13)
+    axes.set_xlim(-0.6, len(rows) - 0.4)
+    axes.set_ylabel(f"nats per {rows[0]['split']} datum", fontdict=_FONT)
+    axes.set_title("larger is better; ± 2 SE: thick Monte Carlo, thin data", fontdict=_FONT)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=12)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG at 150 dpi."""
+    figure.savefig(path, dpi=150)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _mosaic(images: Tensor, shape: ImageShape, columns: int) -> np.ndarray:
+    """Images `[N, D]` side by side with a gap of NaN; `[rows · (H + gap), columns · (W + gap)]`."""
+    gap = max(1, shape[0] // 14)
+    tiles = images.detach().cpu().reshape(-1, *shape)
+    tiles = torch.nn.functional.pad(tiles, (0, gap, 0, gap), value=math.nan)
+    missing = -len(tiles) % columns
+    tiles = torch.cat([tiles, tiles.new_full((missing, *tiles.shape[1:]), math.nan)])
+    height, width = tiles.shape[1:]
+    rows = tiles.reshape(-1, columns, height, width).transpose(1, 2)
+    return rows.reshape(-1, columns * width).numpy()[:-gap, :-gap]
+
+
+def _show(axes: Axes, mosaic: np.ndarray) -> None:
+    axes.imshow(mosaic, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _in_two_dimensions(codes: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
+    if codes.shape[1] == 1:
+        return np.column_stack([codes, np.zeros(len(codes))]), ("z₁", "")
+    if codes.shape[1] == 2:
+        return codes, ("z₁", "z₂")
+    from sklearn.decomposition import PCA  # noqa: PLC0415 (slow to import)
+
+    pca = PCA(n_components=2).fit(codes)
+    first, second = 100 * pca.explained_variance_ratio_
+    names = (f"principal axis 1 ({first:.0f}% of variance)", f"axis 2 ({second:.0f}%)")
+    return pca.transform(codes), names
+
+
+def _skip_the_start(axes: Axes, values: Sequence[float]) -> None:
+    """Leave the first steep epochs out of view where they would flatten the rest."""
+    if len(values) > 10:
+        low, high = np.quantile(values, 0.1), max(values)
+        margin = 0.15 * (high - low) + 1e-9
+        axes.set_ylim(low - margin, high + 2 * margin)
+
+
+def _error_bars(axes: Axes, place: float, estimate: Mapping[str, Any], colour: str) -> None:
+    nats = estimate["nats"]
+    for key, width, cap in (("data_se", 1.2, 6), ("mc_se", 4, 0)):
+        error = estimate[key]
+        if error is not None:
+            axes.errorbar(
+                place, nats, yerr=2 * error, color=colour, elinewidth=width, capsize=cap, fmt="none"
+            )
+    axes.plot(place, nats, "o", color=colour, markersize=7)

@@ -1,0 +1,104 @@
+"""Run folders: the configuration, checkpoints, results and pictures of one run."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config import differences
+
+RESULTS_VERSION = 1
+
+
+class RunFolder:
+    """A folder with `config.yaml`, `results.json`, `checkpoints/` and pictures.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._config = self.path / "config.yaml"
+        self._results = self.path / "results.json"
+
+    @contextmanager
+    def opened(self, config: dict[str, Any], *, resume: bool) -> Iterator[None]:
+        """Make or re-enter the folder; a new one that fails before anything was saved is removed.
+
+        Raises:
+            ValueError: the folder holds another run, or this one and `resume` is false.
+        """
+        existed = self.path.exists()
+        self._expect_room_for(config, resume=resume)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write(self._config, yaml.safe_dump(config, sort_keys=False))
+        try:
+            yield
+        except Exception:
+            if not existed and not self._holds_results():
+                shutil.rmtree(self.path)
+            raise
+
+    def _expect_room_for(self, config: dict[str, Any], *, resume: bool) -> None:
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self._config.exists():
+            raise ValueError(f"{self.path} is in use and no run folder: choose another --out")
+        if differing := differences(config, self.read_config()):
+            raise ValueError(
+                f"{self.path} holds another run ({'; '.join(differing)}): choose another --out"
+            )
+        if not resume:
+            raise ValueError(
+                f"{self.path} holds this run already: pass --resume true to go on with it, or "
+                "choose another --out"
+            )
+
+    def _holds_results(self) -> bool:
+        return self._results.exists() or any(self.path.rglob("epoch-*"))
+
+    def read_config(self) -> dict[str, Any]:
+        """The configuration of the run.
+
+        Raises:
+            ValueError: there is none, or it cannot be read.
+        """
+        try:
+            config = yaml.safe_load(self._config.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{self.path} is no run folder: it has no {self._config.name}") from None
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            config = None
+        if not isinstance(config, dict):
+            raise ValueError(f"{self._config} cannot be read: expected YAML written by a run")
+        return config
+
+    def write_results(self, command: str, rows: list[dict[str, Any]]) -> None:
+        """Replace `results.json`."""
+        document = {"version": RESULTS_VERSION, "command": command, "rows": rows}
+        self._write(self._results, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+    def read_results(self) -> dict[str, Any] | None:
+        """The document last written, or None."""
+        try:
+            return json.loads(self._results.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file into the folder."""
+        self._write(self.path / name, text)
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        """Write in full or not at all."""
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_text(text)
+        unfinished.replace(path)

@@ -1,0 +1,90 @@
+"""`evidence train`: fit a model and a guide."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from experiments import checkpoints
+from experiments.assembly import Assembly, assemble, load_snapshot, run_name
+from experiments.catalogue import Spec, build_elbo
+from experiments.config import Train, as_dict
+from experiments.pictures import draw_run
+from experiments.report import Row, table, training_row
+from experiments.runs import RunFolder
+from inference import History, Snapshot, fit
+
+
+def train(config: Train) -> None:
+    """Train a pair into its run folder, draw its pictures and print its row."""
+    row = train_run(config)
+    print(table([row]))
+    print(f"\nwrote {row['folder']}")
+
+
+def train_run(config: Train, *, label: str | None = None) -> Row:
+    """Train a pair, or go on with it; returns its row of results.json."""
+    assembly = assemble(config)
+    out = config.out or run_name(Spec.parse(config.model).name, config.guide, config.data)
+    folder = RunFolder(out)
+    with folder.opened(as_dict(assembly.config), resume=config.resume):
+        history = fit_assembly(assembly, folder)
+        row = training_row(assembly, history, label=label or config.guide)
+        row["folder"] = str(folder.path)
+        if not _results_are_newer(folder, row):
+            folder.write_results("train", [row])
+        draw_run(folder.path, assembly, history)
+    return row
+
+
+def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
+    """Run `fit` with checkpoints into the folder, from the newest one if there is any."""
+    config = assembly.config
+    context = {"config": as_dict(config), **assembly.fingerprint()}
+
+    def save(snapshot: Snapshot) -> None:
+        checkpoints.save(folder.checkpoints, snapshot, context)
+
+    with _tensorboard(folder.path if config.tensorboard else None) as writer:
+        return fit(
+            assembly.model,
+            assembly.guide,
+            assembly.x_train,
+            num_epochs=config.num_epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            lr_decay=config.lr_decay,
+            elbo=build_elbo(Spec.parse(config.elbo)),
+            x_test=assembly.x_test,
+            transform=assembly.transform,
+            kl_warmup_epochs=config.kl_warmup_epochs,
+            clip_norm=config.clip_norm,
+            seed=config.seed,
+            progress=sys.stderr.isatty(),
+            writer=writer,
+            resume_from=load_snapshot(folder, assembly.dataset) if config.resume else None,
+            on_snapshot=save,
+            snapshot_every=config.checkpoint_every,
+        )
+
+
+def _results_are_newer(folder: RunFolder, row: Row) -> bool:
+    """Whether the folder already holds an evaluation of just this training."""
+    document = folder.read_results()
+    return document is not None and document["rows"][0]["num_epochs"] == row["num_epochs"]
+
+
+@contextmanager
+def _tensorboard(folder: Path | None) -> Iterator[Any]:
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (optional)
+    except ImportError:
+        raise ValueError(
+            "--tensorboard needs the package tensorboard: pip install 'evidence[tensorboard]'"
+        ) from None
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        yield writer
