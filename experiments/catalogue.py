@@ -89,7 +89,7 @@ def build(kind: type, spec: Spec, **sizes: Any) -> tuple[Any, Spec]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip=set(sizes))
     try:
-        options = parser.instantiate_classes(parser.parse_object(spec.options)).as_dict()
+        options = parser.parse_object(spec.options).as_dict()
     except Exception as error:  # jsonargparse raises whatever the value's type check raises
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"{kind.__name__}: {' '.join(lines[:2])}") from None

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON in one folder each, written atomically. Nothing is unpickled."""
+"""Checkpoints: safetensors and JSON in one folder each, written atomically. No pickle is read."""
 
 import hashlib
 import json

@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when done. Exits with 2 on bad input, one line on stderr, and with 130 when interrupted.
     """
+    # OpenMP's threads wait by spinning, and a second busy process on the machine then slows
+    # training down sixtyfold; asleep they cost little. Read once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = build_parser().parse_args(argv)
     name = arguments.command
     options = {k: v for k, v in arguments[name].as_dict().items() if k != "config"}
@@ -100,4 +103,4 @@ def fail(message: str) -> NoReturn:
 
 def _one_line(message: str) -> str:
     """The part of a message that speaks to the user; Pyro appends a table of shapes."""
-    return " ".join(message.split("\nTrace Shapes")[0].split())
+    return " ".join(message.split("\nTrace Shapes", maxsplit=1)[0].split())

@@ -54,7 +54,7 @@ class Train(Experiment):
 
     Args:
         guide: guide with its options, such as MeanField or "Planar(num_flows=16)".
-        frozen_model: run folder whose trained model p(x | z) is kept fixed; only the guide is fitted.
+        frozen_model: run folder whose trained p(x | z) is kept fixed; only the guide is fitted.
         out: run folder [default: runs/MODEL-GUIDE-DATA].
         resume: go on from the newest checkpoint of the run folder.
     """

@@ -51,7 +51,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Archive:
-    """A data set in full: training data (the last `num_validation` held out on demand) and test data."""
+    """A data set in full; the last `num_validation` training data are held out on demand."""
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -187,7 +187,7 @@ class _writable:  # noqa: N801 (used like a function)
 
     def __enter__(self) -> Path:
         raw = self.root / self.class_name / "raw"
-        if not raw.exists() or os.access(raw, os.W_OK) and not _is_read_only(raw):
+        if not raw.exists() or (os.access(raw, os.W_OK) and not _is_read_only(raw)):
             return self.root
         self.copy = tempfile.TemporaryDirectory(prefix="evidence-")
         target = Path(self.copy.name)
@@ -222,7 +222,7 @@ def _how_to_get(archive_class: type, raw: Path, error: Exception) -> str:
     files = ", ".join(file_name for file_name, _ in archive_class.resources)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"no usable copy of {archive_class.__name__} in {raw}, and downloading it failed ({reason}): "
+        f"no usable copy of {archive_class.__name__} in {raw}, and the download failed ({reason}): "
         f"put {files} there, or point --data_root or EVIDENCE_DATA to the folder that holds "
         f"{archive_class.__name__}/raw"
     )

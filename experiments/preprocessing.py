@@ -33,7 +33,7 @@ def prepare(
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]:
     """Training data, evaluation data, and what to do with each minibatch as it is drawn.
 
-    - dynamic: pixels are Bernoulli probabilities, drawn anew for each minibatch (Burda et al. 2016);
+    - dynamic: pixels are probabilities, drawn anew for each minibatch (Burda et al. 2016);
     - static: drawn once;
     - threshold: x > 0.5;
     - none: grey levels get uniform noise of one level, (x·(L − 1) + u)/L, u ~ U[0, 1), so that a

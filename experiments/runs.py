@@ -73,7 +73,9 @@ class RunFolder:
         try:
             config = yaml.safe_load(self._config.read_text())
         except FileNotFoundError:
-            raise ValueError(f"{self.path} is no run folder: it has no {self._config.name}") from None
+            raise ValueError(
+                f"{self.path} is no run folder: it has no {self._config.name}"
+            ) from None
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             config = None
         if not isinstance(config, dict):

@@ -21,9 +21,8 @@ class AbstractGuide(RegisteredModule, ABC):
             '''Independent Laplace posteriors.'''
 
             def __init__(self, latent_dim: int, data_dim: int, *, hidden_dims=(600,)) -> None:
-                super().__init__(
-                    latent_dim, data_dim, output_dims=(latent_dim, latent_dim), hidden_dims=hidden_dims
-                )
+                sizes = (latent_dim, latent_dim)
+                super().__init__(latent_dim, data_dim, output_dims=sizes, hidden_dims=hidden_dims)
 
             def posterior(self, x):
                 loc, log_scale = self.encode(x)
@@ -32,7 +31,8 @@ class AbstractGuide(RegisteredModule, ABC):
     Args:
         latent_dim: Z, the number of entries of one latent vector.
         data_dim: D, the number of entries of one datum.
-        output_dims: sizes of the tensors that `encode` returns, side by side in the last layer.
+        output_dims: sizes of the tensors that `encode` returns, the location first; all others
+            start near zero.
         hidden_dims: sizes of the encoder's hidden layers, from x to z.
         activation: nonlinearity between the layers.
         site: the model's latent site.
@@ -54,13 +54,14 @@ class AbstractGuide(RegisteredModule, ABC):
         self.output_dims = tuple(output_dims)
         self.site = site
         self.encoder = mlp(data_dim, hidden_dims, sum(self.output_dims), activation=activation)
+        self._start_calmly()
 
     @abstractmethod
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x) for `x` of shape `[B, D]`: batch shape `[B]`, event shape `[Z]`."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The encoder's outputs for `x` of shape `[B, D]`: one `[B, size]` per entry of `output_dims`.
+        """The encoder's outputs for `x` of shape `[B, D]`, one `[B, size]` per output dim.
 
         Raises:
             ValueError: `x` is of another shape.
@@ -75,6 +76,15 @@ class AbstractGuide(RegisteredModule, ABC):
         self.register()
         with pyro.plate("data", len(x)):
             return pyro.sample(self.site, self.posterior(x))
+
+    @torch.no_grad()
+    def _start_calmly(self) -> None:
+        """Start all outputs but the first, the location, small.
+
+        Scales are exponentials of outputs: at full size a few data start with enormous ones, whose
+        gradients drown all others.
+        """
+        self.encoder[-1].weight[self.output_dims[0] :] *= 0.1
 
     @torch.no_grad()
     def posterior_mean(self, x: Tensor, *, num_samples: int = 100) -> Tensor:

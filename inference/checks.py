@@ -1,7 +1,7 @@
 """Checks of data and of model/guide pairs, each failing with one line that names the mend."""
 
 import torch
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import Bernoulli, Delta, TorchDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -15,9 +15,7 @@ def check_data(x: Tensor, name: str = "x") -> None:
     if not isinstance(x, Tensor) or x.ndim < 1:
         raise ValueError(f"expected {name} to be a tensor of shape (N, ...), got {_describe(x)}")
     if not x.is_floating_point():
-        raise ValueError(
-            f"expected {name} to be floating point, got {x.dtype}: use {name}.float()"
-        )
+        raise ValueError(f"expected {name} to be floating point, got {x.dtype}: use {name}.float()")
     if x.numel() == 0:
         raise ValueError(f"expected at least one datum in {name}, got shape {tuple(x.shape)}")
     bad = ~torch.isfinite(x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).all(1)
@@ -46,7 +44,7 @@ def _check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None
     elementwise = base.support.check(value)
     outside = value[~elementwise].flatten()[:1] if elementwise.shape == value.shape else value[:1]
     family = type(base).__name__
-    mend = "binarize the data first" if family == "Bernoulli" else "transform the data"
+    mend = "binarize the data first" if isinstance(base, Bernoulli) else "transform the data"
     raise ValueError(
         f"data outside the support of site {name!r}: {family} expects {_words(base.support)}, got "
         f"values such as {outside.flatten()[0].item():.4g}: {mend}, or choose another likelihood"

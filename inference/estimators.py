@@ -27,7 +27,7 @@ def iwae(log_w: Tensor) -> Tensor:
 
 
 def iwae_curve(log_w: Tensor, ks: Sequence[int]) -> Tensor:
-    """L_k for each k, averaged over the ⌊S/k⌋ disjoint blocks of the weights: `[S, B] -> [len(ks), B]`.
+    """L_k for each k, averaged over ⌊S/k⌋ disjoint blocks: `[S, B] -> [len(ks), B]`.
 
     In expectation it rises with k, from the ELBO (k = 1) towards log p(x).
 
@@ -60,7 +60,7 @@ def jackknife(log_w: Tensor) -> Tensor:
 
 
 def _leave_one_out_logsumexp(log_w: Tensor) -> Tensor:
-    """log Σ_{j≠i} w_j for every i: `[S, B] -> [S, B]`."""
+    """Log Σ_{j≠i} w_j for every i: `[S, B] -> [S, B]`."""
     share = log_w.softmax(0)
     without = log_w.logsumexp(0) + torch.log1p(-share)
     # Where one weight is nearly the whole sum, 1 − share cancels: leave out the largest directly.
@@ -111,7 +111,9 @@ def k_hat_threshold(num_particles: int) -> float:
 def _psis_shapes(log_w: np.ndarray) -> np.ndarray:
     """Call whichever ArviZ is installed. `[B, S] -> [B]`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the 0.x line's import, and of its overflows in the tail
+        warnings.simplefilter(
+            "ignore"
+        )  # of the 0.x line's import, and of its overflows in the tail
         try:
             from arviz_stats.base import array_stats  # noqa: PLC0415 (1.x)
         except ImportError:

@@ -101,7 +101,9 @@ def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
         ValueError: a log-weight is NaN or +inf.
     """
     if not (log_w < math.inf).all():
-        raise ValueError("log-weights are NaN or +inf: the model or the guide is not a density here")
+        raise ValueError(
+            "log-weights are NaN or +inf: the model or the guide is not a density here"
+        )
     log_w = log_w.double()
     ess, k_hat = estimators.ess(log_w), estimators.k_hat(log_w).to(log_w.device)
     num_particles = len(log_w)

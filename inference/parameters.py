@@ -1,4 +1,4 @@
-"""The parameters of a model/guide pair: in their modules, and in Pyro's store set apart for one fit."""
+"""The parameters of a model/guide pair, in their modules or in a store of their own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +37,20 @@ def own_parameter_store() -> Iterator[Callable[[], None]]:
         trained = {n: p for n, p in _global_parameters(inner).items() if n not in taken}
         constraints = {name: inner["constraints"][name] for name in trained}
         store.set_state({"params": trained, "constraints": constraints})
+
+
+@contextmanager
+def evaluation_store() -> Iterator[None]:
+    """The parameters of plain functions, and none of a module's: each module uses its own.
+
+    A PyroModule would else be given the values of the last one that bore its name.
+    """
+    store = pyro.get_param_store()
+    outside = store.get_state()
+    shared = _global_parameters(outside)
+    constraints = {name: outside["constraints"][name] for name in shared}
+    with store.scope({"params": shared, "constraints": constraints}):
+        yield
 
 
 def _global_parameters(state: dict[str, Any]) -> dict[str, Tensor]:

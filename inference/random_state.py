@@ -13,7 +13,7 @@ from torch import Tensor
 
 @contextmanager
 def isolated_rng(seed: int | None = None, device: torch.device | None = None) -> Iterator[None]:
-    """Leave the random state of torch, numpy and Python outside as it was, whatever is drawn inside.
+    """Leave the random state of torch, numpy and Python as it was, whatever is drawn inside.
 
     Args:
         seed: seed of the state inside; without it, the state goes on from the one outside.
@@ -30,7 +30,7 @@ def isolated_rng(seed: int | None = None, device: torch.device | None = None) ->
 
 def rng_state(device: torch.device | None = None) -> dict[str, Tensor]:
     """The states of torch (CPU, and CUDA on a CUDA `device`), numpy and Python, as tensors."""
-    _, keys, position, has_gauss, cached_gauss = np.random.get_state()  # noqa: NPY002
+    _, keys, position, has_gauss, cached_gauss = np.random.get_state()
     _, words, gauss_next = random.getstate()
     state = {
         "torch": torch.get_rng_state(),
@@ -52,9 +52,7 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) 
     torch.set_rng_state(state["torch"])
     position, has_gauss = state["numpy_position"].tolist()
     keys = state["numpy_keys"].numpy().astype(np.uint32)
-    np.random.set_state(  # noqa: NPY002
-        ("MT19937", keys, position, has_gauss, state["numpy_gauss"].item())
-    )
+    np.random.set_state(("MT19937", keys, position, has_gauss, state["numpy_gauss"].item()))
     gauss = state["python_gauss"].item()
     random.setstate(
         (3, tuple(state["python_words"].tolist()), None if math.isnan(gauss) else gauss)

@@ -141,12 +141,13 @@ def fit(
         check_data(x_test, "x_test")
     with (
         isolated_rng(seed, x_train.device),
-        pyro.settings.context(module_local_params=True),
         pyro.validation_enabled(False),
         own_parameter_store() as refuse_taken_names,
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", "Encountered NaN")  # we stop, where Pyro warns and goes on
+        warnings.filterwarnings(
+            "ignore", "Encountered NaN"
+        )  # we stop, where Pyro warns and goes on
         batch = x_train[:batch_size]
         _first_run(model, guide, batch if transform is None else transform(batch))
         refuse_taken_names()
@@ -187,7 +188,9 @@ class _Run:
         self.position = _Position()
         self.parameters = trainable_parameters(model, guide)
         self.optim = JointOptim(self.parameters, lr=options.lr, clip_norm=options.clip_norm)
-        self.svi = SVI(model, guide, self.optim, loss=elbo.loss, loss_and_grads=self._loss_and_grads)
+        self.svi = SVI(
+            model, guide, self.optim, loss=elbo.loss, loss_and_grads=self._loss_and_grads
+        )
         self.steps_per_epoch = math.ceil(len(x_train) / options.batch_size)
 
     def train(
@@ -342,8 +345,8 @@ class _Run:
     def _stopped(self, what: str, x: Tensor | None = None) -> str:
         at = self.position
         return (
-            f"{what} at epoch {at.epoch + 1}, step {at.step + 1} of {self.steps_per_epoch}; stopped "
-            f"before the update. {self._likely_cause(x)}"
+            f"{what} at epoch {at.epoch + 1}, step {at.step + 1} of {self.steps_per_epoch}; "
+            f"stopped before the update. {self._likely_cause(x)}"
         )
 
     def _likely_cause(self, x: Tensor | None) -> str:
@@ -366,9 +369,10 @@ class _Run:
         model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(x)
         for trace in (guide_trace, model_trace):
             for name, site in trace.nodes.items():
-                if site["type"] == "sample" and not torch.isfinite(
-                    site["fn"].log_prob(site["value"])
-                ).all():
+                if (
+                    site["type"] == "sample"
+                    and not torch.isfinite(site["fn"].log_prob(site["value"])).all()
+                ):
                     return name
         return None
 

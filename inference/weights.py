@@ -1,4 +1,4 @@
-"""Per-datum importance weights of any Pyro model/guide pair: the one quantity behind every estimate."""
+"""Per-datum importance weights of any Pyro pair: the one quantity behind every estimate."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +14,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from inference.checks import check_data, check_density, check_support, is_deterministic
+from inference.parameters import evaluation_store
+from inference.random_state import isolated_rng
 
 Program = Callable[..., Any]  # a Pyro model or guide, called with a batch x
 
-DEFAULT_CHUNK_SIZE = 4096
+DEFAULT_CHUNK_SIZE = 2048
 # Each call encodes its data anew: with this many particles per datum that costs next to nothing.
 _PARTICLES_PER_ENCODING = 256
 
@@ -45,7 +47,7 @@ def log_weights(
     vectorize_particles: bool = True,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> Tensor:
-    """log w = log p(x, z) − log q(z | x) with z ~ q(z | x), per particle and per datum.
+    """Log w = log p(x, z) − log q(z | x) with z ~ q(z | x), per particle and per datum.
 
     Any Pyro pair will do, with any site names and any number of latent sites, as long as all sites
     are inside one plate over the data. Log-probabilities are taken unscaled: neither subsampling
@@ -118,7 +120,8 @@ class _Layout:
 
 def _inspect(model: Program, guide: Program, x: Tensor, *, require_density: bool) -> _Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
-    traces = guide_trace, model_trace = _trace_pair(model, guide, x)
+    with isolated_rng(device=x.device):  # the draws are not used
+        traces = guide_trace, model_trace = _trace_pair(model, guide, x)
     check_support(model_trace)
     _check_sites(model_trace, guide_trace)
     if require_density:
@@ -208,7 +211,7 @@ def _terms(
 
 
 def _per_datum(site: dict, num_particles: int, num_data: int, layout: _Layout) -> Tensor:
-    """The site's unscaled log-probability, summed over all plates but data and particles: `[S, B]`."""
+    """The site's unscaled log-probability, summed over all other plates: `[S or 1, B or 1]`."""
     if layout.data_plate not in {frame.name for frame in site["cond_indep_stack"]}:
         raise ValueError(
             f"site {site['name']!r} is outside the plate {layout.data_plate!r}: all data share it, "
@@ -227,8 +230,8 @@ def _per_datum(site: dict, num_particles: int, num_data: int, layout: _Layout) -
     log_p = log_p.sum(others) if others else log_p
     if log_p.shape[0] not in (1, num_particles) or log_p.shape[1] not in (1, num_data):
         raise ValueError(
-            f"site {site['name']!r} did not broadcast over {num_particles} particles and {num_data} "
-            "data: pass vectorize_particles=False"
+            f"site {site['name']!r} did not broadcast over {num_particles} particles and "
+            f"{num_data} data: pass vectorize_particles=False"
         )
     return log_p
 
@@ -251,12 +254,12 @@ def _concatenate(parts: list[LogProbs], dim: int) -> LogProbs:
 
 @contextmanager
 def evaluation_mode(*programs: Program) -> Iterator[None]:
-    """No validation, dropout off, and PyroModules that keep their parameters to themselves."""
+    """No validation, dropout off, and modules that keep their parameters to themselves."""
     modules = [p for p in programs if isinstance(p, nn.Module) and p.training]
     try:
         for module in modules:
             module.eval()
-        with pyro.validation_enabled(False), pyro.settings.context(module_local_params=True):
+        with pyro.validation_enabled(False), evaluation_store():
             yield
     finally:
         for module in modules:

@@ -12,7 +12,7 @@ NOISES = ("isotropic", "diagonal")
 
 
 class LinearGaussian(AbstractModel):
-    """z ~ N(0, I), x | z ~ N(Wz + b, Ψ) with Ψ = σ²I (probabilistic PCA) or diagonal (factor analysis).
+    """z ~ N(0, I), x | z ~ N(Wz + b, Ψ): probabilistic PCA (Ψ = σ²I) or factor analysis.
 
     Everything is in closed form, which makes this model the oracle of the suite:
 

@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from models.base import AbstractModel
+from models.likelihoods import Bernoulli
 from models.networks import expect_choice, mlp
 
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -60,7 +61,7 @@ class VAE(AbstractModel):
         """p(x | z) for `z` of shape `[..., Z]`: batch shape `[...]`, event shape `[D]`."""
         outputs = self.decoder(z)
         if self.likelihood_name == "bernoulli":
-            return dist.Bernoulli(logits=outputs).to_event(1)
+            return Bernoulli(logits=outputs).to_event(1)
         loc, raw = outputs.chunk(2, dim=-1)  # each [..., D]
         log_scale = self.log_scale_floor + F.softplus(raw - self.log_scale_floor)
         return dist.Normal(loc, log_scale.exp()).to_event(1)

@@ -1,0 +1,31 @@
+"""What all tests share: the exact oracle, and a clean state of Pyro around every test."""
+
+import pyro
+import pytest
+import torch
+
+from models import LinearGaussian
+
+
+@pytest.fixture(autouse=True)
+def clean_pyro():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def oracle() -> LinearGaussian:
+    """A factor-analysis model in float64, D = 10, Z = 3, whose evidence is known exactly."""
+    return make_oracle()
+
+
+def make_oracle(data_dim: int = 10, latent_dim: int = 3, noise: str = "diagonal") -> LinearGaussian:
+    generator = torch.Generator().manual_seed(1)
+    model = LinearGaussian(data_dim, latent_dim, noise=noise).double()
+    with torch.no_grad():
+        for parameter, scale in ((model.weight, 0.25), (model.loc, 1.0), (model.log_scale, 0.1)):
+            draws = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(scale * draws)
+    return model.requires_grad_(False)

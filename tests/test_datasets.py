@@ -1,0 +1,187 @@
+"""Data sets: fixed splits and digests, archives that are missing or corrupt, preprocessing."""
+
+import gzip
+import hashlib
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from experiments import datasets
+from experiments.preprocessing import bits_per_dim, prepare, resolve_binarization
+
+
+def test_digits_are_the_bundled_ones_in_fixed_splits():
+    data = datasets.load("digits")
+    assert (data.x_train.shape, data.x_test.shape) == ((1437, 64), (360, 64))
+    assert (data.x_train.min(), data.x_train.max()) == (0.0, 1.0)
+    assert data.sha256.startswith("34e17e7e394b")
+    assert torch.equal(data.y_test[:4], torch.tensor([0, 5, 0, 5]))
+
+
+def test_validation_data_are_training_data_held_out():
+    test, validation = datasets.load("digits"), datasets.load("digits", split="validation")
+    assert (validation.x_train.shape, validation.x_test.shape) == ((1077, 64), (360, 64))
+    assert torch.equal(torch.cat([validation.x_train, validation.x_test]), test.x_train)
+    rows = {tuple(row.tolist()) for row in test.x_test}
+    assert not rows & {tuple(row.tolist()) for row in test.x_train}
+    assert validation.sha256 == test.sha256
+
+
+def test_toy_has_the_moments_it_was_simulated_with():
+    data = datasets.load("toy")
+    x = torch.cat([data.x_train, data.x_test]).double()
+    weight = np.random.Generator(np.random.PCG64(0)).normal(size=(3, 10))
+    covariance = torch.from_numpy(weight.T @ weight) + 0.25 * torch.eye(10)
+    se = covariance.diagonal().sqrt() / math.sqrt(len(x))
+    assert ((x.mean(0) - 1).abs() < 5 * se).all()
+    assert (torch.cov(x.T) - covariance).abs().max() < 0.5
+    assert data.image_shape is None
+
+
+@pytest.fixture
+def small_mnist(tmp_path, monkeypatch):
+    """Four archives in MNIST's format with 12,000 and 20 images, known to torchvision by MD5."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    resources = []
+    for name, shape in (
+        ("train-images-idx3-ubyte.gz", (12_000, 28, 28)),
+        ("train-labels-idx1-ubyte.gz", (12_000,)),
+        ("t10k-images-idx3-ubyte.gz", (20, 28, 28)),
+        ("t10k-labels-idx1-ubyte.gz", (20,)),
+    ):
+        header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+        values = generator.integers(0, 10, shape, dtype=np.uint8)
+        payload = gzip.compress(header + values.tobytes(), mtime=0)
+        (raw / name).write_bytes(payload)
+        resources.append((name, hashlib.md5(payload).hexdigest()))
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    return tmp_path
+
+
+def test_mnist_is_read_from_its_archives(small_mnist):
+    data = datasets.load("mnist", data_root=small_mnist)
+    assert (data.x_train.shape, data.x_test.shape) == ((12_000, 784), (20, 784))
+    assert data.x_train.max().item() == pytest.approx(9 / 255)
+    validation = datasets.load("mnist", data_root=small_mnist, split="validation")
+    assert (len(validation.x_train), len(validation.x_test)) == (2_000, 10_000)
+
+
+def test_the_environment_names_the_data_root(small_mnist, monkeypatch):
+    monkeypatch.setenv("EVIDENCE_DATA", str(small_mnist))
+    assert len(datasets.load("mnist").x_test) == 20
+
+
+def test_a_read_only_copy_is_read_and_left_alone(small_mnist):
+    raw = small_mnist / "MNIST" / "raw"
+    raw.chmod(0o555)
+    before = sorted(raw.iterdir())
+    assert len(datasets.load("mnist", data_root=small_mnist).x_test) == 20
+    assert sorted(raw.iterdir()) == before
+    raw.chmod(0o755)
+
+
+def test_a_corrupt_archive_is_named(small_mnist):
+    archive = small_mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"corrupt archive .*t10k-images.*expected MD5"):
+        datasets.load("mnist", data_root=small_mnist)
+
+
+def test_neither_network_nor_copy_says_how_to_get_the_files(small_mnist, tmp_path):
+    with pytest.raises(ValueError, match=r"no usable copy.*train-images.*--data_root") as error:
+        datasets.load("mnist", data_root=tmp_path / "elsewhere")
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_are_suggested():
+    with pytest.raises(ValueError, match="did you mean 'digits'"):
+        datasets.load("digit")
+    with pytest.raises(ValueError, match="expected one of test, validation"):
+        datasets.load("digits", split="training")
+
+
+def test_digests_tell_values_shapes_and_types_apart():
+    x = torch.arange(6.0)
+    digests = [datasets.digest(y) for y in (x, x + 1, x.reshape(2, 3), x.double())]
+    assert len(set(digests)) == 4
+    assert datasets.digest(x.clone()) == digests[0]
+
+
+GREY = torch.rand(500, 40, generator=torch.Generator().manual_seed(0))
+
+
+def prepared(binarize, seed=0, num_levels=17):
+    levels = (GREY * 16).round() / 16
+    return levels, *prepare(levels, levels, binarize=binarize, num_levels=num_levels, seed=seed)
+
+
+def is_binary(x):
+    return ((x == 0) | (x == 1)).all()
+
+
+def test_dynamic_binarization_draws_anew_and_fixes_the_evaluation_data():
+    levels, x_train, x_test, transform = prepared("dynamic")
+    assert torch.equal(x_train, levels)
+    assert is_binary(x_test)
+    draws = torch.stack([transform(x_train) for _ in range(400)])
+    assert is_binary(draws)
+    assert not torch.equal(draws[0], draws[1])
+    se = (levels * (1 - levels) / 400).sqrt()
+    assert ((draws.mean(0) - levels).abs() <= 5 * se).all()
+    assert torch.equal(x_test, prepared("dynamic")[2])
+    assert not torch.equal(x_test, prepared("dynamic", seed=1)[2])
+
+
+def test_static_binarization_and_threshold_fix_both():
+    levels, x_train, x_test, transform = prepared("static")
+    assert transform is None
+    assert is_binary(x_train)
+    assert not torch.equal(x_train, x_test)
+    levels, x_train, x_test, transform = prepared("threshold")
+    assert transform is None
+    assert torch.equal(x_train, (levels > 0.5).float())
+
+
+def test_dequantized_pixels_keep_their_level():
+    levels, x_train, x_test, transform = prepared("none")
+    assert torch.equal(x_train, levels)
+    for x in (x_test, transform(x_train)):
+        assert torch.equal((x * 17).floor(), (levels * 16).round())
+        assert ((x >= 0) & (x < 1)).all()
+    assert torch.equal(prepared("none", num_levels=None)[2], levels)
+
+
+def test_preparation_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    prepared("static")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("binarize", "likelihood", "levels", "expected"),
+    [
+        ("auto", "bernoulli", 256, "dynamic"),
+        ("auto", "gaussian", 256, "none"),
+        ("auto", "gaussian", None, "none"),
+        ("static", "gaussian", 256, "static"),
+    ],
+)
+def test_what_auto_means(binarize, likelihood, levels, expected):
+    assert resolve_binarization(binarize, likelihood=likelihood, num_levels=levels) == expected
+
+
+def test_reals_are_not_binarized():
+    with pytest.raises(ValueError, match="expected pixels to binarize"):
+        resolve_binarization("static", likelihood="gaussian", num_levels=None)
+
+
+def test_bits_per_dim_of_uniform_noise_are_the_bits_of_its_levels():
+    assert bits_per_dim(0.0, data_dim=5, num_levels=256) == pytest.approx(8.0)
+    assert bits_per_dim(5 * math.log(2), data_dim=5, num_levels=256) == pytest.approx(7.0)

@@ -1,0 +1,146 @@
+"""The Evidence record and its two error bars, against the exact evidence."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import kl_divergence
+
+from guides import FullRank, MeanField
+from inference import (
+    Evidence,
+    estimate_evidence,
+    fit,
+    from_log_weights,
+    importance_weighted_evidence,
+)
+from tests.conftest import make_oracle
+
+
+def fitted(kind, model):
+    """A guide with a linear encoder, fitted to a model that stays as it is."""
+    pyro.set_rng_seed(2)
+    x = model(None, size=2000)
+    pyro.set_rng_seed(3)
+    guide = kind(3, 10, hidden_dims=()).double()
+    options = {"num_epochs": 60, "batch_size": 100, "lr": 0.02, "lr_decay": 0.93}
+    fit(model, guide, x, clip_norm=5.0, progress=False, **options)
+    return guide, x[:500]
+
+
+@pytest.fixture(scope="module")
+def mean_field():
+    model = make_oracle()
+    return model, *fitted(MeanField, model)
+
+
+@pytest.fixture(scope="module")
+def full_rank():
+    model = make_oracle()
+    return model, *fitted(FullRank, model)
+
+
+def as_multivariate(posterior):
+    if isinstance(posterior, dist.MultivariateNormal):
+        return posterior
+    base = posterior.base_dist
+    return dist.MultivariateNormal(base.loc, scale_tril=torch.diag_embed(base.scale))
+
+
+def mean_kl(model, guide, x):
+    with torch.no_grad():
+        return kl_divergence(as_multivariate(guide.posterior(x)), model.posterior(x)).mean().item()
+
+
+def test_full_rank_reaches_the_exact_posterior(full_rank):
+    assert mean_kl(*full_rank) < 0.01
+
+
+def test_mean_field_reaches_its_closed_form_minimum(mean_field):
+    """Given precision Λ, the best diagonal Gaussian has variances 1/Λ_ii."""
+    model, guide, x = mean_field
+    precision = model.posterior(x[:1]).precision_matrix[0]
+    minimum = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
+    assert minimum > 0.02  # else FullRank would pass too
+    assert mean_kl(model, guide, x) == pytest.approx(minimum, abs=0.02)
+    assert mean_kl(model, guide, x) >= minimum
+
+
+@pytest.mark.parametrize("which", ["mean_field", "full_rank"])
+def test_evidence_is_within_five_standard_errors_of_the_exact_one(which, request):
+    """The twin adds 0.05 nat: it fails for both guides."""
+    model, guide, x = request.getfixturevalue(which)
+    pyro.set_rng_seed(5)
+    evidence = importance_weighted_evidence(model, guide, x, 500)
+    exact = model.log_evidence(x).mean().item()
+    assert abs(evidence.mean - exact) < 5 * evidence.mc_se
+    assert abs(evidence.mean + 0.05 - exact) > 5 * evidence.mc_se
+    assert evidence.share_bad < 0.05
+
+
+@pytest.mark.parametrize("which", ["mean_field", "full_rank"])
+def test_elbo_falls_short_of_the_evidence_by_the_kl(which, request):
+    model, guide, x = request.getfixturevalue(which)
+    pyro.set_rng_seed(6)
+    elbo = estimate_evidence(model, guide, x, 500)["elbo"]
+    gap = model.log_evidence(x).mean().item() - elbo.mean
+    assert abs(gap - mean_kl(model, guide, x)) < 5 * elbo.mc_se
+
+
+def test_monte_carlo_error_bars_cover(mean_field):
+    """z-scores of 300 repeated estimates have unit spread; the planted bar, half as long, fails."""
+    model, guide, x = mean_field
+    exact = model.log_evidence(x[:20]).mean().item()
+    pyro.set_rng_seed(7)
+    records = [importance_weighted_evidence(model, guide, x[:20], 200) for _ in range(300)]
+    z_scores = torch.tensor([(record.mean - exact) / record.mc_se for record in records])
+    assert 0.85 < z_scores.std() < 1.15
+    assert not 0.85 < (2 * z_scores).std() < 1.15
+    assert z_scores.mean().abs() < 0.5  # the bias of order 1/S is well below the error bar
+
+
+def test_data_error_bar_is_the_spread_of_the_test_set_alone():
+    """With noisy weights the spread of the estimates is larger than that of the data."""
+    spread, noise = 2.0, 3.0
+    log_px = spread * torch.randn(20_000, dtype=torch.float64)
+    log_w = log_px + noise * torch.randn(4, 20_000, dtype=torch.float64)
+    elbo = from_log_weights(log_w)["elbo"]
+    expected = spread / math.sqrt(20_000)
+    mixed = elbo.log_px.std().item() / math.sqrt(20_000)
+    assert elbo.data_se == pytest.approx(expected, rel=0.03)
+    assert mixed > 1.2 * expected
+    assert elbo.mc_se == pytest.approx(noise / math.sqrt(4 * 20_000), rel=0.03)
+
+
+def test_records_of_parts_make_the_record_of_the_whole():
+    log_w = torch.randn(50, 9, dtype=torch.float64)
+    whole = from_log_weights(log_w)["iw"]
+    parts = [from_log_weights(chunk)["iw"] for chunk in log_w.split(4, dim=1)]
+    joined = Evidence.concatenate(parts)
+    assert joined.mean == pytest.approx(whole.mean, abs=1e-12)
+    assert joined.mc_se == pytest.approx(whole.mc_se, abs=1e-12)
+    assert joined.num_data == 9
+    assert torch.allclose(joined.k_hat, whole.k_hat)
+
+
+def test_the_record_says_what_it_is():
+    record = from_log_weights(torch.zeros(50, 3))["iw"]
+    assert (
+        str(record) == "iw (S = 50): 0.000 nats per datum, ± 0.000 (Monte Carlo), ± 0.000 (3 data)"
+    )
+    assert (record.estimator, record.num_particles, record.num_data) == ("iw", 50, 3)
+
+
+def test_one_particle_or_one_datum_has_no_error_bar():
+    one_particle = from_log_weights(torch.randn(1, 5))
+    assert math.isnan(one_particle["elbo"].mc_se)
+    assert math.isnan(one_particle["iw"].mc_se)
+    assert math.isnan(one_particle["iw"].share_bad)
+    assert math.isnan(from_log_weights(torch.randn(30, 1))["iw"].data_se)
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="NaN or \\+inf"):
+        from_log_weights(torch.tensor([[0.0, math.nan]]))

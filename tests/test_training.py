@@ -1,0 +1,432 @@
+"""`fit`: what it trains, what it leaves alone, where it stops, and how it goes on."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import (
+    SVI,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceMeanField_ELBO,
+)
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
+from torch import nn
+from torch.distributions import kl_divergence
+
+from guides import Delta, FullRank, MeanField, Planar
+from inference import NonFiniteLossError, fit, log_weights
+from inference.optimizer import JointOptim
+from inference.tempering import TemperLatents
+from models import VAE, Autoencoder
+from tests.conftest import make_oracle
+
+# Two patterns and 5% of flipped pixels.
+X = (torch.arange(60).unsqueeze(1) + torch.arange(12) // 6) % 2.0
+X = (X - (torch.rand(60, 12, generator=torch.Generator().manual_seed(0)) < 0.05).float()).abs()
+
+
+def pair(kind=MeanField, **options):
+    pyro.set_rng_seed(1)
+    return VAE(12, 2, hidden_dims=(16,), **options), kind(2, 12, hidden_dims=(16,))
+
+
+def quick(model, guide, x=X, **options):
+    defaults = {"num_epochs": 3, "batch_size": 16, "lr": 0.01, "progress": False}
+    return fit(model, guide, x, **(defaults | options))
+
+
+def weights_of(*modules):
+    return torch.cat([p.detach().flatten() for m in modules for p in m.parameters()])
+
+
+@pytest.mark.parametrize("kind", [Delta, MeanField, FullRank, Planar])
+def test_training_improves_every_guide(kind):
+    history = quick(*pair(kind), x_test=X[:20], num_epochs=30)
+    assert history.train_loss[-1] < history.train_loss[0] - 0.5
+    last = history.epochs[-1]
+    assert last.test_loss == pytest.approx(last.kl - last.reconstruction)
+    assert (last.epoch, last.num_steps, last.beta) == (30, 4, 1.0)
+
+
+def test_autoencoder_is_trained_by_the_same_fit():
+    pyro.set_rng_seed(1)
+    model, guide = Autoencoder(12, 4, hidden_dims=(16,)), Delta(4, 12, hidden_dims=(16,))
+    history = quick(model, guide, num_epochs=40)
+    with torch.no_grad():
+        squared_error = (X - model.decoder(guide(X))).pow(2).sum(-1).mean()
+    expected = 0.5 * squared_error + 6 * math.log(2 * math.pi)
+    assert history.train_loss[-1] == pytest.approx(expected.item(), abs=0.1)
+
+
+def test_same_seed_same_bits_and_another_seed_others():
+    def run(seed):
+        model, guide = pair()
+        quick(model, guide, seed=seed, transform=torch.bernoulli)
+        return weights_of(model, guide)
+
+    assert torch.equal(run(0), run(0))
+    assert not torch.equal(run(0), run(1))
+
+
+def test_test_data_and_random_state_outside_do_not_touch_training():
+    def run(draws, **options):
+        model, guide = pair()
+        torch.rand(draws)
+        quick(model, guide, **options)
+        return weights_of(model, guide)
+
+    assert torch.equal(run(0), run(7, x_test=X[:10]))
+
+
+def test_the_random_state_outside_is_as_it_was():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model, guide = VAE(12), MeanField(6, 12)
+    torch.set_rng_state(before)
+    quick(model, guide, x_test=X)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_fits_in_one_process_share_nothing():
+    def alone():
+        model, guide = pair()
+        quick(model, guide)
+        return weights_of(model, guide)
+
+    first_model, first_guide = pair()
+    quick(first_model, first_guide)
+    first = weights_of(first_model, first_guide)
+    second_model, second_guide = pair()
+    quick(second_model, second_guide)
+    assert torch.equal(weights_of(first_model, first_guide), first)
+    assert torch.equal(weights_of(second_model, second_guide), alone())
+
+
+def test_autoguides_of_one_class_share_nothing_either():
+    """Pyro gives every AutoNormal the same parameter names."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    low, high = torch.full((8, 2), -3.0), torch.full((8, 2), 3.0)
+    guides = [AutoNormal(model), AutoNormal(model)]
+    for guide, x in zip(guides, (low, high), strict=True):
+        quick(model, guide, x, batch_size=8, num_epochs=300, lr=0.05)
+    means = []
+    for guide, x in zip(guides, (low, high), strict=True):
+        log_weights(model, guide, x, vectorize_particles=False)
+        means.append(guide.locs.z.mean().item())
+    assert means == pytest.approx([-2.4, 2.4], abs=0.2)  # 3 / (1 + 0.5²)
+
+
+def normal_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def normal_guide(x):
+    slope = pyro.param("slope", torch.tensor(0.0))
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(slope * x, scale))
+
+
+def test_plain_functions_are_fitted_and_keep_their_parameters():
+    x = math.sqrt(2) * torch.randn(500)
+    quick(normal_model, normal_guide, x, num_epochs=20, lr=0.02, lr_decay=0.9)
+    store = pyro.get_param_store()
+    assert store["slope"].item() == pytest.approx(0.5, abs=0.02)
+    assert store["scale"].item() == pytest.approx(math.sqrt(0.5), abs=0.03)
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x)
+    assert (log_weights(normal_model, normal_guide, x) - exact).abs().mean() < 0.1
+
+
+def test_a_second_fit_never_takes_over_parameters_of_functions():
+    x = torch.randn(50)
+    quick(normal_model, normal_guide, x)
+    trained = pyro.get_param_store()["slope"].item()
+    with pytest.raises(ValueError, match=r"\['scale', 'slope'\] are in Pyro's store already"):
+        quick(normal_model, normal_guide, x)
+    assert pyro.get_param_store()["slope"].item() == trained
+    pyro.clear_param_store()
+    quick(normal_model, normal_guide, x)
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        Trace_ELBO(num_particles=3),
+        Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+        TraceMeanField_ELBO(),
+        RenyiELBO(alpha=0.5, num_particles=2),
+    ],
+    ids=lambda elbo: f"{type(elbo).__name__}-{elbo.num_particles}",
+)
+def test_any_elbo_of_pyro_trains(elbo):
+    model, guide = pair()
+    before = weights_of(model, guide)
+    history = quick(model, guide, elbo=elbo, num_epochs=10)
+    assert history.train_loss[-1] < history.train_loss[0]
+    assert not torch.equal(weights_of(model, guide), before)
+
+
+def test_pyros_own_svi_trains_the_suites_classes_too():
+    model, guide = pair()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    losses = [svi.step(X) for _ in range(100)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert len(list(pyro.get_param_store().keys())) == len(
+        [*model.parameters(), *guide.parameters()]
+    )
+
+
+def test_a_step_is_adam_on_the_mean_loss():
+    """One step of `fit` against one by hand, in float64."""
+    model, guide = (module.double() for module in pair())
+    other_model, other_guide = (module.double() for module in pair())
+    x = X.double()
+    quick(model, guide, x, num_epochs=1, batch_size=len(x), elbo=TraceMeanField_ELBO())
+    pyro.set_rng_seed(0)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x = x[order]
+    guide_draw = other_guide.posterior(x)
+    torch.randn(len(x), 2, dtype=torch.float64)  # the first, unused run draws too
+    z = guide_draw.rsample()
+    kl = kl_divergence(guide_draw, other_model.prior().expand([len(x)]))
+    loss = (kl - other_model.likelihood(z).log_prob(x)).mean()
+    adam = torch.optim.Adam([*other_model.parameters(), *other_guide.parameters()], lr=0.01)
+    loss.backward()
+    adam.step()
+    difference = weights_of(model, guide) - weights_of(other_model, other_guide)
+    assert difference.abs().max() < 1e-9
+
+
+def test_frozen_models_stay_as_they_are():
+    model, guide = pair()
+    model.requires_grad_(False)
+    before = weights_of(model), weights_of(guide)
+    quick(model, guide)
+    assert torch.equal(weights_of(model), before[0])
+    assert not torch.equal(weights_of(guide), before[1])
+    with pytest.raises(ValueError, match="nothing to fit"):
+        quick(model, guide.requires_grad_(False))
+
+
+def test_the_temperature_weighs_the_kl_term_alone():
+    model = make_oracle()
+    guide = MeanField(3, 10, hidden_dims=()).double()
+    x = model(None, size=2000)
+    elbo = TraceMeanField_ELBO()
+
+    def loss(beta):
+        pyro.set_rng_seed(4)
+        with TemperLatents(beta):
+            return elbo.loss(model, guide, x) / len(x)
+
+    kl = loss(1.0) - loss(1e-12)
+    prior = model.prior().expand([len(x)])
+    exact = kl_divergence(guide.posterior(x), prior).mean().item()
+    assert kl == pytest.approx(exact, rel=1e-9)
+    assert loss(0.25) == pytest.approx(loss(1e-12) + 0.25 * exact, rel=1e-9)
+
+
+def test_kl_warm_up_rises_to_one():
+    history = quick(*pair(), num_epochs=5, kl_warmup_epochs=3)
+    betas = [record.beta for record in history.epochs]
+    assert betas[:2] == pytest.approx([5 / 12, 9 / 12])
+    assert betas[2:] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("clip_norm", "expected"), [(5.0, [3.0, 4.0]), (None, [30.0, 40.0])])
+def test_clipping_limits_the_joint_norm(clip_norm, expected, monkeypatch):
+    parameters = {name: torch.zeros(1, requires_grad=True) for name in ("first", "second")}
+    optim = JointOptim(parameters, lr=0.1, clip_norm=clip_norm)
+    for parameter, gradient in zip(parameters.values(), (30.0, 40.0), strict=True):
+        parameter.grad = torch.tensor([gradient])
+    seen = []
+    monkeypatch.setattr(
+        optim.adam, "step", lambda: seen.extend(p.grad.item() for p in parameters.values())
+    )
+    optim()
+    assert seen == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("lr", [1e4, 1e30])
+def test_a_loss_that_is_not_finite_stops_before_the_update(lr):
+    model, guide = pair(likelihood="gaussian")
+    seen = []
+    options = {"snapshot_every": 1, "on_snapshot": lambda _: seen.append(weights_of(model, guide))}
+    with pytest.raises(NonFiniteLossError, match=r"epoch \d+, step \d+ of 4.*Likely cause"):
+        quick(model, guide, lr=lr, **options)
+    assert seen
+    assert torch.equal(weights_of(model, guide), seen[-1])
+
+
+def test_the_stop_names_data_that_the_transform_ruined():
+    with pytest.raises(NonFiniteLossError, match="transform makes NaN"):
+        quick(*pair(likelihood="gaussian"), transform=_poison_after_the_first())
+
+
+def _poison_after_the_first():
+    calls = []
+
+    def transform(x):
+        calls.append(1)
+        return x * math.nan if len(calls) > 3 else x
+
+    return transform
+
+
+def test_gradients_that_are_not_finite_stop_before_the_update():
+    class Cliff(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.height = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(self.height.abs().sqrt(), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    model = Cliff()
+    with pytest.raises(NonFiniteLossError, match="gradient norm is not finite"):
+        quick(model, normal_guide, torch.randn(20), clip_norm=1.0)
+    assert model.height.item() == 0.0
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6, 11])
+@pytest.mark.parametrize("kind", [MeanField, Planar])
+def test_a_resumed_run_is_bit_identical(kind, stop_at):
+    """Interrupted after any step, within and between epochs, and gone on with by fresh objects."""
+    options = {"num_epochs": 3, "transform": torch.bernoulli, "x_test": X[:9], "lr_decay": 0.9}
+    options |= {"kl_warmup_epochs": 2, "clip_norm": 3.0, "snapshot_every": 1}
+    grey = torch.rand(60, 12, generator=torch.Generator().manual_seed(1))
+    model, guide = pair(kind)
+    whole = quick(model, guide, grey, **options)
+    snapshots = []
+
+    def interrupt(snapshot):
+        snapshots.append(snapshot)
+        if len(snapshots) == stop_at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        quick(*pair(kind), grey, on_snapshot=interrupt, **options)
+    pyro.set_rng_seed(99)
+    fresh_model, fresh_guide = VAE(12, 2, hidden_dims=(16,)), kind(2, 12, hidden_dims=(16,))
+    history = quick(fresh_model, fresh_guide, grey, resume_from=snapshots[-1], **options)
+    assert torch.equal(weights_of(fresh_model, fresh_guide), weights_of(model, guide))
+    assert history.train_loss == whole.train_loss
+    assert history.test_loss == whole.test_loss
+
+
+def test_a_resumption_without_the_random_state_is_not_identical():
+    """The twin of the test above: what it compares does depend on the random state."""
+    model, guide = pair()
+    quick(model, guide)
+    snapshots = []
+    quick(*pair(), snapshot_every=5, on_snapshot=snapshots.append)
+    other = snapshots[0].tensors["rng.torch"].clone()
+    torch.manual_seed(123)
+    other.copy_(torch.get_rng_state())
+    snapshots[0].tensors["rng.torch"] = other
+    resumed = pair()
+    quick(*resumed, resume_from=snapshots[0])
+    assert not torch.equal(weights_of(*resumed), weights_of(model, guide))
+
+
+def test_snapshots_of_another_run_are_refused():
+    snapshots = []
+    quick(*pair(), on_snapshot=snapshots.append)
+    for options, message in (
+        ({"lr": 0.5}, r"lr 0\.5 \(was 0\.01\)"),
+        ({"seed": 4}, r"seed 4 \(was 0\)"),
+        ({"x": X[:30]}, r"num_data 30 \(was 60\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quick(*pair(), resume_from=snapshots[-1], **options)
+    wider = VAE(12, 2, hidden_dims=(17,)), MeanField(2, 12, hidden_dims=(17,))
+    with pytest.raises(ValueError, match="another model or guide"):
+        quick(*wider, resume_from=snapshots[-1])
+
+
+def test_more_epochs_go_on_from_where_fewer_ended():
+    snapshots = []
+    quick(*pair(), num_epochs=2, on_snapshot=snapshots.append)
+    resumed, whole = pair(), pair()
+    history = quick(*resumed, num_epochs=4, resume_from=snapshots[-1])
+    quick(*whole, num_epochs=4)
+    assert torch.equal(weights_of(*resumed), weights_of(*whole))
+    assert [record.epoch for record in history.epochs] == [1, 2, 3, 4]
+
+
+def test_a_writer_gets_every_epoch():
+    class Writer:
+        def __init__(self):
+            self.seen = {}
+
+        def add_scalar(self, tag, scalar_value, global_step):
+            self.seen[tag, global_step] = scalar_value
+
+    writer = Writer()
+    history = quick(*pair(), writer=writer, x_test=X)
+    assert writer.seen["test_loss", 3] == history.test_loss[-1]
+    assert writer.seen["train_loss", 1] == history.train_loss[0]
+
+
+def test_the_progress_bar_speaks_of_nats_per_datum(capsys):
+    quick(*pair(), progress=True)
+    assert "nats per datum" in capsys.readouterr().err
+
+
+def test_plain_modules_that_pyro_cannot_see_are_named():
+    """RenyiELBO finds parameters through Pyro alone."""
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor(0.1))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.slope * x, 1.0))
+
+    with pytest.raises(ValueError, match=r"announce the parameters.*pyro\.module"):
+        quick(normal_model, Plain(), torch.randn(20), elbo=RenyiELBO())
+    guide = PyroModule[Plain]()
+    quick(normal_model, guide, torch.randn(20), elbo=RenyiELBO())
+    assert guide.slope.item() != pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_epochs": 0}, "num_epochs of at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size of at least 1"),
+        ({"lr": 0.0}, "finite lr > 0"),
+        ({"lr": math.nan}, "finite lr > 0"),
+        ({"kl_warmup_epochs": -1}, "kl_warmup_epochs >= 0"),
+        ({"clip_norm": 0.0}, "clip_norm > 0 or None"),
+        ({"x": X * math.nan}, "x_train has NaN or infinite values in 60 of 60 data"),
+        ({"x": X + 0.5}, r"Bernoulli expects values 0 and 1, got values such as"),
+        ({"x": X.reshape(60, 3, 4)}, r"expected x of shape \(B, 12\), got \(16, 3, 4\)"),
+        ({"x_test": X * math.inf}, "x_test has NaN"),
+    ],
+)
+def test_bad_input_is_named_and_changes_nothing(options, message):
+    model, guide = pair()
+    before = weights_of(model, guide)
+    with pytest.raises(ValueError, match=message):
+        quick(model, guide, **options)
+    assert torch.equal(weights_of(model, guide), before)
