@@ -33,7 +33,7 @@ def save(folder: Path, snapshot: Snapshot, context: dict[str, Any]) -> Path:
     final = folder / f"epoch-{position['epoch']:05d}-step-{position['step']:06d}"
     if final.exists():
         return final
-    unfinished = folder / f".unfinished-{os.getpid()}"
+    unfinished = folder / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in snapshot.tensors.items()}

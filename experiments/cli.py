@@ -47,6 +47,7 @@ def build_parser() -> Parser:
         prog="evidence",
         description="Swap the guide, keep the model, and report the evidence with error bars.",
         version="0.1.0",
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(dest="command")
     for name, options in COMMANDS.items():
@@ -55,7 +56,7 @@ def build_parser() -> Parser:
 
 
 def _command_parser(options: type) -> Parser:
-    command = Parser(description=_summary(options), allow_abbrev=False)
+    command = Parser(description=_summary(options))
     command.add_argument("--config", action=ActionConfigFile, help="YAML file of options.")
     lists = {f.name: f.default_factory for f in fields(options) if f.default_factory is not MISSING}
     for name, default in lists.items():  # `--guides A B C`, where a list type would want [A, B, C]
@@ -90,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         fail(_one_line(str(error)))
     except KeyboardInterrupt:
-        print("evidence: interrupted; the same command goes on from here", file=sys.stderr)
+        how = "the same command with --resume true" if name == "train" else "the same command"
+        print(f"evidence: interrupted; {how} goes on from here", file=sys.stderr)
         sys.exit(130)
     return 0
 

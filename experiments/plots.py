@@ -19,6 +19,7 @@ from models import AbstractModel
 
 ImageShape = tuple[int, int]
 _FONT = {"size": 13}
+_ESTIMATORS = {"elbo": "ELBO", "iw": "IW evidence", "exact": "exact evidence"}
 
 
 def gallery(images: Tensor, shape: ImageShape, *, title: str, columns: int = 10) -> Figure:
@@ -109,34 +110,44 @@ def training_curves(histories: Mapping[str, History]) -> Figure:
         axes.set_xlabel("epoch", fontdict=_FONT)
         axes.set_ylabel("nats per datum", fontdict=_FONT)
         axes.grid(alpha=0.3)
-    _skip_the_start(panels[0], [-v for h in histories.values() for v in h.train_loss])
+    _skip_the_start(panels[0])
     if panels[2].lines:
         panels[2].legend()
     return figure
 
 
 def evidence_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """ELBO and evidence per guide with ± 2 SE: Monte Carlo thick, test set thin.
+    """Left, ELBO and evidence per guide; right, by how much the ELBO falls short. ± 2 SE.
+
+    On one and the same model the evidence is the same for every guide, and the shortfall is the
+    divergence KL(q(z | x) ‖ p(z | x)).
 
     Args:
         rows: rows of results.json.
     """
-    figure, axes = _figure(max(6.0, 1.8 * len(rows) + 2.5), 4.8)
-    names = {"elbo": "ELBO", "iw": "IW evidence", "exact": "exact evidence"}
-    shown = [n for n in names if any(e["estimator"] == n for row in rows for e in row["estimates"])]
+    figure = Figure(figsize=(max(9.0, 3.2 * len(rows) + 2), 5), layout="constrained")
+    values, shortfall = figure.subplots(1, 2)
+    estimates = [{e["estimator"]: e for e in row["estimates"]} for row in rows]
+    shown = [n for n in _ESTIMATORS if any(n in by_name for by_name in estimates)]
     for number, name in enumerate(shown):
         offset = 0.2 * (number - (len(shown) - 1) / 2)
-        for place, row in enumerate(rows):
-            for estimate in row["estimates"]:
-                if estimate["estimator"] == name:
-                    _error_bars(axes, place + offset, estimate, f"C{number}")
-        axes.plot([], [], "o", color=f"C{number}", label=names[name])
-    axes.set_xticks(range(len(rows)), [row["guide"] for row in rows], fontsize=13)
-    axes.set_xlim(-0.6, len(rows) - 0.4)
-    axes.set_ylabel(f"nats per {rows[0]['split']} datum", fontdict=_FONT)
-    axes.set_title("larger is better; ± 2 SE: thick Monte Carlo, thin data", fontdict=_FONT)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=12)
+        for place, by_name in enumerate(estimates):
+            if name in by_name:
+                _error_bars(values, place + offset, by_name[name], f"C{number}")
+        values.plot([], [], "o", color=f"C{number}", label=_ESTIMATORS[name])
+    for place, by_name in enumerate(estimates):
+        _shortfall_bar(shortfall, place, by_name["elbo"], by_name["iw"])
+    values.set_title("larger is better; ± 2 SE of the test set", fontdict=_FONT)
+    values.set_ylabel(f"nats per {rows[0]['split']} datum", fontdict=_FONT)
+    values.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(shown), fontsize=12)
+    shortfall.margins(y=0.15)
+    shortfall.set_title("IW evidence − ELBO; ± 2 Monte Carlo SE", fontdict=_FONT)
+    shortfall.set_ylabel("nats per datum, smaller is better", fontdict=_FONT)
+    for axes in (values, shortfall):
+        labels = [row["label"].replace("(", "\n(") for row in rows]
+        axes.set_xticks(range(len(rows)), labels, fontsize=12)
+        axes.set_xlim(-0.6, len(rows) - 0.4)
+        axes.grid(axis="y", alpha=0.3)
     return figure
 
 
@@ -182,20 +193,21 @@ def _in_two_dimensions(codes: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
     return pca.transform(codes), names
 
 
-def _skip_the_start(axes: Axes, values: Sequence[float]) -> None:
-    """Leave the first steep epochs out of view where they would flatten the rest."""
-    if len(values) > 10:
-        low, high = np.quantile(values, 0.1), max(values)
-        margin = 0.15 * (high - low) + 1e-9
-        axes.set_ylim(low - margin, high + 2 * margin)
+def _skip_the_start(axes: Axes) -> None:
+    """Leave the steep first tenth of the epochs out of view, where it would flatten the rest."""
+    curves = [np.asarray(line.get_ydata()) for line in axes.lines]
+    shown = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
+    margin = 0.05 * np.ptp(shown) + 1e-9
+    axes.set_ylim(shown.min() - margin, shown.max() + margin)
 
 
 def _error_bars(axes: Axes, place: float, estimate: Mapping[str, Any], colour: str) -> None:
-    nats = estimate["nats"]
-    for key, width, cap in (("data_se", 1.2, 6), ("mc_se", 4, 0)):
-        error = estimate[key]
-        if error is not None:
-            axes.errorbar(
-                place, nats, yerr=2 * error, color=colour, elinewidth=width, capsize=cap, fmt="none"
-            )
-    axes.plot(place, nats, "o", color=colour, markersize=7)
+    error = 2 * (estimate["data_se"] or 0.0)
+    axes.errorbar(place, estimate["nats"], yerr=error, color=colour, capsize=6, fmt="o")
+
+
+def _shortfall_bar(axes: Axes, place: int, elbo: Mapping[str, Any], iw: Mapping[str, Any]) -> None:
+    error = 2 * math.hypot(elbo["mc_se"] or 0.0, iw["mc_se"] or 0.0)
+    gap = iw["nats"] - elbo["nats"]
+    axes.bar(place, gap, width=0.5, color="C2", yerr=error, capsize=6)
+    axes.annotate(f"{gap:.3f}", (place, gap), (0, 8), textcoords="offset points", ha="center")

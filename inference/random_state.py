@@ -1,6 +1,5 @@
 """The random state of a run: set apart while it lasts, saved and restored bit for bit."""
 
-import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,8 +37,9 @@ def rng_state(device: torch.device | None = None) -> dict[str, Tensor]:
         "numpy_position": torch.tensor([position, has_gauss]),
         "numpy_gauss": torch.tensor(cached_gauss, dtype=torch.float64),
         "python_words": torch.tensor(words, dtype=torch.int64),
+        # No cached draw, or one: not a NaN, which would equal no other state.
         "python_gauss": torch.tensor(
-            math.nan if gauss_next is None else gauss_next, dtype=torch.float64
+            [] if gauss_next is None else [gauss_next], dtype=torch.float64
         ),
     }
     if _is_cuda(device):
@@ -53,10 +53,8 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) 
     position, has_gauss = state["numpy_position"].tolist()
     keys = state["numpy_keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, state["numpy_gauss"].item()))
-    gauss = state["python_gauss"].item()
-    random.setstate(
-        (3, tuple(state["python_words"].tolist()), None if math.isnan(gauss) else gauss)
-    )
+    gauss_next = next(iter(state["python_gauss"].tolist()), None)
+    random.setstate((3, tuple(state["python_words"].tolist()), gauss_next))
     if _is_cuda(device) and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 

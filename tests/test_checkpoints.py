@@ -38,7 +38,7 @@ def test_the_newest_two_are_kept(tmp_path):
 def test_a_crash_while_writing_leaves_the_older_checkpoint(tmp_path, monkeypatch):
     checkpoints.save(tmp_path, snapshot(1), {})
 
-    def crash(*_):
+    def crash(*_, **__):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(checkpoints.json, "dumps", crash)
@@ -74,7 +74,7 @@ def remove_tensors(path):
 def test_damage_is_found(tmp_path, damage):
     path = checkpoints.save(tmp_path, snapshot(), {})
     damage(path)
-    with pytest.raises(ValueError, match="corrupt checkpoint .*delete this folder") as error:
+    with pytest.raises(ValueError, match=r"corrupt checkpoint .*delete this folder") as error:
         checkpoints.load(path)
     assert "\n" not in str(error.value)
 

@@ -1,7 +1,9 @@
 """`fit`: what it trains, what it leaves alone, where it stops, and how it goes on."""
 
 import math
+import random
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -20,6 +22,7 @@ from torch.distributions import kl_divergence
 from guides import Delta, FullRank, MeanField, Planar
 from inference import NonFiniteLossError, fit, log_weights
 from inference.optimizer import JointOptim
+from inference.random_state import rng_state, set_rng_state
 from inference.tempering import TemperLatents
 from models import VAE, Autoencoder
 from tests.conftest import make_oracle
@@ -329,6 +332,20 @@ def test_a_resumed_run_is_bit_identical(kind, stop_at):
     assert torch.equal(weights_of(fresh_model, fresh_guide), weights_of(model, guide))
     assert history.train_loss == whole.train_loss
     assert history.test_loss == whole.test_loss
+
+
+def test_the_random_state_comes_back_with_its_cached_draws():
+    random.gauss(0, 1)
+    np.random.standard_normal()
+    state = rng_state()
+
+    def draws():
+        return [random.gauss(0, 1), random.random(), np.random.randn(), torch.rand(()).item()]
+
+    first = draws()
+    assert draws() != first
+    set_rng_state(state)
+    assert draws() == first
 
 
 def test_a_resumption_without_the_random_state_is_not_identical():

@@ -1,0 +1,119 @@
+"""The pictures: what is drawn, and that it can be read."""
+
+import json
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from experiments import plots
+from inference import EpochRecord, History
+from models import VAE
+
+IMAGES = torch.rand(12, 64, generator=torch.Generator().manual_seed(0))
+
+
+def mosaic_of(figure):
+    (image,) = figure.axes[0].images
+    assert image.get_clim() == (0.0, 1.0)
+    assert image.get_cmap().name == "gray"
+    return np.ma.filled(image.get_array(), np.nan)
+
+
+def test_a_gallery_shows_every_image_in_order_at_its_own_brightness():
+    mosaic = mosaic_of(plots.gallery(0.5 * IMAGES, (8, 8), title="t", columns=5))
+    assert mosaic.shape == (3 * 9 - 1, 5 * 9 - 1)
+    for number, image in enumerate(0.5 * IMAGES):
+        row, column = divmod(number, 5)
+        tile = mosaic[9 * row : 9 * row + 8, 9 * column : 9 * column + 8]
+        assert np.allclose(tile, image.reshape(8, 8))
+    assert np.isnan(mosaic[18:26, 18:]).all()  # three places are left over
+
+
+def test_reconstructions_stand_below_their_originals():
+    figure = plots.reconstructions(IMAGES[:6], IMAGES[6:], (8, 8), title="t")
+    mosaic = mosaic_of(figure)
+    assert np.allclose(mosaic[:8, 9:17], IMAGES[1].reshape(8, 8))
+    assert np.allclose(mosaic[9:, 9:17], IMAGES[7].reshape(8, 8))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["data", "reconstruction"]
+
+
+def test_the_manifold_grows_to_the_right_and_upwards():
+    model = VAE(4, 2, hidden_dims=(8,))
+
+    class Coordinates(torch.nn.Module):
+        def forward(self, z):
+            return torch.stack([z[..., 0], z[..., 1], 0 * z[..., 0], 0 * z[..., 0]], -1)
+
+    model.decoder = Coordinates()
+    mosaic = mosaic_of(plots.manifold(model, (2, 2), size=5))
+    first, second = mosaic[::3, ::3], mosaic[::3, 1::3]
+    assert (np.diff(first, axis=1) > 0).all()
+    assert (np.diff(second, axis=0) < 0).all()
+    with pytest.raises(ValueError, match="latent_dim 2, got 3"):
+        plots.manifold(VAE(4, 3), (2, 2))
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 7])
+def test_codes_of_any_size_are_shown_in_two_dimensions(latent_dim):
+    codes, labels = torch.randn(50, latent_dim), torch.arange(50) % 10
+    figure = plots.latent_codes(codes, labels, title="t")
+    (axes,) = figure.axes
+    assert sum(len(c.get_offsets()) for c in axes.collections) == 50
+    assert len(axes.get_legend().get_texts()) == 10
+    assert ("variance" in axes.get_xlabel()) == (latent_dim > 2)
+
+
+def record(epoch, test=True):
+    terms = (95.0 - epoch, -80.0, 15.0 - epoch) if test else (None, None, None)
+    return EpochRecord(epoch, 90.0 - epoch, 1.0, *terms, seconds=1.0, num_steps=3)
+
+
+def test_curves_show_elbo_reconstruction_and_kl():
+    histories = {"A": History([record(e) for e in range(1, 21)]), "B": History([record(1, False)])}
+    figure = plots.training_curves(histories)
+    train, held_out = figure.axes[0].lines[:2]
+    assert train.get_ydata()[-1] == -70.0
+    assert held_out.get_ydata()[-1] == -75.0
+    low, high = figure.axes[0].get_ylim()
+    assert low < -92 < -70 < high
+    assert all(axes.get_ylabel() == "nats per datum" for axes in figure.axes)
+    json.dumps(histories["A"].to_rows())
+
+
+def row(label, elbo, iw):
+    def estimate(name, nats):
+        return {"estimator": name, "nats": nats, "mc_se": 0.01, "data_se": 0.2}
+
+    estimates = [estimate("elbo", elbo), estimate("iw", iw), estimate("exact", iw)]
+    return {"label": label, "split": "test", "estimates": estimates}
+
+
+def test_evidence_is_drawn_with_its_error_bars_and_the_shortfall():
+    figure = plots.evidence_bars([row("MeanField", -93.0, -91.5), row("Planar(K=2)", -92.5, -91.5)])
+    values, shortfall = figure.axes
+    assert [bar.get_height() for bar in shortfall.patches] == [1.5, 1.0]
+    assert [text.get_text() for text in shortfall.texts] == ["1.500", "1.000"]
+    assert len(values.containers) == 6
+    spans = [c.lines[2][0].get_segments()[0][:, 1] for c in values.containers]
+    assert np.allclose([high - low for low, high in spans], 0.8)  # ± 2 SE of 0.2
+
+
+@pytest.mark.parametrize("figure", [
+    plots.gallery(IMAGES, (8, 8), title="a title that says what is to be seen", columns=4),
+    plots.reconstructions(IMAGES[:3], IMAGES[3:6], (8, 8), title="three only"),
+    plots.evidence_bars([row(f"Planar(num_flows={k})", -93.0, -91.5) for k in range(5)]),
+    plots.training_curves({"A": History([record(e) for e in range(1, 5)])}),
+])  # fmt: skip
+def test_no_text_is_cut_off(figure, tmp_path):
+    plots.save(figure, tmp_path / "figure.png")
+    canvas = figure.bbox
+    for text in figure.findobj(matplotlib.text.Text):
+        if text.get_text() and text.get_visible():
+            box = text.get_window_extent()
+            assert box.x0 >= canvas.x0 - 1, text.get_text()
+            assert box.x1 <= canvas.x1 + 1, text.get_text()
+            assert box.y0 >= canvas.y0 - 1, text.get_text()
+            assert box.y1 <= canvas.y1 + 1, text.get_text()
