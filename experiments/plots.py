@@ -36,7 +36,7 @@ def reconstructions(
 ) -> Figure:
     """Originals `[N, D]` in the upper row over their reconstructions `[N, D]` in the lower one."""
     num_images = len(originals)
-    figure, axes = _figure(max(0.95 * num_images + 1.4, 5), 2.6)
+    figure, axes = _figure(max(0.95 * num_images + 2.2, 5.5), 2.7)
     mosaic = _mosaic(torch.cat([originals, reconstructed]), shape, num_images)
     _show(axes, mosaic)
     axes.set_yticks([len(mosaic) * 0.25, len(mosaic) * 0.75], ["data", "reconstruction"])
@@ -153,7 +153,7 @@ def evidence_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG at 150 dpi."""
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

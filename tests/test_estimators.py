@@ -1,7 +1,6 @@
 """Pure functions of the log-weights, against brute force and known tails."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -98,17 +97,6 @@ def test_k_hat_finds_the_shape_of_a_pareto_tail(k):
     log_w = generalized_pareto_weights(k, 10_000, 40)
     assert estimators.k_hat(log_w).mean().item() == pytest.approx(k, abs=0.05)
     assert estimators.k_hat(-log_w).mean().item() != pytest.approx(k, abs=0.05)
-
-
-def test_both_lines_of_arviz_give_the_same_k_hat():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        old = pytest.importorskip("arviz", exc_type=ImportError)
-    if not hasattr(old, "psislw"):
-        pytest.skip("ArviZ 1.x is installed, and 0.x not")
-    log_w = generalized_pareto_weights(0.6, 1000, 3)
-    expected = old.psislw(log_w.T.numpy())[1]
-    assert np.allclose(estimators.k_hat(log_w).numpy(), expected, atol=1e-6)
 
 
 def test_k_hat_of_equal_weights_is_zero_and_of_too_few_unknown():

@@ -1,0 +1,82 @@
+"""The README is true: its commands run, its code runs, its pictures and targets exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from experiments import catalogue
+from experiments.catalogue import Spec
+from experiments.cli import build_parser, main
+from models import VAE
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    text = "".join(blocks("sh")).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
+
+
+def quickly(words):
+    """The same command with few epochs and particles."""
+    for option, value in (("--num_epochs", "1"), ("--num_particles", "9")):
+        if option in words:
+            words[words.index(option) + 1] = value
+    return words
+
+
+def test_there_is_something_to_check():
+    programs = [words[0] for words in commands()]
+    assert programs.count("make") >= 2
+    assert programs.count("evidence") >= 5
+    assert len(blocks("python")) >= 2
+
+
+def test_every_target_of_make_exists():
+    for words in commands():
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", MAKEFILE, re.MULTILINE), words
+
+
+def test_every_command_is_one_the_program_takes():
+    for words in commands():
+        if words[0] == "evidence":
+            options = build_parser().parse_args(words[1:])
+            options = options[options.command].as_dict()
+            if "model" in options:
+                catalogue.build_model(Spec.parse(options["model"]), data_dim=9)
+            for guide in options.get("guides") or []:
+                if "." not in guide:
+                    catalogue.build_guide(Spec.parse(guide), VAE(9, 2))
+
+
+def test_every_command_on_bundled_data_runs_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (guide,) = [code for code in blocks("python") if "AbstractGuide" in code]
+    Path("my_guides.py").write_text(guide)
+    for words in commands():
+        if words[0] == "evidence" and "mnist" not in words:
+            assert main(quickly(words)[1:]) == 0, words
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_every_piece_of_code_runs(number):
+    exec(compile(blocks("python")[number], f"README, python block {number}", "exec"), {})
+
+
+def test_every_link_into_the_repository_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_contributing_is_short():
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
