@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -69,19 +69,26 @@ def log_weights(
         ValueError: bad data, data outside the likelihood's support, sites that do not match, a
             missing data plate, or a guide that is a point mass.
     """
-    terms = log_prob_terms(
+    log_w: list[Tensor] = []  # the result, made when its type is known
+
+    def put(rows: slice, columns: slice, terms: LogProbs) -> None:
+        if not log_w:
+            log_w.append(terms.log_w.new_empty(num_particles, len(x)))
+        log_w[0][rows, columns] = terms.log_w
+
+    _visit_chunks(
         model,
         guide,
         x,
         num_particles,
+        put,
         vectorize_particles=vectorize_particles,
         chunk_size=chunk_size,
         require_density=True,
     )
-    return terms.log_w
+    return log_w[0]
 
 
-@torch.no_grad()
 def log_prob_terms(
     model: Program,
     guide: Program,
@@ -90,30 +97,76 @@ def log_prob_terms(
     *,
     vectorize_particles: bool = True,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
-    require_density: bool = False,
 ) -> LogProbs:
-    """The terms of `log_weights` one by one; a point-mass guide is let through unless refused."""
+    """The terms of `log_weights` one by one, each `[S, B]`; a point-mass guide is let through."""
+    whole: list[LogProbs] = []
+
+    def put(rows: slice, columns: slice, terms: LogProbs) -> None:
+        parts = (terms.log_p_x, terms.log_p_z, terms.log_q_z)
+        if not whole:
+            whole.append(LogProbs(*(part.new_empty(num_particles, len(x)) for part in parts)))
+        results = (whole[0].log_p_x, whole[0].log_p_z, whole[0].log_q_z)
+        for result, part in zip(results, parts, strict=True):
+            result[rows, columns] = part
+
+    _visit_chunks(
+        model,
+        guide,
+        x,
+        num_particles,
+        put,
+        vectorize_particles=vectorize_particles,
+        chunk_size=chunk_size,
+        require_density=False,
+    )
+    return whole[0]
+
+
+@torch.no_grad()
+def _visit_chunks(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int,
+    put: Callable[[slice, slice, LogProbs], None],
+    *,
+    vectorize_particles: bool,
+    chunk_size: int,
+    require_density: bool,
+) -> None:
+    """Run the pair on some particles of some data at a time, and hand over each block of terms."""
     check_data(x)
     for name, value in (("num_particles", num_particles), ("chunk_size", chunk_size)):
         if value < 1:
             raise ValueError(f"expected {name} of at least 1, got {value}")
+    data_per_call = chunk_size // min(num_particles, _PARTICLES_PER_ENCODING, chunk_size)
+    data_per_call = min(data_per_call, len(x)) if vectorize_particles else chunk_size
+    particles_per_call = chunk_size // data_per_call
     with evaluation_mode(model, guide):
         layout = _inspect(model, guide, x[:chunk_size], require_density=require_density)
-        data_per_call = chunk_size // min(num_particles, _PARTICLES_PER_ENCODING, chunk_size)
-        data_per_call = min(data_per_call, len(x)) if vectorize_particles else chunk_size
-        particles_per_call = chunk_size // data_per_call
-        columns = [
-            _particles(model, guide, chunk, num_particles, particles_per_call, layout)
-            for chunk in x.split(data_per_call)
-        ]
-    return _concatenate(columns, dim=1)
+        for columns in _slices(len(x), data_per_call):
+            for rows in _slices(num_particles, particles_per_call):
+                size = rows.stop - rows.start
+                traces = _trace_pair(model, guide, x[columns], size, layout.particle_dim)
+                if rows.start == 0:
+                    check_support(traces.model)
+                put(rows, columns, _terms(traces, size, len(x[columns]), layout))
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+class _Traces(NamedTuple):
+    guide: Trace
+    model: Trace
 
 
 @dataclass(frozen=True)
 class _Layout:
     """Where the data and the particles are among the batch dimensions, counted from the right."""
 
-    data_plate: str
     data_dim: int
     particle_dim: int
 
@@ -121,34 +174,36 @@ class _Layout:
 def _inspect(model: Program, guide: Program, x: Tensor, *, require_density: bool) -> _Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
-        traces = guide_trace, model_trace = _trace_pair(model, guide, x)
-    check_support(model_trace)
-    _check_sites(model_trace, guide_trace)
+        traces = _trace_pair(model, guide, x)
+    check_support(traces.model)
+    _check_sites(traces)
     if require_density:
-        check_density(guide_trace)
-    frames = {
-        frame.name: frame
+        check_density(traces.guide)
+    frames = [
+        frame
         for trace in traces
         for site in _random_sites(trace).values()
         for frame in site["cond_indep_stack"]
         if frame.vectorized
-    }
-    candidates = [name for name, frame in frames.items() if frame.size == len(x)]
-    plate = "data" if "data" in candidates else candidates[0] if len(candidates) == 1 else None
-    if plate is None:
-        found = f"{len(candidates)} such plates" if candidates else "none"
+    ]
+    # Model and guide may name the plate differently; Pyro does not mind either.
+    dims = {frame.dim for frame in frames if frame.size == len(x)}
+    named = {frame.dim for frame in frames if frame.name == "data"}
+    if len(dims & named or dims) != 1:
+        found = f"{len(dims)} of this size" if dims else "none of this size"
         raise ValueError(
             f"expected one plate over the {len(x)} data, got {found}: put the sites of model and "
             'guide inside `with pyro.plate("data", len(x)):`'
         )
-    depth = max(-frame.dim for frame in frames.values())
-    return _Layout(plate, frames[plate].dim, -depth - 1)
+    (data_dim,) = dims & named or dims
+    return _Layout(data_dim, min(frame.dim for frame in frames) - 1)
 
 
-def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    latents = {name for name, site in _random_sites(model_trace).items() if not site["is_observed"]}
-    guided = set(_random_sites(guide_trace))
-    auxiliary = {n for n in guided if guide_trace.nodes[n]["infer"].get("is_auxiliary")}
+def _check_sites(traces: _Traces) -> None:
+    sites = _random_sites(traces.model)
+    latents = {name for name, site in sites.items() if not site["is_observed"]}
+    guided = set(_random_sites(traces.guide))
+    auxiliary = {n for n in guided if traces.guide.nodes[n]["infer"].get("is_auxiliary")}
     if missing := sorted(latents - guided):
         raise ValueError(f"the guide does not sample the model's latent sites {missing}")
     if extra := sorted(guided - latents - auxiliary):
@@ -158,28 +213,9 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         )
 
 
-def _particles(
-    model: Program,
-    guide: Program,
-    x: Tensor,
-    num_particles: int,
-    particles_per_call: int,
-    layout: _Layout,
-) -> LogProbs:
-    """All particles of one chunk of data, some at a time: terms `[S, B]`."""
-    rows = []
-    for start in range(0, num_particles, particles_per_call):
-        size = min(particles_per_call, num_particles - start)
-        guide_trace, model_trace = _trace_pair(model, guide, x, size, layout.particle_dim)
-        if start == 0:
-            check_support(model_trace)
-        rows.append(_terms(model_trace, guide_trace, size, len(x), layout))
-    return _concatenate(rows, dim=0)
-
-
 def _trace_pair(
     model: Program, guide: Program, x: Tensor, num_particles: int = 1, dim: int | None = None
-) -> tuple[Trace, Trace]:
+) -> _Traces:
     """Trace the guide, and the model replayed against it; under a plate of particles if `dim`."""
     if dim is None or num_particles == 1:
         guide_trace = poutine.trace(guide).get_trace(x)
@@ -188,23 +224,21 @@ def _trace_pair(
         with pyro.plate("_particles", num_particles, dim=dim):
             guide_trace = poutine.trace(guide).get_trace(x)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
-    return guide_trace, model_trace
+    return _Traces(guide_trace, model_trace)
 
 
-def _terms(
-    model_trace: Trace, guide_trace: Trace, num_particles: int, num_data: int, layout: _Layout
-) -> LogProbs:
+def _terms(traces: _Traces, num_particles: int, num_data: int, layout: _Layout) -> LogProbs:
     log_p_x = log_p_z = log_q_z = torch.zeros(())
 
     def per_datum(site: dict) -> Tensor:
         return _per_datum(site, num_particles, num_data, layout)
 
-    for site in _random_sites(model_trace).values():
+    for site in _random_sites(traces.model).values():
         if site["is_observed"]:
             log_p_x = log_p_x + per_datum(site)
         else:
             log_p_z = log_p_z + per_datum(site)
-    for site in _random_sites(guide_trace).values():
+    for site in _random_sites(traces.guide).values():
         log_q_z = log_q_z + per_datum(site)
     shape = num_particles, num_data
     return LogProbs(log_p_x.expand(shape), log_p_z.expand(shape), log_q_z.expand(shape))
@@ -212,10 +246,10 @@ def _terms(
 
 def _per_datum(site: dict, num_particles: int, num_data: int, layout: _Layout) -> Tensor:
     """The site's unscaled log-probability, summed over all other plates: `[S or 1, B or 1]`."""
-    if layout.data_plate not in {frame.name for frame in site["cond_indep_stack"]}:
+    if layout.data_dim not in {frame.dim for frame in site["cond_indep_stack"]}:
         raise ValueError(
-            f"site {site['name']!r} is outside the plate {layout.data_plate!r}: all data share it, "
-            "so there is no weight per datum; move it inside the plate"
+            f"site {site['name']!r} is outside the plate over the data: all data share it, so "
+            "there is no weight per datum; move it inside the plate"
         )
     log_p = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
     depth = -layout.particle_dim
@@ -242,14 +276,6 @@ def _random_sites(trace: Trace) -> dict[str, dict]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
     }
-
-
-def _concatenate(parts: list[LogProbs], dim: int) -> LogProbs:
-    return LogProbs(
-        torch.cat([part.log_p_x for part in parts], dim),
-        torch.cat([part.log_p_z for part in parts], dim),
-        torch.cat([part.log_q_z for part in parts], dim),
-    )
 
 
 @contextmanager

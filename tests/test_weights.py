@@ -134,6 +134,24 @@ def test_particles_and_data_are_told_apart_when_equal_in_number():
     assert (log_w - model.log_evidence(x)).abs().max() < 1e-8
 
 
+def test_model_and_guide_may_name_the_plate_differently():
+    model = make_oracle()
+
+    def renamed(x):
+        with pyro.plate("batch", len(x)):
+            z = pyro.sample("w", model.prior())
+            pyro.sample("y", model.likelihood(z), obs=x)
+
+    guide = MeanField(3, 10, hidden_dims=(), site="w").double()
+    same = MeanField(3, 10, hidden_dims=()).double()
+    same.load_state_dict(guide.state_dict())
+    x = model(None, size=4)
+    pyro.set_rng_seed(0)
+    first = log_weights(renamed, guide, x, 5)
+    pyro.set_rng_seed(0)
+    assert torch.equal(log_weights(model, same, x, 5), first)
+
+
 def test_terms_add_up_and_are_the_sites():
     model = make_oracle()
     x, guide = model(None, size=4), MeanField(3, 10, hidden_dims=()).double()
@@ -240,9 +258,13 @@ BAD = {
         r"samples \['w'\], which are no latent sites",
     ),
     "no plate": (lambda: log_weights(unplated_model, unplated_guide, X), "one plate over the 4"),
+    "two plates of one size": (
+        lambda: log_weights(layered_model, layered_guide, torch.zeros(4, 4)),
+        "one plate over the 4 data, got 2 of this size",
+    ),
     "shared latent": (
         lambda: log_weights(shared_latent_model, shared_latent_guide, X),
-        "site 'w' is outside the plate 'data'",
+        "site 'w' is outside the plate over the data",
     ),
 }
 
