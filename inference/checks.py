@@ -18,6 +18,8 @@ def check_data(x: Tensor, name: str = "x") -> None:
         raise ValueError(f"expected {name} to be floating point, got {x.dtype}: use {name}.float()")
     if x.numel() == 0:
         raise ValueError(f"expected at least one datum in {name}, got shape {tuple(x.shape)}")
+    if torch.isfinite(x.sum()):  # one fast pass; a sum that overflows gets the slow one too
+        return
     bad = ~torch.isfinite(x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).all(1)
     if bad.any():
         raise ValueError(

@@ -8,6 +8,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from models.base import AbstractModel
+from models.likelihoods import Normal
 from models.networks import mlp
 
 
@@ -44,7 +45,7 @@ class Autoencoder(AbstractModel):
     def likelihood(self, z: Tensor) -> TorchDistribution:
         """p(x | z) for `z` of shape `[..., Z]`: batch shape `[...]`, event shape `[D]`."""
         loc = self.decoder(z)
-        return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+        return Normal(loc, torch.zeros_like(loc)).to_event(1)
 
     def forward(self, x: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """Score a batch `x` of shape `[B, D]`.

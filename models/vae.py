@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
-import pyro.distributions as dist
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from models.base import AbstractModel
-from models.likelihoods import Bernoulli
+from models.likelihoods import Bernoulli, Normal
 from models.networks import expect_choice, mlp
 
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -64,4 +63,4 @@ class VAE(AbstractModel):
             return Bernoulli(logits=outputs).to_event(1)
         loc, raw = outputs.chunk(2, dim=-1)  # each [..., D]
         log_scale = self.log_scale_floor + F.softplus(raw - self.log_scale_floor)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return Normal(loc, log_scale).to_event(1)

@@ -10,7 +10,7 @@ from pyro import poutine
 from sklearn.decomposition import PCA, FactorAnalysis
 
 from models import VAE, Autoencoder, LinearGaussian
-from models.likelihoods import Bernoulli
+from models.likelihoods import Bernoulli, Normal
 from tests.conftest import make_oracle
 
 MODELS = {
@@ -77,6 +77,22 @@ def test_bernoulli_log_prob_is_torchs(dtype, size):
     assert torch.allclose(*values, rtol=tolerance, atol=tolerance)
     assert torch.allclose(*gradients, rtol=tolerance, atol=tolerance)
     assert type(Bernoulli(logits=logits).expand([2, 40, 30])) is Bernoulli
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normal_log_prob_is_torchs(dtype):
+    """Gradients too, and after an expansion."""
+    loc = torch.randn(40, 30, dtype=dtype, requires_grad=True)
+    log_scale = (2 * torch.randn(40, 30, dtype=dtype)).requires_grad_()
+    x = loc.detach() + log_scale.detach().exp() * torch.randn(40, 30, dtype=dtype)
+    ours, theirs = Normal(loc, log_scale), torch.distributions.Normal(loc, log_scale.exp())
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    values = [normal.expand([5, 40, 30]).log_prob(x) for normal in (ours, theirs)]
+    assert torch.allclose(*values, rtol=tolerance, atol=tolerance)
+    gradients = [torch.autograd.grad(value.sum(), (loc, log_scale)) for value in values]
+    for got, expected in zip(*gradients, strict=True):
+        assert torch.allclose(got, expected, rtol=10 * tolerance, atol=10 * tolerance)
+    assert torch.equal(ours.scale, theirs.scale)
 
 
 def test_autoencoder_loss_is_half_the_squared_error():
