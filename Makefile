@@ -6,20 +6,25 @@ INSTALLED := $(VENV)/.installed
 # Waiting OpenMP threads sleep instead of spinning: other work on the machine costs little then.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lint notebooks bench clean
+.PHONY: demo test test-all test-lowest lint notebooks bench clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
 	$(BIN)/evidence compare --config experiments/demo.yaml --out runs/demo
 
-test: $(INSTALLED)  ## lint, and every test but the slow ones
+test: $(INSTALLED)  ## lint and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -m "not slow"
-
-test-all: $(INSTALLED)  ## every test, with the notebooks and the oldest supported dependencies
 	$(BIN)/pytest
-	$(MAKE) notebooks
+
+test-all: $(INSTALLED)  ## every test, the notebooks, and the oldest supported dependencies
+	$(MAKE) test notebooks test-lowest
+
+test-lowest:  ## the tests with the lower bounds of pyproject.toml (Python 3.11)
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+		pytest tensorboard --constraint tests/lowest-requirements.txt
+	.venv-lowest/bin/python -m pytest -W default  # old libraries warn of each other
 
 lint: $(INSTALLED)  ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from experiments.config import Train
 from experiments.datasets import Dataset
 from experiments.preprocessing import prepare, resolve_binarization
 from experiments.runs import RunFolder
+from experiments.versions import RECORDED, version_of
 from guides import AbstractGuide
 from inference import Snapshot, restore_tensors
 from inference.random_state import isolated_rng
@@ -49,10 +49,7 @@ class Assembly:
         return {
             "data_sha256": self.dataset.sha256,
             "test_sha256": datasets.digest(self.x_test),
-            "versions": {
-                name: metadata.version(name)
-                for name in ("evidence", "pyro-ppl", "torch", "torchvision", "arviz")
-            },
+            "versions": {name: version_of(name) for name in RECORDED},
         }
 
 

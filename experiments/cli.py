@@ -12,6 +12,7 @@ from typing import NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from experiments.config import Compare, Evaluate, Sample, Train
+from experiments.versions import version_of
 
 COMMANDS: dict[str, type] = {
     "train": Train,
@@ -46,7 +47,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="evidence",
         description="Swap the guide, keep the model, and report the evidence with error bars.",
-        version="0.1.0",
+        version=version_of("evidence"),
         allow_abbrev=False,
     )
     commands = parser.add_subcommands(dest="command")
@@ -56,7 +57,7 @@ def build_parser() -> Parser:
 
 
 def _command_parser(options: type) -> Parser:
-    command = Parser(description=_summary(options))
+    command = Parser(description=_summary(options), allow_abbrev=False)
     command.add_argument("--config", action=ActionConfigFile, help="YAML file of options.")
     lists = {f.name: f.default_factory for f in fields(options) if f.default_factory is not MISSING}
     for name, default in lists.items():  # `--guides A B C`, where a list type would want [A, B, C]
