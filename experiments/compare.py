@@ -23,7 +23,8 @@ def compare(config: Compare) -> None:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
     with folder.opened(as_dict(config), resume=True):
-        rows = [_run_guide(config, guide, folder.path) for guide in config.guides]
+        frozen = _train_model(config, folder.path) if config.decoder == "frozen" else None
+        rows = [_run_guide(config, guide, folder.path, frozen) for guide in config.guides]
         text = table(rows)
         folder.write_results("compare", rows)
         folder.write_text("table.md", text + "\n")
@@ -33,11 +34,14 @@ def compare(config: Compare) -> None:
     print(f"\nwrote {folder.path}")
 
 
-def _run_guide(config: Compare, guide: str, path: Path) -> Row:
-    frozen = None
-    if config.decoder == "frozen":
-        frozen = str(path / "model")
-        train_run(_train_config(config, config.guides[0], frozen))
+def _train_model(config: Compare, path: Path) -> str:
+    """Train the model that all guides share, with the first of them; returns its run folder."""
+    out = str(path / "model")
+    train_run(_train_config(config, config.guides[0], out))
+    return out
+
+
+def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> Row:
     out = path / _folder_name(guide)
     train_run(replace(_train_config(config, guide, str(out)), frozen_model=frozen), label=guide)
     return _evaluated(config, out)

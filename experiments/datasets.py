@@ -115,8 +115,8 @@ def _digest(*arrays: np.ndarray) -> str:
 
 def _flatten(x: np.ndarray, num_levels: int | None) -> Tensor:
     """`[N, ...]` grey levels or reals -> `[N, D]` float32, grey levels scaled to [0, 1]."""
-    scale = 1.0 if num_levels is None else num_levels - 1.0
-    return torch.from_numpy((x.reshape(len(x), -1) / scale).astype(np.float32))
+    flat = torch.from_numpy(x.reshape(len(x), -1)).float()
+    return flat if num_levels is None else flat.div_(num_levels - 1)
 
 
 def _read_digits(_: Path) -> _Archive:
