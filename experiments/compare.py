@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from experiments.assembly import run_name
-from experiments.catalogue import Spec
+from experiments.catalogue import Spec, build_guide, build_model
 from experiments.config import Compare, Evaluate, Experiment, Train, as_dict
 from experiments.evaluate import evaluate_run
 from experiments.pictures import draw_comparison
@@ -21,6 +21,9 @@ def compare(config: Compare) -> None:
     """
     if len(set(config.guides)) < len(config.guides) or not config.guides:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
+    model, _ = build_model(Spec.parse(config.model), data_dim=1)
+    for guide in config.guides:  # a mistake in the last one shows before the first is trained
+        build_guide(Spec.parse(guide), model)
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
     with folder.opened(as_dict(config), resume=True):
         frozen = _train_model(config, folder.path) if config.decoder == "frozen" else None

@@ -225,6 +225,8 @@ def test_tensorboard_logs_into_the_run_folder():
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "--data", "toy"], "Bernoulli expects values 0 and 1"),
         (["compare", "--guides", "MeanField", "MeanField"], "different --guides"),
+        (["compare", "--guides", "MeanField", "Planr"], "did you mean 'Planar'?"),
+        (["compare", "--guides", "MeanField", "Planar(num_flow=2)"], "did you mean 'num_flows'?"),
         (["evaluate", "nowhere"], "nowhere is no run folder"),
         (["sample", "nowhere"], "nowhere is no run folder"),
         (["frobnicate"], "frobnicate"),
