@@ -139,12 +139,13 @@ def read_train_config(folder: RunFolder) -> Train:
     Raises:
         ValueError: the folder is of another command or version.
     """
+    config = folder.read_config()
+    if "guides" in config:
+        raise ValueError(f"{folder.path} is a comparison: name the folder of one of its guides")
     try:
-        return Train(**folder.read_config())
-    except TypeError:
-        raise ValueError(
-            f"{folder.path} is no training run: for a comparison, name one of its guides' folders"
-        ) from None
+        return Train(**config)
+    except TypeError as error:
+        raise ValueError(f"{folder.path} is no training run ({error})") from None
 
 
 def find_device(name: str) -> torch.device:

@@ -10,13 +10,26 @@ from types import ModuleType
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from pyro.infer import ELBO
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 
 import guides
 import models
 from guides import AbstractGuide
 from models import AbstractModel
 from models.networks import expect_choice
+
+# Pyro's objectives whose loss is one number of nats per datum.
+OBJECTIVES: dict[str, type[ELBO]] = {
+    kind.__name__: kind
+    for kind in (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, RenyiELBO)
+}
 
 
 @dataclass(frozen=True)
@@ -118,15 +131,19 @@ def build_guide(spec: Spec, model: AbstractModel) -> tuple[AbstractGuide, Spec]:
 
 
 def build_elbo(spec: Spec) -> ELBO:
-    """The Pyro objective of a spec, such as `TraceMeanField_ELBO(num_particles=4)`."""
-    import pyro.infer  # noqa: PLC0415
+    """The Pyro objective of a spec, such as `TraceMeanField_ELBO(num_particles=4)`.
 
-    kinds = {
-        name: kind
-        for name, kind in vars(pyro.infer).items()
-        if isinstance(kind, type) and issubclass(kind, ELBO) and kind is not ELBO
-    }
-    return kinds[expect_choice("objective", spec.name, kinds)](**spec.options)
+    Raises:
+        ValueError: an unknown objective, or an option that does not exist or has the wrong type.
+    """
+    kind = OBJECTIVES[expect_choice("objective", spec.name, OBJECTIVES)]
+    defaults = {n: p.default for n, p in inspect.signature(kind).parameters.items()}
+    for option, value in spec.options.items():
+        expect_choice(f"option of {spec.name}", option, defaults)
+        if not isinstance(value, type(defaults[option])):
+            expected = type(defaults[option]).__name__
+            raise ValueError(f"{spec.name}: expected {option} to be {expected}, got {value!r}")
+    return kind(**spec.options)
 
 
 def _takes(kind: type, option: str) -> bool:
@@ -155,5 +172,7 @@ def _import(what: str, path: str, base: type) -> type:
         if error.name is None or not module_name.startswith(error.name):
             raise
         raise ValueError(f"unknown {what} {path!r}: there is no module {module_name}") from None
+    except (SyntaxError, ImportError, NameError) as error:
+        raise ValueError(f"{module_name} cannot be imported: {error}") from None
     kinds = {n: k for n, k in vars(module).items() if isinstance(k, type) and issubclass(k, base)}
     return kinds[expect_choice(f"{what} in {module_name}", class_name, kinds)]

@@ -25,6 +25,13 @@ _LIST_HELP = {
     "guides": 'guides with their options, such as MeanField FullRank "Planar(num_flows=16)".'
 }
 
+_GOING_ON = {
+    "train": "--resume true goes on from the newest checkpoint",
+    "compare": "the same command goes on from the newest checkpoint",
+    "evaluate": "nothing was changed",
+    "sample": "nothing was changed",
+}
+
 
 class Parser(ArgumentParser):
     """A parser that answers bad options with one line and the closest option there is."""
@@ -92,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         fail(_one_line(str(error)))
     except KeyboardInterrupt:
-        how = "the same command with --resume true" if name == "train" else "the same command"
-        print(f"evidence: interrupted; {how} goes on from here", file=sys.stderr)
+        print(f"evidence: interrupted; {_GOING_ON[name]}", file=sys.stderr)
         sys.exit(130)
     return 0
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from experiments.assembly import run_name
 from experiments.catalogue import Spec, build_guide, build_model
-from experiments.config import Compare, Evaluate, Experiment, Train, as_dict
-from experiments.evaluate import evaluate_run
+from experiments.config import Compare, Evaluate, Experiment, Train
+from experiments.evaluate import evaluate_run, expect_evidence
 from experiments.pictures import draw_comparison
 from experiments.report import Row, table
 from experiments.runs import RunFolder
@@ -23,9 +23,9 @@ def compare(config: Compare) -> None:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
     model, _ = build_model(Spec.parse(config.model), data_dim=1)
     for guide in config.guides:  # a mistake in the last one shows before the first is trained
-        build_guide(Spec.parse(guide), model)
+        expect_evidence(model, build_guide(Spec.parse(guide), model)[0])
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
-    with folder.opened(as_dict(config), resume=True):
+    with folder.opened(config, resume=True):
         frozen = _train_model(config, folder.path) if config.decoder == "frozen" else None
         rows = [_run_guide(config, guide, folder.path, frozen) for guide in config.guides]
         text = table(rows)

@@ -1,6 +1,6 @@
 """The options of each command. Imports nothing heavy, so that `--help` answers at once."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
@@ -108,27 +108,31 @@ class Sample:
         run: run folder.
         num_samples: number of data.
         seed: decides the draws.
+        data_root: folder with the archives of mnist or fashion [default: as in training].
+        device: auto, cpu, cuda, cuda:1, ...
     """
 
     run: str
     num_samples: int = 100
     seed: int = 0
+    data_root: str | None = None
+    device: str = "auto"
 
 
-# What may differ between a run and its resumption.
-_NOT_OF_THE_RUN = ("num_epochs", "data_root", "out", "resume", "device", "tensorboard")
+# What may differ between a run and its resumption. The model of a frozen run may have moved; that
+# it is the same is told by its weights.
+_ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
+_MAY_DIFFER = {
+    "Train": _ANYWHERE | {"num_epochs", "resume", "frozen_model"},
+    "Compare": _ANYWHERE | {"guides", "num_particles"},
+}
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The options that make two configurations different runs, as `name ours (theirs there)`."""
-    names = [name for name in {**theirs, **ours} if name not in _NOT_OF_THE_RUN]
+def differences(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The options that make two configurations different runs of a command ("Train", "Compare")."""
+    names = [name for name in {**theirs, **ours} if name not in _MAY_DIFFER[command]]
     return [
         f"{name} is {ours.get(name)} here and {theirs.get(name)} there"
         for name in names
         if ours.get(name) != theirs.get(name)
     ]
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """Plain types, for YAML."""
-    return asdict(config)

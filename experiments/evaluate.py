@@ -3,15 +3,19 @@
 import sys
 
 import torch
+from pyro import poutine
+from torch import nn
 from tqdm import tqdm
 
 from experiments.assembly import Assembly, load_run
 from experiments.config import Evaluate
 from experiments.report import Row, table, training_row, with_estimates
 from experiments.runs import RunFolder
+from guides import AbstractGuide
 from inference import Evidence, History, Snapshot, estimate_evidence
+from inference.checks import check_density
 from inference.random_state import isolated_rng
-from models import Autoencoder, LinearGaussian
+from models import AbstractModel, Autoencoder, LinearGaussian
 
 
 def evaluate(config: Evaluate) -> None:
@@ -35,16 +39,8 @@ def evaluate_run(config: Evaluate) -> Row:
 
 @torch.no_grad()
 def estimate(assembly: Assembly, num_particles: int) -> list[Evidence]:
-    """The records of a trained pair: ELBO, IW evidence and, where there is one, the exact one.
-
-    Raises:
-        ValueError: the model has no prior.
-    """
-    if isinstance(assembly.model, Autoencoder):
-        raise ValueError(
-            "Autoencoder has no prior p(z), so there is no log p(x) to estimate: its squared error "
-            "is in the results.json of its training"
-        )
+    """The records of a trained pair: ELBO, IW evidence and, where there is one, the exact one."""
+    expect_evidence(assembly.model, assembly.guide)
     num_data = len(assembly.x_test)
     with (
         isolated_rng(assembly.config.seed, assembly.x_test.device),
@@ -60,6 +56,27 @@ def estimate(assembly: Assembly, num_particles: int) -> list[Evidence]:
         else []
     )
     return [records["elbo"], records["iw"], *exact]
+
+
+@torch.no_grad()
+def expect_evidence(model: AbstractModel, guide: AbstractGuide) -> None:
+    """Check that the pair defines importance weights at all.
+
+    Raises:
+        ValueError: the model has no prior, or the guide no density.
+    """
+    if isinstance(model, Autoencoder):
+        raise ValueError(
+            "Autoencoder has no prior p(z), so there is no log p(x) to estimate: its squared error "
+            "is in the results.json of its training"
+        )
+    check_density(
+        poutine.trace(guide).get_trace(torch.zeros(1, guide.data_dim, device=_device(guide)))
+    )
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 def _row_so_far(folder: RunFolder, assembly: Assembly, snapshot: Snapshot) -> Row:

@@ -1,16 +1,18 @@
 """Run folders: the configuration, checkpoints, results and pictures of one run."""
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from experiments.config import differences
+from experiments.config import Compare, Train, differences
 
 RESULTS_VERSION = 1
 
@@ -29,29 +31,46 @@ class RunFolder:
         self._results = self.path / "results.json"
 
     @contextmanager
-    def opened(self, config: dict[str, Any], *, resume: bool) -> Iterator[None]:
+    def opened(self, config: Train | Compare, *, resume: bool) -> Iterator[None]:
         """Make or re-enter the folder; a new one that fails before anything was saved is removed.
 
         Raises:
-            ValueError: the folder holds another run, or this one and `resume` is false.
+            ValueError: the folder holds another run, or this one and `resume` is false, or another
+                process is at work in it.
         """
         existed = self.path.exists()
         self._expect_room_for(config, resume=resume)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._write(self._config, yaml.safe_dump(config, sort_keys=False))
-        try:
-            yield
-        except Exception:
-            if not existed and not self._holds_results():
-                shutil.rmtree(self.path)
-            raise
+        text = yaml.safe_dump(asdict(config), sort_keys=False)
+        with self._locked():
+            if not self._config.exists():
+                self._write(self._config, text)
+            try:
+                yield
+            except Exception:
+                if not existed and not self._holds_results():
+                    shutil.rmtree(self.path)
+                raise
+            self._write(self._config, text)  # of a run that went on, now that it did
 
-    def _expect_room_for(self, config: dict[str, Any], *, resume: bool) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes out, also after a crash of theirs."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{self.path} is in use by another process: wait for it, or choose another --out"
+                ) from None
+            yield
+
+    def _expect_room_for(self, config: Train | Compare, *, resume: bool) -> None:
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         if not self._config.exists():
             raise ValueError(f"{self.path} is in use and no run folder: choose another --out")
-        if differing := differences(config, self.read_config()):
+        if differing := differences(type(config).__name__, asdict(config), self.read_config()):
             raise ValueError(
                 f"{self.path} holds another run ({'; '.join(differing)}): choose another --out"
             )

@@ -3,13 +3,16 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from experiments import checkpoints
 from experiments.assembly import Assembly, assemble, load_snapshot, run_name
 from experiments.catalogue import Spec, build_elbo
-from experiments.config import Train, as_dict
+from experiments.config import Train
 from experiments.pictures import draw_run
 from experiments.report import Row, table, training_row
 from experiments.runs import RunFolder
@@ -28,7 +31,7 @@ def train_run(config: Train, *, label: str | None = None) -> Row:
     assembly = assemble(config)
     out = config.out or run_name(Spec.parse(config.model).name, config.guide, config.data)
     folder = RunFolder(out)
-    with folder.opened(as_dict(assembly.config), resume=config.resume):
+    with folder.opened(assembly.config, resume=config.resume):
         history = fit_assembly(assembly, folder)
         row = training_row(assembly, history, label=label or config.guide)
         row["folder"] = str(folder.path)
@@ -41,7 +44,7 @@ def train_run(config: Train, *, label: str | None = None) -> Row:
 def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
     """Run `fit` with checkpoints into the folder, from the newest one if there is any."""
     config = assembly.config
-    context = {"config": as_dict(config), **assembly.fingerprint()}
+    context = {"config": asdict(config), **assembly.fingerprint()}
 
     def save(snapshot: Snapshot) -> None:
         checkpoints.save(folder.checkpoints, snapshot, context)
@@ -63,10 +66,27 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             seed=config.seed,
             progress=sys.stderr.isatty(),
             writer=writer,
-            resume_from=load_snapshot(folder, assembly.dataset) if config.resume else None,
+            resume_from=_snapshot_to_resume(assembly, folder) if config.resume else None,
             on_snapshot=save,
             snapshot_every=config.checkpoint_every,
         )
+
+
+def _snapshot_to_resume(assembly: Assembly, folder: RunFolder) -> Snapshot | None:
+    """The newest snapshot of the run; of a frozen model it must hold the very weights.
+
+    Raises:
+        ValueError: the model that the guide was fitted to has been trained on since.
+    """
+    snapshot = load_snapshot(folder, assembly.dataset)
+    if snapshot is not None and assembly.config.frozen_model is not None:
+        for name, tensor in assembly.model.state_dict().items():
+            if not torch.equal(snapshot.tensors[f"model.{name}"], tensor.cpu()):
+                raise ValueError(
+                    f"{folder.path} was fitted to other weights than those of "
+                    f"{assembly.config.frozen_model}: choose another --out"
+                )
+    return snapshot
 
 
 def _results_are_newer(folder: RunFolder, row: Row) -> bool:

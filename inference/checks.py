@@ -39,6 +39,17 @@ def check_support(model_trace: Trace) -> None:
             _check_site_support(name, site["fn"], site["value"])
 
 
+def check_all_data(model_trace: Trace, batch: Tensor, x: Tensor) -> None:
+    """Check all of `x` against the likelihood that scored its first `batch` as it is.
+
+    Raises:
+        ValueError: as `check_support`.
+    """
+    for name, site in model_trace.nodes.items():
+        if site["type"] == "sample" and site["is_observed"] and site["value"] is batch:
+            _check_site_support(name, site["fn"], x)
+
+
 def _check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
     base, support = base_distribution(fn), getattr(fn, "support", None)
     if support is None or support.check(value).all():

@@ -88,8 +88,8 @@ def k_hat(log_w: Tensor) -> Tensor:
     """Shape of the generalized Pareto tail of the weights, by ArviZ: `[S, B] -> [B]`, float64.
 
     Above `k_hat_threshold(S)` the weights' tail is too heavy for L_S and its error bar to be
-    trusted. Where the largest weights are all equal there is no tail: 0. With 20 particles or
-    fewer there are not enough to fit a tail: NaN.
+    trusted. Where the largest weights are all equal there is no tail: 0; where all are zero: inf.
+    With 20 particles or fewer there are not enough to fit a tail: NaN.
 
     Reference: A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto Smoothed Importance
     Sampling", 2024, https://jmlr.org/papers/v25/19-556.html, section 3.
@@ -98,14 +98,15 @@ def k_hat(log_w: Tensor) -> Tensor:
     log_w = log_w.detach().cpu().double()
     if num_particles <= 20:
         return torch.full((log_w.shape[1],), math.nan, dtype=torch.float64)
-    log_w = log_w - log_w.max(0).values
+    largest = log_w.max(0).values
+    log_w = log_w - largest
     tail_size = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
     has_tail = log_w.topk(tail_size, dim=0).values[-1].exp() < 1
     shapes = torch.zeros(log_w.shape[1], dtype=torch.float64)
     if has_tail.any():
         by_datum = log_w[:, has_tail].mT.contiguous().numpy()  # [B, S]
         shapes[has_tail] = torch.from_numpy(np.asarray(_psis_shapes(by_datum)))
-    return shapes
+    return torch.where(largest > -math.inf, shapes, math.inf)
 
 
 def k_hat_threshold(num_particles: int) -> float:

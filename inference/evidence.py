@@ -69,10 +69,10 @@ class Evidence:
 
     @property
     def share_bad(self) -> float:
-        """Share of the data whose k̂ is above the threshold (NaN where k̂ could not be fitted)."""
+        """Share of the data whose k̂ is not below the threshold (NaN if none could be fitted)."""
         if self.k_hat.isnan().all():
             return math.nan
-        return (self.k_hat > self.k_hat_threshold).double().mean().item()
+        return 1 - (self.k_hat <= self.k_hat_threshold).double().mean().item()
 
     def __str__(self) -> str:
         return (

@@ -34,12 +34,15 @@ class JointOptim(PyroOptim):
         """Update every parameter that has a gradient, then drop the gradients.
 
         Raises:
-            RuntimeError: clipping is on and the joint gradient norm is not finite.
+            FloatingPointError: the joint gradient norm is not finite; nothing was updated.
         """
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            self.zero_grad()
+            raise FloatingPointError(f"the gradient norm is {norm.item()}")
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(
-                self.parameters.values(), self.clip_norm, error_if_nonfinite=True
-            )
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip_norm, norm)
         self.adam.step()
         self.zero_grad()
 

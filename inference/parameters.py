@@ -9,72 +9,97 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def own_parameter_store() -> Iterator[Callable[[], None]]:
-    """An empty parameter store for one fit, merged into the one outside at the end.
+def own_parameter_store(*, warm_start: bool = False) -> Iterator[Callable[[], None]]:
+    """A parameter store for one fit, merged into the one outside at its end, however it ends.
 
     Programs written as plain functions keep their parameters in Pyro's global store, by name: a
     second fit that reuses a name would silently go on from the first one's values and overwrite
     them. Parameters of modules stay in their modules.
 
+    Args:
+        warm_start: go on from the parameters of plain functions that are in the store already.
+
     Yields:
         A check to call once the programs have run: it raises ValueError if a name is taken.
     """
     store = pyro.get_param_store()
-    taken = set(store.keys())
+    outside = _global_state(store.get_state())
+    taken = set() if warm_start else set(outside["params"])
 
     def refuse_taken_names() -> None:
-        if shared := sorted(taken & set(_global_parameters(store.get_state()))):
+        if shared := sorted(taken & set(_global_state(store.get_state())["params"])):
             raise ValueError(
-                f"parameters {shared} are in Pyro's store already, from an earlier fit that would "
-                "be overwritten: rename them, or call pyro.clear_param_store() to start afresh"
+                f"parameters {shared} are in Pyro's store already, from an earlier fit: rename "
+                "them, pass warm_start=True to go on from them, or call pyro.clear_param_store()"
             )
 
-    inner: dict[str, Any] = {"params": {}, "constraints": {}}
+    trained = outside
     try:
-        with store.scope(inner):
-            yield refuse_taken_names
+        with store.scope(outside if warm_start else None):
+            try:
+                yield refuse_taken_names
+            finally:
+                trained = _global_state(store.get_state())
     finally:
-        trained = {n: p for n, p in _global_parameters(inner).items() if n not in taken}
-        constraints = {name: inner["constraints"][name] for name in trained}
-        store.set_state({"params": trained, "constraints": constraints})
+        new = {name: value for name, value in trained["params"].items() if name not in taken}
+        constraints = {name: trained["constraints"][name] for name in new}
+        store.set_state({"params": new, "constraints": constraints})
 
 
 @contextmanager
-def evaluation_store() -> Iterator[None]:
+def evaluation_store() -> Iterator[Callable[[], None]]:
     """The parameters of plain functions, and none of a module's: each module uses its own.
 
     A PyroModule would else be given the values of the last one that bore its name.
+
+    Yields:
+        A check to call once the programs have run: it raises ValueError if they made parameters,
+        which nobody has trained.
     """
     store = pyro.get_param_store()
-    outside = store.get_state()
-    shared = _global_parameters(outside)
-    constraints = {name: outside["constraints"][name] for name in shared}
-    with store.scope({"params": shared, "constraints": constraints}):
-        yield
+    shared = _global_state(store.get_state())
+    known = set(shared["params"])
+
+    def refuse_new_names() -> None:
+        if new := sorted(set(_global_state(store.get_state())["params"]) - known):
+            raise ValueError(
+                f"parameters {new} are not in Pyro's store: fit the pair first, or call the guide "
+                "once to evaluate it untrained"
+            )
+
+    with store.scope(shared):
+        yield refuse_new_names
 
 
-def _global_parameters(state: dict[str, Any]) -> dict[str, Tensor]:
+def _global_state(state: dict[str, Any]) -> dict[str, Any]:
     """The parameters that live in the store alone: `pyro.param`, not the weights of a module."""
-    return {n: p for n, p in state["params"].items() if not isinstance(p, nn.Parameter)}
+    params = {n: p for n, p in state["params"].items() if not isinstance(p, nn.Parameter)}
+    return {"params": params, "constraints": {n: state["constraints"][n] for n in params}}
+
+
+def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
+    """Every unconstrained leaf tensor of the pair, once, by a name that does not change.
+
+    Call it after the programs have run once, inside `own_parameter_store`.
+    """
+    named = [
+        (f"{role}.{name}", parameter)
+        for role, module in _modules(model, guide)
+        for name, parameter in module.named_parameters()
+    ]
+    stored = pyro.get_param_store().get_state()["params"]
+    named += [(f"param.{name}", parameter) for name, parameter in stored.items()]
+    first = {id(parameter): name for name, parameter in reversed(named)}
+    return {name: parameter for name, parameter in named if first[id(parameter)] == name}
 
 
 def trainable_parameters(model: object, guide: object) -> dict[str, Tensor]:
-    """Every unconstrained leaf tensor to train, by a name that is the same in every process.
-
-    Call it after the programs have run once, inside `own_parameter_store`.
+    """The parameters to train.
 
     Raises:
-        ValueError: there is nothing to train.
+        ValueError: there are none.
     """
-    named = {
-        f"{role}.{name}": parameter
-        for role, program in (("model", model), ("guide", guide))
-        if isinstance(program, nn.Module)
-        for name, parameter in program.named_parameters()
-    }
-    stored = pyro.get_param_store().get_state()["params"]
-    seen = {id(parameter) for parameter in named.values()}
-    named |= {f"param.{name}": p for name, p in stored.items() if id(p) not in seen}
+    named = named_parameters(model, guide)
     trainable = {name: p for name, p in named.items() if p.requires_grad}
     if not trainable:
         raise ValueError("model and guide have no trainable parameters: there is nothing to fit")
@@ -82,12 +107,16 @@ def trainable_parameters(model: object, guide: object) -> dict[str, Tensor]:
 
 
 def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
-    """All state of the pair, parameters, buffers and the store's entries, by name."""
+    """All state of the pair, parameters and buffers, by name."""
     state = {
         f"{role}.{name}": tensor
-        for role, program in (("model", model), ("guide", guide))
-        if isinstance(program, nn.Module)
-        for name, tensor in program.state_dict().items()
+        for role, module in _modules(model, guide)
+        for name, tensor in module.state_dict().items()
     }
-    stored = _global_parameters(pyro.get_param_store().get_state())
-    return state | {f"param.{name}": tensor.detach() for name, tensor in stored.items()}
+    return {n: p.detach() for n, p in named_parameters(model, guide).items()} | state
+
+
+def _modules(model: object, guide: object) -> Iterator[tuple[str, nn.Module]]:
+    for role, program in (("model", model), ("guide", guide)):
+        if isinstance(program, nn.Module):
+            yield role, program

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -12,16 +12,20 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO
+from pyro.poutine import Trace
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inference.checks import check_data, check_support
+from inference.checks import check_all_data, check_data, check_support
 from inference.history import EpochRecord, History
 from inference.optimizer import JointOptim
 from inference.parameters import own_parameter_store, tensors_of, trainable_parameters
 from inference.random_state import isolated_rng, rng_state, set_rng_state
 from inference.tempering import TemperLatents
 from inference.weights import Program, log_prob_terms
+
+# What a crash may cost at the most, whatever a step takes.
+_SECONDS_UNSAVED = 10.0
 
 
 class NonFiniteLossError(ValueError):
@@ -52,9 +56,10 @@ class _Options:
     kl_warmup_epochs: float
     clip_norm: float | None
     seed: int
+    snapshot_every: int
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size"):
+        for name in ("num_epochs", "batch_size", "snapshot_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         for name in ("lr", "lr_decay"):
@@ -92,6 +97,7 @@ def fit(
     kl_warmup_epochs: float = 0.0,
     clip_norm: float | None = None,
     seed: int = 0,
+    warm_start: bool = False,
     progress: bool = True,
     writer: ScalarWriter | None = None,
     resume_from: Snapshot | None = None,
@@ -120,10 +126,13 @@ def fit(
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
         clip_norm: largest joint gradient norm.
         seed: decides every random choice of training.
+        warm_start: go on from parameters that an earlier fit of plain functions left in Pyro's
+            store, instead of refusing to overwrite them. (Modules always go on from their own.)
         progress: show a progress bar with the loss in nats per datum.
         writer: a TensorBoard `SummaryWriter` to log each epoch to.
         resume_from: a snapshot to go on from.
-        on_snapshot: called with a snapshot every `snapshot_every` steps and at the end.
+        on_snapshot: called with a snapshot every `snapshot_every` steps, after ten seconds
+            without one, and at the end.
         snapshot_every: steps between snapshots.
 
     Returns:
@@ -135,30 +144,32 @@ def fit(
         ValueError: bad data or options, data outside the likelihood's support, parameter names
             that an earlier fit took, or a snapshot of another run.
     """
-    options = _Options(num_epochs, batch_size, lr, lr_decay, kl_warmup_epochs, clip_norm, seed)
+    options = _Options(
+        num_epochs, batch_size, lr, lr_decay, kl_warmup_epochs, clip_norm, seed, snapshot_every
+    )
     check_data(x_train, "x_train")
     if x_test is not None:
         check_data(x_test, "x_test")
     with (
         isolated_rng(seed, x_train.device),
         pyro.validation_enabled(False),
-        own_parameter_store() as refuse_taken_names,
+        own_parameter_store(warm_start=warm_start) as refuse_taken_names,
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings(
             "ignore", "Encountered NaN"
         )  # we stop, where Pyro warns and goes on
         batch = x_train[:batch_size]
-        _first_run(model, guide, batch if transform is None else transform(batch))
+        model_trace = _first_run(model, guide, batch if transform is None else transform(batch))
+        check_all_data(model_trace, batch, x_train)
         refuse_taken_names()
         run = _Run(model, guide, x_train, options, elbo or Trace_ELBO(), x_test, transform, writer)
         if resume_from is not None:
             run.restore(resume_from)
-        return run.train(progress, on_snapshot, snapshot_every)
+        return run.train(progress, on_snapshot)
 
 
-@torch.no_grad()
-def _first_run(model: Program, guide: Program, x: Tensor) -> None:
+def _first_run(model: Program, guide: Program, x: Tensor) -> Trace:
     """Run the pair once under Pyro's validation: it creates lazy parameters and checks the data."""
     with pyro.validation_enabled():
         guide_trace = poutine.trace(guide).get_trace(x)
@@ -166,6 +177,7 @@ def _first_run(model: Program, guide: Program, x: Tensor) -> None:
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
         check_support(model_trace)
         model_trace.compute_log_prob()
+    return model_trace
 
 
 class _Run:
@@ -192,13 +204,11 @@ class _Run:
             model, guide, self.optim, loss=elbo.loss, loss_and_grads=self._loss_and_grads
         )
         self.steps_per_epoch = math.ceil(len(x_train) / options.batch_size)
+        self.last_snapshot = time.monotonic()
+        if x_test is not None:
+            self._test_terms(x_test)  # what is wrong with them shows before an epoch is trained
 
-    def train(
-        self,
-        progress: bool,
-        on_snapshot: Callable[[Snapshot], None] | None,
-        snapshot_every: int,
-    ) -> History:
+    def train(self, progress: bool, on_snapshot: Callable[[Snapshot], None] | None) -> History:
         """Take every step that is left."""
         total = self.options.num_epochs * self.steps_per_epoch
         with tqdm(total=total, initial=self.steps_done, disable=not progress, unit="step") as bar:
@@ -207,12 +217,17 @@ class _Run:
                     bar.set_description(f"epoch {self.position.epoch + 1}", refresh=False)
                     bar.set_postfix_str(f"loss {loss:.2f} nats per datum", refresh=False)
                     bar.update()
-                    if on_snapshot and self.steps_done % snapshot_every == 0:
+                    if on_snapshot and self._snapshot_is_due():
                         on_snapshot(self.snapshot())
+                        self.last_snapshot = time.monotonic()
                 self._end_epoch()
         if on_snapshot:
             on_snapshot(self.snapshot())
         return History.from_rows(self.position.history)
+
+    def _snapshot_is_due(self) -> bool:
+        waited = time.monotonic() - self.last_snapshot
+        return self.steps_done % self.options.snapshot_every == 0 or waited > _SECONDS_UNSAVED
 
     @property
     def steps_done(self) -> int:
@@ -226,6 +241,8 @@ class _Run:
         # The order depends on seed and epoch alone: a resumed run needs no sampler state.
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + at.epoch)
         order = torch.randperm(len(self.x_train), generator=generator).to(self.x_train.device)
+        if options.batch_size >= len(self.x_train):  # a guide may have a parameter per datum
+            order = order.sort().values
         for rows in order.split(options.batch_size)[at.step :]:
             started = time.perf_counter()
             x = self.x_train[rows]
@@ -237,12 +254,10 @@ class _Run:
 
     def _step(self, x: Tensor) -> float:
         try:
-            with TemperLatents(self._beta()) if self._warming_up() else _nothing():
+            with TemperLatents(self._beta()) if self._warming_up() else nullcontext():
                 return self.svi.step(x)
-        except RuntimeError as error:
-            if "norm" in str(error) and "non-finite" in str(error):
-                raise NonFiniteLossError(self._stopped("the gradient norm is not finite")) from None
-            raise
+        except FloatingPointError as error:
+            raise NonFiniteLossError(self._stopped(str(error))) from None
 
     def _loss_and_grads(self, model: Program, guide: Program, x: Tensor) -> float:
         """What SVI calls for a step: loss and gradients per datum; stops before a ruinous update.
@@ -250,7 +265,7 @@ class _Run:
         Parameters are hidden from SVI, which would look for them in Pyro's store by name, where
         two modules can meet; `JointOptim` knows them all.
         """
-        with poutine.block():
+        with poutine.block(hide_types=["param"]):
             if not hasattr(self.elbo, "differentiable_loss"):
                 loss = self.elbo.loss_and_grads(model, guide, x) / len(x)
                 for parameter in self.parameters.values():
@@ -322,6 +337,11 @@ class _Run:
             ValueError: the snapshot is of another run.
         """
         theirs, ours = snapshot.meta["identity"], self._identity()
+        if snapshot.meta["position"]["epoch"] > self.options.num_epochs:
+            raise ValueError(
+                f"the snapshot has {snapshot.meta['position']['epoch']} epochs behind it, more "
+                f"than num_epochs = {self.options.num_epochs}"
+            )
         if theirs != ours:
             differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
             what = ", ".join(f"{k} {ours.get(k)} (was {theirs.get(k)})" for k in differing)
@@ -333,14 +353,19 @@ class _Run:
         with torch.no_grad():
             for name, tensor in state.items():
                 tensor.copy_(_same_shape(name, snapshot.tensors[name], tensor))
-        self.optim.set_state(_within("optimizer.", snapshot.tensors))
+        moments = _within("optimizer.", snapshot.tensors)
+        if {name.rsplit("/", 1)[0] for name in moments} != set(self.parameters):
+            raise ValueError("the snapshot is of a run that trained other parameters")
+        self.optim.set_state(moments)
         self.position = _Position(**snapshot.meta["position"])
         set_rng_state(_within("rng.", snapshot.tensors), self.x_train.device)
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a run to be gone on with; more epochs are no other run."""
-        options = {k: v for k, v in asdict(self.options).items() if k != "num_epochs"}
-        return {**options, "elbo": type(self.elbo).__name__, "num_data": len(self.x_train)}
+        varying = ("num_epochs", "snapshot_every")
+        options = {k: v for k, v in asdict(self.options).items() if k not in varying}
+        elbo = f"{type(self.elbo).__name__}(num_particles={getattr(self.elbo, 'num_particles', 1)})"
+        return {**options, "elbo": elbo, "num_data": len(self.x_train)}
 
     def _stopped(self, what: str, x: Tensor | None = None) -> str:
         at = self.position
@@ -413,8 +438,3 @@ def _log(writer: ScalarWriter, record: EpochRecord) -> None:
     for name, value in asdict(record).items():
         if name != "epoch" and value is not None:
             writer.add_scalar(name, value, record.epoch)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

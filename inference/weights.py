@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
@@ -142,8 +143,9 @@ def _visit_chunks(
     data_per_call = chunk_size // min(num_particles, _PARTICLES_PER_ENCODING, chunk_size)
     data_per_call = min(data_per_call, len(x)) if vectorize_particles else chunk_size
     particles_per_call = chunk_size // data_per_call
-    with evaluation_mode(model, guide):
+    with evaluation_mode(model, guide) as refuse_new_parameters:
         layout = _inspect(model, guide, x[:chunk_size], require_density=require_density)
+        refuse_new_parameters()
         for columns in _slices(len(x), data_per_call):
             for rows in _slices(num_particles, particles_per_call):
                 size = rows.stop - rows.start
@@ -179,24 +181,29 @@ def _inspect(model: Program, guide: Program, x: Tensor, *, require_density: bool
     _check_sites(traces)
     if require_density:
         check_density(traces.guide)
-    frames = [
-        frame
-        for trace in traces
-        for site in _random_sites(trace).values()
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    ]
-    # Model and guide may name the plate differently; Pyro does not mind either.
-    dims = {frame.dim for frame in frames if frame.size == len(x)}
-    named = {frame.dim for frame in frames if frame.name == "data"}
-    if len(dims & named or dims) != 1:
-        found = f"{len(dims)} of this size" if dims else "none of this size"
+    dims = _data_dims(traces, len(x))
+    if len(dims) > 1:  # a plate of another kind has this size by chance: it will not grow along
+        with isolated_rng(device=x.device):
+            larger = _trace_pair(model, guide, torch.cat([x, x[:1]]))
+        dims &= _data_dims(larger, len(x) + 1)
+    if len(dims) != 1:
         raise ValueError(
-            f"expected one plate over the {len(x)} data, got {found}: put the sites of model and "
-            'guide inside `with pyro.plate("data", len(x)):`'
+            f"expected one plate over the {len(x)} data, got {len(dims)} of this size: put the "
+            'sites of model and guide inside `with pyro.plate("data", len(x)):`'
         )
-    (data_dim,) = dims & named or dims
-    return _Layout(data_dim, min(frame.dim for frame in frames) - 1)
+    (data_dim,) = dims
+    return _Layout(data_dim, min(frame.dim for frame in _frames(traces)) - 1)
+
+
+def _data_dims(traces: _Traces, size: int) -> set[int]:
+    """The dims of plates of this size. Model and guide may name the plate differently."""
+    return {frame.dim for frame in _frames(traces) if frame.size == size}
+
+
+def _frames(traces: _Traces) -> Iterator[CondIndepStackFrame]:
+    for trace in traces:
+        for site in _random_sites(trace).values():
+            yield from (frame for frame in site["cond_indep_stack"] if frame.vectorized)
 
 
 def _check_sites(traces: _Traces) -> None:
@@ -279,14 +286,24 @@ def _random_sites(trace: Trace) -> dict[str, dict]:
 
 
 @contextmanager
-def evaluation_mode(*programs: Program) -> Iterator[None]:
-    """No validation, dropout off, and modules that keep their parameters to themselves."""
-    modules = [p for p in programs if isinstance(p, nn.Module) and p.training]
+def evaluation_mode(*programs: Program) -> Iterator[Callable[[], None]]:
+    """No validation, modules in evaluation mode and with their parameters to themselves.
+
+    Yields:
+        The check of `evaluation_store`.
+    """
+    training = [
+        module
+        for program in programs
+        if isinstance(program, nn.Module)
+        for module in program.modules()
+        if module.training
+    ]
     try:
-        for module in modules:
-            module.eval()
-        with pyro.validation_enabled(False), evaluation_store():
-            yield
+        for module in training:
+            module.training = False
+        with pyro.validation_enabled(False), evaluation_store() as refuse_new_parameters:
+            yield refuse_new_parameters
     finally:
-        for module in modules:
-            module.train()
+        for module in training:
+            module.training = True

@@ -8,26 +8,26 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
-# Below it, the exponential in a float32 sigmoid underflows.
-_SAFE_LOGIT = -80.0
+# Above it, the sigmoid of the negative logit underflows in float32.
+_SAFE_LOGIT = 80.0
 
 
 class Bernoulli(dist.Bernoulli):
-    """Bernoulli by logits: log p(x) = log σ((2x − 1)·logit), without a binary cross-entropy."""
+    """Bernoulli by logits: log p(x) = x·logit + log σ(−logit), without a binary cross-entropy."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Elementwise log p(x) in nats, for x of zeros and ones."""
+        """Elementwise log p(x) in nats; between 0 and 1, minus torch's binary cross-entropy."""
         if self._validate_args:
             self._validate_sample(value)
-        signed = (2 * value - 1) * self.logits
-        if signed.min() < _SAFE_LOGIT:
-            return F.logsigmoid(signed)
-        return signed.sigmoid().log()
+        logits = self.logits
+        exact = logits.dtype in (torch.float32, torch.float64) and logits.numel() > 0
+        if not exact or logits.max() > _SAFE_LOGIT:
+            return super().log_prob(value.to(logits))
+        return value * logits + (-logits).sigmoid().log()
 
 
 class Normal(dist.Normal):

@@ -45,13 +45,14 @@ class LinearGaussian(AbstractModel):
         return dist.Normal(z @ self.weight.mT + self.loc, self._scale()).to_event(1)
 
     def marginal(self) -> TorchDistribution:
-        """p(x), exact: batch shape `[]`, event shape `[D]`."""
-        return dist.LowRankMultivariateNormal(self.loc, self.weight, self._scale() ** 2)
+        """p(x), exact, in float64: batch shape `[]`, event shape `[D]`."""
+        variance = self._scale().double() ** 2
+        return dist.LowRankMultivariateNormal(self.loc.double(), self.weight.double(), variance)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Exact log p(x) in nats: `[..., D] -> [...]`."""
+        """Exact log p(x) in nats, in float64 whatever the model's type: `[..., D] -> [...]`."""
         expect_vectors("x", x, self.data_dim)
-        return self.marginal().log_prob(x)
+        return self.marginal().log_prob(x.double())
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """Exact p(z | x) for `x` of shape `[B, D]`: batch shape `[B]`, event shape `[Z]`."""

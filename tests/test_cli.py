@@ -1,8 +1,10 @@
 """The command line: the whole path on real data, exit codes, and one clear line for bad input."""
 
+import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,13 +130,13 @@ def test_compare_joint_gives_every_guide_its_own_model():
 
 
 def test_an_interrupted_comparison_goes_on_where_it_stopped(monkeypatch, capsys):
-    command = ["compare", *QUICK, "--guides", "MeanField", "Delta", "--num_particles", 30]
-    command += ["--out", "cmp"]
+    command = ["compare", *QUICK, "--guides", "MeanField", "FullRank"]
+    command += ["--num_particles", 30, "--out", "cmp"]
     train_run, trained = compare.train_run, []
 
     def interrupt(config, **options):
         trained.append(config.guide)
-        if config.guide == "Delta":
+        if config.guide == "FullRank":
             raise KeyboardInterrupt
         return train_run(config, **options)
 
@@ -142,12 +144,15 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(monkeypatch, capsys)
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in command])
     assert stop.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command goes on from the newest checkpoint" in capsys.readouterr().err
     monkeypatch.setattr(compare, "train_run", train_run)
     before = (Path("cmp/MeanField/results.json")).stat().st_mtime_ns
-    message = refused(capsys, *command)  # Delta has no evidence; MeanField is not done again
-    assert "point mass" in message
+    run(*command)
     assert Path("cmp/MeanField/results.json").stat().st_mtime_ns == before
+    assert [row["guide"] for row in results("cmp")["rows"]] == ["MeanField", "FullRank"]
+    more = [*command[:-4], "Planar", "--num_particles", 40, "--out", "cmp"]
+    run(*more)  # one guide more, and more particles for all
+    assert len(results("cmp")["rows"]) == 3
 
 
 def test_the_exact_evidence_is_in_the_table_where_there_is_one(capsys):
@@ -221,6 +226,15 @@ def test_tensorboard_logs_into_the_run_folder():
         (["train", "--binarize", "dynamik"], "binarize"),
         (["train", "--binarize", "none"], "Bernoulli expects values 0 and 1, got values such as"),
         (["train", "--elbo", "TraceELBO"], "did you mean 'Trace_ELBO'?"),
+        (["train", "--elbo", "Trace_ELBO(num_particle=2)"], "did you mean 'num_particles'?"),
+        (
+            ["train", "--elbo", "Trace_ELBO(num_particles=two)"],
+            "num_particles to be int, got 'two'",
+        ),
+        (["train", "--elbo", "Trace_MMD"], "unknown objective 'Trace_MMD'"),
+        (["train", "--checkpoint_every", "0"], "snapshot_every of at least 1"),
+        (["compare", "--guides", "MeanField", "Delta"], "point mass"),
+        (["compare", "--model", "Autoencoder"], "no prior"),
         (["train", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "--data", "toy"], "Bernoulli expects values 0 and 1"),
@@ -284,6 +298,54 @@ def test_an_unreadable_config_is_named(capsys):
     assert "cannot be read" in refused(capsys, "evaluate", "run")
     Path("run/config.yaml").write_text("colour: blue")
     assert "is no training run" in refused(capsys, "evaluate", "run")
+    Path("run/config.yaml").write_text("guides: [MeanField]")
+    assert "is a comparison: name the folder" in refused(capsys, "evaluate", "run")
+
+
+def test_a_guide_is_never_tabled_with_another_model_than_the_frozen_one(capsys):
+    command = ["compare", *QUICK, "--guides", "MeanField", "FullRank", "--decoder", "frozen"]
+    command += ["--num_particles", 9, "--out", "cmp"]
+    run(*command)
+    shutil.rmtree("cmp/FullRank")
+    message = refused(capsys, *command, "--num_epochs", 3)
+    assert "holds another run (num_epochs is 3 here and 2 there)" in message
+    run("train", *QUICK[:2], "--num_epochs", 3, "--out", "cmp/model", "--resume", "true")
+    assert "was fitted to other weights" in refused(capsys, *command)
+
+
+def test_a_comparison_may_move():
+    command = ["compare", *QUICK, "--guides", "MeanField", "--decoder", "frozen"]
+    command += ["--num_particles", 9]
+    run(*command, "--out", "here")
+    before = results("here")["rows"][0]["estimates"]
+    Path("here").rename("there")
+    run(*command, "--out", "there")
+    assert results("there")["rows"][0]["estimates"] == before
+
+
+def test_a_folder_in_use_is_left_alone(capsys):
+    run("train", *QUICK, "--out", "mine")
+    with open("mine/.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        message = refused(capsys, "train", *QUICK, "--out", "mine", "--resume", "true")
+    assert "in use by another process" in message
+
+
+def test_fewer_epochs_than_done_are_refused_and_the_config_stays(capsys):
+    run("train", *QUICK, "--out", "run")
+    message = refused(
+        capsys, "train", *QUICK[:2], "--num_epochs", 1, "--out", "run", "--resume", "true"
+    )
+    assert "2 epochs behind it, more than num_epochs = 1" in message
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["num_epochs"] == 2
+
+
+def test_a_guide_that_cannot_be_imported_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("broken_guides.py").write_text("class A(:")
+    assert "broken_guides cannot be imported" in refused(
+        capsys, "train", "--guide", "broken_guides.A"
+    )
 
 
 def test_help_imports_nothing_heavy():

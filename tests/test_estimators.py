@@ -104,6 +104,13 @@ def test_k_hat_of_equal_weights_is_zero_and_of_too_few_unknown():
     assert estimators.k_hat(torch.randn(20, 2)).isnan().all()
 
 
+def test_k_hat_of_weights_that_are_all_zero_is_bad():
+    log_w = torch.randn(100, 2)
+    log_w[:, 0] = -math.inf
+    assert estimators.k_hat(log_w)[0] == math.inf
+    assert estimators.k_hat(log_w)[1] < 1
+
+
 def test_k_hat_threshold_is_vehtaris():
     assert estimators.k_hat_threshold(100) == pytest.approx(0.5)
     assert estimators.k_hat_threshold(10**6) == 0.7

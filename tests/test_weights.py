@@ -107,6 +107,13 @@ def test_plain_functions_with_any_names_layers_and_plates(vectorize_particles):
     assert (log_w - layered_evidence(x)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("num_data", [1, 4, 5])
+def test_a_plate_of_the_same_size_by_chance_is_told_apart(num_data):
+    x = torch.randn(num_data, 4).double()
+    log_w = log_weights(layered_model, layered_guide, x, 3)
+    assert (log_w - layered_evidence(x)).abs().max() < 1e-6
+
+
 def test_scales_are_taken_out_and_masks_kept():
     model = make_oracle()
     x = model(None, size=8)
@@ -258,10 +265,6 @@ BAD = {
         r"samples \['w'\], which are no latent sites",
     ),
     "no plate": (lambda: log_weights(unplated_model, unplated_guide, X), "one plate over the 4"),
-    "two plates of one size": (
-        lambda: log_weights(layered_model, layered_guide, torch.zeros(4, 4)),
-        "one plate over the 4 data, got 2 of this size",
-    ),
     "shared latent": (
         lambda: log_weights(shared_latent_model, shared_latent_guide, X),
         "site 'w' is outside the plate over the data",
@@ -290,5 +293,9 @@ def test_dropout_and_validation_are_as_they_were_afterwards():
     guide = MeanField(3, 10)
     log_weights(VAE(10, 3), guide, X)
     assert guide.training
+    guide.encoder[0].eval()
+    log_weights(VAE(10, 3), guide, X)
+    assert guide.training
+    assert not guide.encoder[0].training
     with pytest.raises(ValueError, match="scale"):  # Pyro validates again
         dist.Normal(0.0, -1.0)
