@@ -4,7 +4,6 @@ import sys
 
 import torch
 from pyro import poutine
-from torch import nn
 from tqdm import tqdm
 
 from experiments.assembly import Assembly, load_run
@@ -70,13 +69,8 @@ def expect_evidence(model: AbstractModel, guide: AbstractGuide) -> None:
             "Autoencoder has no prior p(z), so there is no log p(x) to estimate: its squared error "
             "is in the results.json of its training"
         )
-    check_density(
-        poutine.trace(guide).get_trace(torch.zeros(1, guide.data_dim, device=_device(guide)))
-    )
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+    x = next(guide.parameters()).new_zeros(1, guide.data_dim)
+    check_density(poutine.trace(guide).get_trace(x))
 
 
 def _row_so_far(folder: RunFolder, assembly: Assembly, snapshot: Snapshot) -> Row:

@@ -61,7 +61,7 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(
-                    f"{self.path} is in use by another process: wait for it, or choose another --out"
+                    f"{self.path} is in use by another process: wait for it, or choose an --out"
                 ) from None
             yield
 

@@ -310,7 +310,9 @@ def test_a_guide_is_never_tabled_with_another_model_than_the_frozen_one(capsys):
     message = refused(capsys, *command, "--num_epochs", 3)
     assert "holds another run (num_epochs is 3 here and 2 there)" in message
     run("train", *QUICK[:2], "--num_epochs", 3, "--out", "cmp/model", "--resume", "true")
-    assert "was fitted to other weights" in refused(capsys, *command)
+    assert "3 epochs behind it" in refused(capsys, *command)
+    again = ["train", *QUICK, "--frozen_model", "cmp/model", "--out", "cmp/MeanField"]
+    assert "was fitted to other weights" in refused(capsys, *again, "--resume", "true")
 
 
 def test_a_comparison_may_move():
