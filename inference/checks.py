@@ -1,7 +1,7 @@
 """Checks of data and of model/guide pairs, each failing with one line that names the mend."""
 
 import torch
-from pyro.distributions import Bernoulli, Delta, TorchDistribution
+from pyro.distributions import Bernoulli, Delta, TorchDistribution, constraints
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -52,8 +52,8 @@ def check_all_data(model_trace: Trace, batch: Tensor, x: Tensor) -> None:
 
 def _check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
     base, support = base_distribution(fn), getattr(fn, "support", None)
-    if support is None or support.check(value).all():
-        return
+    if support is None or base.support is constraints.real or support.check(value).all():
+        return  # that all numbers are finite was checked before
     elementwise = base.support.check(value)
     outside = value[~elementwise].flatten()[:1] if elementwise.shape == value.shape else value[:1]
     family = type(base).__name__

@@ -20,6 +20,7 @@ from inference.checks import check_all_data, check_data, check_support
 from inference.history import EpochRecord, History
 from inference.optimizer import JointOptim
 from inference.parameters import own_parameter_store, tensors_of, trainable_parameters
+from inference.precision import fast_matmul
 from inference.random_state import isolated_rng, rng_state, set_rng_state
 from inference.tempering import TemperLatents
 from inference.weights import Program, log_prob_terms
@@ -153,6 +154,7 @@ def fit(
     with (
         isolated_rng(seed, x_train.device),
         pyro.validation_enabled(False),
+        fast_matmul(x_train.device),
         own_parameter_store(warm_start=warm_start) as refuse_taken_names,
         warnings.catch_warnings(),
     ):

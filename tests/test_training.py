@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from guides import Delta, FullRank, MeanField, Planar
-from inference import NonFiniteLossError, fit, log_weights
+from inference import NonFiniteLossError, fit, log_weights, precision
 from inference.optimizer import JointOptim
 from inference.parameters import trainable_parameters
 from inference.random_state import rng_state, set_rng_state
@@ -409,6 +409,30 @@ def test_gradients_that_are_not_finite_stop_before_the_update(clip_norm):
     with pytest.raises(NonFiniteLossError, match=r"gradient norm is (nan|inf)"):
         quick(model, normal_guide, torch.randn(20), clip_norm=clip_norm)
     assert model.height.item() == 0.0
+
+
+def test_matrix_products_are_as_exact_as_before_and_the_setting_is_restored():
+    assert torch.get_float32_matmul_precision() == "highest"
+    with precision.fast_matmul(torch.device("cpu")):
+        a, b = torch.randn(2, 300, 300)
+        error = ((a @ b).double() - a.double() @ b.double()).abs().max()
+        assert error < 1e-4  # bfloat16 would be off by 0.1
+    bfloat16 = (a.bfloat16() @ b.bfloat16()).double() - a.double() @ b.double()
+    assert bfloat16.abs().max() > 1e-2
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(("error", "chosen"), [(5e-7, "medium"), (4e-3, "highest")])
+def test_an_inexact_product_is_not_chosen(error, chosen, monkeypatch):
+    """As on a CPU whose oneDNN rounds to bfloat16."""
+    errors = {"highest": 4e-7, "medium": error}
+    monkeypatch.setattr(precision, "matmul_error", errors.__getitem__)
+    precision.medium_is_exact.cache_clear()
+    with precision.fast_matmul(torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == chosen
+    with precision.fast_matmul(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "highest"
+    precision.medium_is_exact.cache_clear()
 
 
 class Stop(Exception):  # noqa: N818
