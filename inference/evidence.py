@@ -48,7 +48,10 @@ class Evidence:
 
     @property
     def mc_se(self) -> float:
-        """Standard error of `mean` from the finite number of particles, the data held fixed."""
+        """Standard error of `mean` from the finite number of particles, the data held fixed.
+
+        It does not show the bias of a lower bound, nor can it be trusted where k̂ is bad.
+        """
         return math.sqrt(self.log_px_variance.double().sum().item()) / self.num_data
 
     @property

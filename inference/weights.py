@@ -21,8 +21,6 @@ from inference.random_state import isolated_rng
 Program = Callable[..., Any]  # a Pyro model or guide, called with a batch x
 
 DEFAULT_CHUNK_SIZE = 2048
-# Each call encodes its data anew: with this many particles per datum that costs next to nothing.
-_PARTICLES_PER_ENCODING = 256
 
 
 @dataclass(frozen=True)
@@ -140,9 +138,9 @@ def _visit_chunks(
     for name, value in (("num_particles", num_particles), ("chunk_size", chunk_size)):
         if value < 1:
             raise ValueError(f"expected {name} of at least 1, got {value}")
-    data_per_call = chunk_size // min(num_particles, _PARTICLES_PER_ENCODING, chunk_size)
-    data_per_call = min(data_per_call, len(x)) if vectorize_particles else chunk_size
-    particles_per_call = chunk_size // data_per_call
+    # Many particles of few data: each call encodes its data anew, and that costs least so.
+    particles_per_call = min(num_particles, chunk_size) if vectorize_particles else 1
+    data_per_call = chunk_size // particles_per_call
     with evaluation_mode(model, guide) as refuse_new_parameters:
         layout = _inspect(model, guide, x[:chunk_size], require_density=require_density)
         refuse_new_parameters()
