@@ -16,7 +16,7 @@ from experiments.datasets import Dataset
 from experiments.preprocessing import prepare, resolve_binarization
 from experiments.runs import RunFolder
 from experiments.versions import RECORDED, version_of
-from guides import AbstractGuide
+from guides import AbstractPosterior, Unamortized
 from inference import Snapshot, restore_tensors
 from inference.random_state import isolated_rng
 from models import AbstractModel
@@ -42,7 +42,7 @@ class Assembly:
     x_test: Tensor
     transform: Callable[[Tensor], Tensor] | None
     model: AbstractModel
-    guide: AbstractGuide
+    guide: AbstractPosterior
 
     def fingerprint(self) -> dict[str, Any]:
         """Which data and which software: what a result must be recorded with."""
@@ -61,23 +61,26 @@ def assemble(config: Train) -> Assembly:
     """
     device = find_device(config.device)
     dataset = datasets.load(config.data, split=config.split, data_root=config.data_root)
+    catalogue.build_elbo(Spec.parse(config.elbo))
     with isolated_rng(config.seed):
         model, model_spec = catalogue.build_model(
             Spec.parse(config.model), data_dim=dataset.data_dim
         )
-        guide, guide_spec = catalogue.build_guide(Spec.parse(config.guide), model)
-    catalogue.build_elbo(Spec.parse(config.elbo))
-    likelihood = getattr(model, "likelihood_name", "gaussian")
-    binarize = resolve_binarization(
-        config.binarize, likelihood=likelihood, num_levels=dataset.num_levels
-    )
-    x_train, x_test, transform = prepare(
-        dataset.x_train,
-        dataset.x_test,
-        binarize=binarize,
-        num_levels=dataset.num_levels,
-        seed=config.seed,
-    )
+        binarize = resolve_binarization(
+            config.binarize,
+            likelihood=getattr(model, "likelihood_name", "gaussian"),
+            num_levels=dataset.num_levels,
+        )
+        x_train, x_test, transform = prepare(
+            dataset.x_train,
+            dataset.x_test,
+            binarize=binarize,
+            num_levels=dataset.num_levels,
+            seed=config.seed,
+        )
+        guide, guide_spec = catalogue.build_guide(Spec.parse(config.guide), model, x_test)
+    if isinstance(guide, Unamortized):  # nothing is learnt about other data than these
+        x_train, transform = x_test, None
     if config.frozen_model is not None:
         _freeze(model, model_spec, Path(config.frozen_model), dataset)
     resolved = replace(config, model=str(model_spec), guide=str(guide_spec), binarize=binarize)

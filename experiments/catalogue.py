@@ -5,11 +5,15 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from pyro.distributions.constraints import real_vector
 from pyro.infer import (
     ELBO,
     RenyiELBO,
@@ -18,10 +22,11 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
+from torch import Tensor
 
 import guides
 import models
-from guides import AbstractGuide
+from guides import AbstractPosterior, Unpacked
 from models import AbstractModel
 from models.networks import expect_choice
 
@@ -36,7 +41,8 @@ OBJECTIVES: dict[str, type[ELBO]] = {
 class Spec:
     """A class by name with some of its options, as written on the command line.
 
-    `VAE`, `Planar(num_flows=16)`, `my_guides.MyGuide(hidden_dims=[200, 200])`.
+    `VAE`, `Planar(num_flows=16)`, `my_guides.MyGuide(hidden_dims=[200, 200])`, and guides around
+    guides: `Refined(guide=Planar(num_flows=4), num_steps=5)`.
     """
 
     name: str
@@ -68,25 +74,46 @@ class Spec:
     def __str__(self) -> str:
         if not self.options:
             return self.name
-        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+        words = {k: v if isinstance(v, Spec) else repr(v) for k, v in self.options.items()}
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in words.items())})"
+
+    def plain_options(self) -> dict[str, Any]:
+        """The options as JSON has them: a spec among them becomes its text."""
+        return {k: str(v) if isinstance(v, Spec) else v for k, v in self.options.items()}
 
 
 def _value(node: ast.expr) -> Any:
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    match node:
+        case ast.Call():
+            return Spec.parse(ast.unparse(node))
+        case ast.Name() | ast.Attribute():
+            return ast.unparse(node)
+    return ast.literal_eval(node)
 
 
 def find_model(name: str) -> type[AbstractModel]:
     """The model class of this name. Raises ValueError, with the closest name, if there is none."""
-    return _find("model", name, models, AbstractModel)
+    return _find("model", name, all_models(), AbstractModel)
 
 
-def find_guide(name: str) -> type[AbstractGuide]:
+def find_guide(name: str) -> type[AbstractPosterior]:
     """The guide class of this name. Raises ValueError, with the closest name, if there is none."""
-    return _find("guide", name, guides, AbstractGuide)
+    return _find("guide", name, all_guides(), AbstractPosterior)
 
 
-def build(kind: type, spec: Spec, **sizes: Any) -> tuple[Any, Spec]:
-    """Construct `kind` with the options of `spec`; `sizes` are given by the data and the model.
+def all_models() -> dict[str, type[AbstractModel]]:
+    """Every model class in the package `models`, by name."""
+    return _scan(models, AbstractModel)
+
+
+def all_guides() -> dict[str, type[AbstractPosterior]]:
+    """Every guide class in the package `guides`, by name, but the one that is applied by itself."""
+    found = _scan(guides, AbstractPosterior)
+    return {name: kind for name, kind in found.items() if kind is not Unpacked}
+
+
+def build(kind: type, spec: Spec, **given: Any) -> tuple[Any, Spec]:
+    """Construct `kind` with the options of `spec`; what is `given` is no option.
 
     Options are checked against the constructor's type hints.
 
@@ -96,17 +123,17 @@ def build(kind: type, spec: Spec, **sizes: Any) -> tuple[Any, Spec]:
     Raises:
         ValueError: an option that does not exist or has the wrong type.
     """
-    known = set(inspect.signature(kind).parameters) - sizes.keys()
+    known = options_of(kind)
     for option in spec.options:
         expect_choice(f"option of {kind.__name__}", option, known)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, skip=set(sizes))
+    parser.add_class_arguments(kind, skip=_required(kind))
     try:
         options = parser.parse_object(spec.options).as_dict()
     except Exception as error:  # jsonargparse raises whatever the value's type check raises
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"{kind.__name__}: {' '.join(lines[:2])}") from None
-    return kind(**sizes, **options), Spec(spec.name, options)
+    return kind(**given, **options), Spec(spec.name, options)
 
 
 def build_model(spec: Spec, *, data_dim: int) -> tuple[AbstractModel, Spec]:
@@ -114,20 +141,53 @@ def build_model(spec: Spec, *, data_dim: int) -> tuple[AbstractModel, Spec]:
     return build(find_model(spec.name), spec, data_dim=data_dim)
 
 
-def build_guide(spec: Spec, model: AbstractModel) -> tuple[AbstractGuide, Spec]:
+def build_guide(
+    spec: Spec, model: AbstractModel, x: Tensor | None = None
+) -> tuple[AbstractPosterior, Spec]:
     """The guide of a spec for a model, and the spec in full.
 
-    Its encoder mirrors the model's decoder unless told otherwise.
+    Its encoder mirrors the model's decoder unless told otherwise. A guide over one real vector is
+    unpacked into the model's latent sites where these are several or constrained.
+
+    Args:
+        spec: the guide, with a guide as its option `guide` if it goes around one.
+        model: what it is to infer.
+        x: the data, for a guide without an encoder.
     """
     kind = find_guide(spec.name)
-    mirrored = {"hidden_dims": list(reversed(model.hidden_dims)), "activation": model.activation}
-    mirrored = {name: value for name, value in mirrored.items() if _takes(kind, name)}
-    return build(
-        kind,
-        Spec(spec.name, mirrored | spec.options),
-        latent_dim=model.latent_dim,
-        data_dim=model.data_dim,
+    if "guide" in inspect.signature(kind).parameters:
+        return _build_around(kind, spec, model, x)
+    mirrored = {
+        "hidden_dims": list(reversed(model.hidden_dims)),
+        "activation": model.activation,
+        "channels": list(reversed(model.channels)),
+    }
+    mirrored = {name: value for name, value in mirrored.items() if name in options_of(kind)}
+    sizes = {"latent_dim": model.latent_dim, "data_dim": model.data_dim}
+    layered = "latents" in inspect.signature(kind).parameters
+    given = sizes | {"latents": model.latents} if layered else sizes
+    guide, full = build(kind, Spec(spec.name, mirrored | spec.options), **given)
+    one_real = all(latent == (model.latent_dim, real_vector) for latent in model.latents.values())
+    return guide if layered or one_real else Unpacked(guide, model.latents), full
+
+
+def _build_around(
+    kind: type[AbstractPosterior], spec: Spec, model: AbstractModel, x: Tensor | None
+) -> tuple[AbstractPosterior, Spec]:
+    """A guide around another, which is its option `guide`."""
+    if "guide" not in spec.options:
+        raise ValueError(
+            f"{spec.name} goes around another guide: write {spec.name}(guide=MeanField)"
+        )
+    inside = spec.options["guide"]
+    guide, inside = build_guide(
+        inside if isinstance(inside, Spec) else Spec.parse(inside), model, x
     )
+    options = {name: value for name, value in spec.options.items() if name != "guide"}
+    wanted = {"guide": guide, "model": model, "x": x}
+    given = {name: wanted[name] for name in inspect.signature(kind).parameters if name in wanted}
+    around, full = build(kind, Spec(spec.name, options), **given)
+    return around, Spec(spec.name, {"guide": inside, **full.options})
 
 
 def build_elbo(spec: Spec) -> ELBO:
@@ -146,19 +206,57 @@ def build_elbo(spec: Spec) -> ELBO:
     return kind(**spec.options)
 
 
-def _takes(kind: type, option: str) -> bool:
-    return option in inspect.signature(kind).parameters
+def options_of(kind: type) -> dict[str, Any]:
+    """The options of a constructor and their defaults, those it passes on to its base included."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, skip=_required(kind))
+    return parser.get_defaults().as_dict()
 
 
-def _find(what: str, name: str, package: ModuleType, base: type) -> type:
-    if "." in name:
-        return _import(what, name, base)
-    found = {
+def _required(kind: type) -> set[str]:
+    """What a constructor must be given: by the data, by the model, or the guide it goes around."""
+    parameters = inspect.signature(kind).parameters.values()
+    return {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+
+
+def listing(kinds: Mapping[str, type]) -> str:
+    """Classes one below the other: what it is, how it is written with its defaults, its source."""
+    defaults = Counter((n, repr(v)) for kind in kinds.values() for n, v in options_of(kind).items())
+    shared = {option for option, count in defaults.items() if count > len(kinds) / 2}
+    entries = [_entry(kind, shared) for _, kind in sorted(kinds.items())]
+    common = ", ".join(
+        f"{name}={default}" for name, default in defaults if (name, default) in shared
+    )
+    return "\n\n".join([*entries, f"Most take as well: {common}"])
+
+
+def _entry(kind: type, shared: set[tuple[str, str]]) -> str:
+    """A class in three lines or so."""
+    paragraphs = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
+    summary = " ".join(paragraphs[0].split())
+    sources = [" ".join(p.split()) for p in paragraphs if p.startswith("Reference:")]
+    options = {n: v for n, v in options_of(kind).items() if (n, repr(v)) not in shared}
+    if "guide" in inspect.signature(kind).parameters:
+        options = {"guide": Spec("MeanField"), **options}
+    lines = [summary, str(Spec(kind.__name__, options)), *sources]
+    return "\n".join(
+        [kind.__name__, *(textwrap.indent(textwrap.fill(t, 96), "    ") for t in lines)]
+    )
+
+
+def _scan(package: ModuleType, base: type) -> dict[str, type]:
+    """The concrete classes below `base` that the modules of the package define or import."""
+    return {
         class_name: kind
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
         for class_name, kind in vars(importlib.import_module(module.name)).items()
         if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind)
     }
+
+
+def _find(what: str, name: str, found: Mapping[str, type], base: type) -> type:
+    if "." in name:
+        return _import(what, name, base)
     return found[expect_choice(what, name, found)]
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from experiments.config import Compare, Evaluate, Sample, Train
+from experiments.config import Compare, Evaluate, Guides, Models, Sample, Train
 from experiments.versions import version_of
 
 COMMANDS: dict[str, type] = {
@@ -19,6 +19,8 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "sample": Sample,
+    "guides": Guides,
+    "models": Models,
 }
 
 _LIST_HELP = {
@@ -30,6 +32,8 @@ _GOING_ON = {
     "compare": "the same command goes on from the newest checkpoint",
     "evaluate": "nothing was changed",
     "sample": "nothing was changed",
+    "guides": "nothing was changed",
+    "models": "nothing was changed",
 }
 
 

@@ -3,11 +3,12 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
-from experiments.assembly import run_name
-from experiments.catalogue import Spec, build_guide, build_model
+from experiments import datasets
+from experiments.assembly import load_run, run_name
+from experiments.catalogue import Spec, build_guide, build_model, find_model
 from experiments.config import Compare, Evaluate, Experiment, Train
-from experiments.evaluate import evaluate_run, expect_evidence
-from experiments.pictures import draw_comparison
+from experiments.evaluate import evaluate_run, expect_evidence, settings
+from experiments.pictures import draw_comparison, draw_planes
 from experiments.report import Row, table
 from experiments.runs import RunFolder
 from experiments.train import train_run
@@ -21,9 +22,7 @@ def compare(config: Compare) -> None:
     """
     if len(set(config.guides)) < len(config.guides) or not config.guides:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
-    model, _ = build_model(Spec.parse(config.model), data_dim=1)
-    for guide in config.guides:  # a mistake in the last one shows before the first is trained
-        expect_evidence(model, build_guide(Spec.parse(guide), model)[0])
+    _expect_guides(config)
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
     with folder.opened(config, resume=True):
         frozen = _train_model(config, folder.path) if config.decoder == "frozen" else None
@@ -33,8 +32,17 @@ def compare(config: Compare) -> None:
         folder.write_text("table.md", text + "\n")
         histories = {row["label"]: History.from_rows(row["history"]) for row in rows}
         draw_comparison(folder.path, rows, histories)
+        _draw_planes(config, rows, folder.path)
     print(text)
     print(f"\nwrote {folder.path}")
+
+
+def _expect_guides(config: Compare) -> None:
+    """Build every pair once: a mistake in the last guide shows before the first is trained."""
+    x = datasets.load(config.data, split=config.split, data_root=config.data_root).x_test[:1]
+    model, _ = build_model(Spec.parse(config.model), data_dim=x.shape[1])
+    for guide in config.guides:
+        expect_evidence(model, build_guide(Spec.parse(guide), model, x)[0], x)
 
 
 def _train_model(config: Compare, path: Path) -> str:
@@ -51,19 +59,26 @@ def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> R
 
 
 def _evaluated(config: Compare, out: Path) -> Row:
-    document = RunFolder(out).read_results()
-    if document is not None and document["command"] == "evaluate":
-        row = document["rows"][0]
-        if all(e["num_particles"] in (0, config.num_particles) for e in row["estimates"]):
-            return row
-    return evaluate_run(
-        Evaluate(
-            run=str(out),
-            num_particles=config.num_particles,
-            data_root=config.data_root,
-            device=config.device,
-        )
+    wanted = Evaluate(
+        run=str(out),
+        num_particles=config.num_particles,
+        num_data=config.num_data,
+        data_root=config.data_root,
+        device=config.device,
     )
+    document = RunFolder(out).read_results()
+    if document is not None and document["rows"][0].get("evaluation") == settings(wanted):
+        return document["rows"][0]
+    return evaluate_run(wanted)
+
+
+def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
+    """The posterior of a datum and every guide's, for a model in the plane."""
+    if find_model(Spec.parse(config.model).name).plane is None:
+        return
+    options = {"data_root": config.data_root, "device": config.device}
+    runs = {row["label"]: load_run(RunFolder(row["folder"]), **options)[0] for row in rows}
+    draw_planes(path, {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()})
 
 
 def _train_config(config: Compare, guide: str, out: str) -> Train:

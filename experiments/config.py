@@ -23,6 +23,8 @@ class Experiment:
         lr_decay: factor on the learning rate after each epoch.
         elbo: objective, any of Pyro's, such as Trace_ELBO or TraceMeanField_ELBO.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
+        likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
+            to 1, for a posterior with several modes.
         clip_norm: largest joint gradient norm [default: no clipping].
         seed: decides every random choice.
         device: auto, cpu, cuda, cuda:1, ...
@@ -41,6 +43,7 @@ class Experiment:
     lr_decay: float = 1.0
     elbo: str = "Trace_ELBO"
     kl_warmup_epochs: float = 0.0
+    likelihood_warmup_epochs: float = 0.0
     clip_norm: float | None = None
     seed: int = 0
     device: str = "auto"
@@ -74,12 +77,14 @@ class Compare(Experiment):
         decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
             with the first guide, then every guide is fitted anew to that same p(x | z).
         num_particles: importance weights per datum.
+        num_data: evaluate on so many data, chosen by the seed [default: all].
         out: run folder [default: runs/compare-MODEL-DATA].
     """
 
     guides: list[str] = field(default_factory=lambda: ["MeanField", "FullRank", "Planar"])
     decoder: Literal["joint", "frozen"] = "joint"
     num_particles: int = 5000
+    num_data: int | None = None
     out: str | None = None
 
 
@@ -90,12 +95,14 @@ class Evaluate:
     Args:
         run: run folder.
         num_particles: importance weights per datum.
+        num_data: evaluate on so many data, chosen by the run's seed [default: all].
         data_root: folder with the archives of mnist or fashion [default: as in training].
         device: auto, cpu, cuda, cuda:1, ...
     """
 
     run: str
     num_particles: int = 5000
+    num_data: int | None = None
     data_root: str | None = None
     device: str = "auto"
 
@@ -119,12 +126,22 @@ class Sample:
     device: str = "auto"
 
 
+@dataclass
+class Guides:
+    """List the guides: name, what it is, options with their defaults, source."""
+
+
+@dataclass
+class Models:
+    """List the models: name, what it is, options with their defaults, source."""
+
+
 # What may differ between a run and its resumption. The model of a frozen run may have moved; that
 # it is the same is told by its weights.
 _ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
 _MAY_DIFFER = {
     "Train": _ANYWHERE | {"num_epochs", "resume", "frozen_model"},
-    "Compare": _ANYWHERE | {"guides", "num_particles"},
+    "Compare": _ANYWHERE | {"guides", "num_particles", "num_data"},
 }
 
 

@@ -70,7 +70,7 @@ def load(name: str, *, split: str = "test", data_root: str | Path | None = None)
     validation data, then train on everything and report on test data.
 
     Args:
-        name: "digits", "mnist", "fashion" or "toy".
+        name: "digits", "mnist", "fashion", "toy" or "none".
         split: "test" or "validation".
         data_root: folder with (or for) the archives of mnist and fashion; by default the
             environment variable EVIDENCE_DATA, else `data`.
@@ -148,6 +148,12 @@ def _read_toy(_: Path) -> _Archive:
     x = 1.0 + z @ weight + 0.5 * generator.normal(size=(3000, 10))
     labels = (z[:, 0] > 0).astype(np.uint8)
     return _Archive(x[:2500], labels[:2500], x[2500:], labels[2500:], 500, None, None)
+
+
+def _read_none(_: Path) -> _Archive:
+    """25,600 times nothing, for densities without data: rows of a minibatch are then particles."""
+    x, y = np.zeros((26_600, 1)), np.zeros(26_600, dtype=np.uint8)
+    return _Archive(x[:25_600], y[:25_600], x[25_600:], y[25_600:], 1000, None, None)
 
 
 def _read_torchvision(class_name: str) -> Callable[[Path], _Archive]:
@@ -232,5 +238,6 @@ _READERS: dict[str, Callable[[Path], _Archive]] = {
     "digits": _read_digits,
     "fashion": _read_torchvision("FashionMNIST"),
     "mnist": _read_torchvision("MNIST"),
+    "none": _read_none,
     "toy": _read_toy,
 }

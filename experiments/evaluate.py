@@ -1,20 +1,27 @@
 """`evidence evaluate`: the ELBO and the importance-weighted evidence of a trained run."""
 
 import sys
+from typing import Any
 
 import torch
 from pyro import poutine
+from torch import Tensor
 from tqdm import tqdm
 
 from experiments.assembly import Assembly, load_run
 from experiments.config import Evaluate
+from experiments.plane import mean_divergences
 from experiments.report import Row, table, training_row, with_estimates
 from experiments.runs import RunFolder
-from guides import AbstractGuide
+from guides import AbstractPosterior
 from inference import Evidence, History, Snapshot, estimate_evidence
 from inference.checks import check_density
+from inference.estimators import active_units
 from inference.random_state import isolated_rng
 from models import AbstractModel, Autoencoder, LinearGaussian
+
+_DATA_PER_BATCH = 128
+_DRAWS = 100  # per datum, for posterior means
 
 
 def evaluate(config: Evaluate) -> None:
@@ -26,31 +33,50 @@ def evaluate(config: Evaluate) -> None:
 
 def evaluate_run(config: Evaluate) -> Row:
     """Estimate the evidence of a run on its evaluation data; returns its row of results.json."""
-    if config.num_particles < 1:
-        raise ValueError(f"expected --num_particles of at least 1, got {config.num_particles}")
+    for name, value in (("num_particles", config.num_particles), ("num_data", config.num_data)):
+        if value is not None and value < 1:
+            raise ValueError(f"expected --{name} of at least 1, got {value}")
     folder = RunFolder(config.run)
     assembly, snapshot = load_run(folder, device=config.device, data_root=config.data_root)
+    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
+    x = _some(assembly.x_test, config.num_data, assembly.config.seed)
     row = _row_so_far(folder, assembly, snapshot)
-    row = with_estimates(row, estimate(assembly, config.num_particles), assembly)
+    row = with_estimates(row, estimate(assembly, x, config.num_particles), assembly)
+    row |= {
+        "active_units": _active_units(assembly, x),
+        "divergences": mean_divergences(assembly.model, assembly.guide, x),
+        "evaluation": settings(config),
+    }
     folder.write_results("evaluate", [row])
     return row
 
 
+def settings(config: Evaluate) -> dict[str, Any]:
+    """What makes one evaluation of a run another than the next."""
+    return {"num_particles": config.num_particles, "num_data": config.num_data}
+
+
+def _some(x: Tensor, num_data: int | None, seed: int) -> Tensor:
+    """So many rows of `x`, drawn without replacement, in their order (MNIST's come easy first)."""
+    if num_data is None or num_data >= len(x):
+        return x
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    return x[order[:num_data].sort().values.to(x.device)]
+
+
 @torch.no_grad()
-def estimate(assembly: Assembly, num_particles: int) -> list[Evidence]:
+def estimate(assembly: Assembly, x: Tensor, num_particles: int) -> list[Evidence]:
     """The records of a trained pair: ELBO, IW evidence and, where there is one, the exact one."""
-    expect_evidence(assembly.model, assembly.guide)
-    num_data = len(assembly.x_test)
     with (
-        isolated_rng(assembly.config.seed, assembly.x_test.device),
-        tqdm(total=num_data, unit="datum", disable=not sys.stderr.isatty()) as bar,
+        isolated_rng(assembly.config.seed, x.device),
+        tqdm(total=len(x), unit="datum", disable=not sys.stderr.isatty()) as bar,
     ):
         bar.set_description(f"{num_particles} particles")
         records = estimate_evidence(
-            assembly.model, assembly.guide, assembly.x_test, num_particles, progress=bar.update
+            assembly.model, assembly.guide, x, num_particles, progress=bar.update
         )
     exact = (
-        [Evidence.exact(assembly.model.log_evidence(assembly.x_test))]
+        [Evidence.exact(assembly.model.log_evidence(x))]
         if isinstance(assembly.model, LinearGaussian)
         else []
     )
@@ -58,8 +84,23 @@ def estimate(assembly: Assembly, num_particles: int) -> list[Evidence]:
 
 
 @torch.no_grad()
-def expect_evidence(model: AbstractModel, guide: AbstractGuide) -> None:
-    """Check that the pair defines importance weights at all.
+def _active_units(assembly: Assembly, x: Tensor) -> dict[str, int] | None:
+    """How many latents tell the data apart, of how many; None for a single datum."""
+    if len(x) < 2:
+        return None
+    parts = []
+    with isolated_rng(assembly.config.seed, x.device):
+        for batch in x.split(_DATA_PER_BATCH):
+            z = assembly.guide.posterior(batch).sample(torch.Size([_DRAWS]))  # [S, B, Z]
+            parts.append((z.mean(0), z.var(0) / _DRAWS))
+    means, variances = (torch.cat(part) for part in zip(*parts, strict=True))
+    active = active_units(means, variances)
+    return {"count": int(active.sum()), "of": len(active)}
+
+
+@torch.no_grad()
+def expect_evidence(model: AbstractModel, guide: AbstractPosterior, x: Tensor) -> None:
+    """Check on a datum or more, `[B, D]`, that the pair defines importance weights at all.
 
     Raises:
         ValueError: the model has no prior, or the guide no density.
@@ -69,7 +110,6 @@ def expect_evidence(model: AbstractModel, guide: AbstractGuide) -> None:
             "Autoencoder has no prior p(z), so there is no log p(x) to estimate: its squared error "
             "is in the results.json of its training"
         )
-    x = next(guide.parameters()).new_zeros(1, guide.data_dim)
     check_density(poutine.trace(guide).get_trace(x))
 
 

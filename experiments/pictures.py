@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from experiments import plots
 from experiments.assembly import Assembly
+from experiments.plane import plane_of
 from experiments.report import Row
+from guides import AbstractPosterior
 from inference import History
 from inference.random_state import isolated_rng
 from models import AbstractModel, Autoencoder
@@ -46,6 +49,24 @@ def draw_comparison(folder: Path, rows: list[Row], histories: dict[str, History]
     if any(row["estimates"] for row in rows):
         plots.save(plots.evidence_bars(rows), folder / "evidence.png")
     plots.save(plots.training_curves(histories), folder / "training_curves.png")
+
+
+def draw_planes(
+    folder: Path, pairs: dict[str, tuple[AbstractModel, AbstractPosterior, Tensor]]
+) -> None:
+    """The posterior of one datum beside what every guide makes of it, for models in the plane.
+
+    Args:
+        folder: where to.
+        pairs: model, guide and datum `[1, D]` by label; the truth is drawn from the first.
+    """
+    planes = {label: plane_of(*pair) for label, pair in pairs.items()}
+    first = next(iter(planes.values()))
+    panels = {"posterior": first.log_p_xz.squeeze(1)}
+    panels |= {label: plane.log_q_z.squeeze(1) for label, plane in planes.items()}
+    title = "p(z | x) and q(z | x); lines hold 50% and 90% of the mass"
+    figure = plots.densities({"": panels}, first.bounds, title=title)
+    plots.save(figure, folder / "densities.png")
 
 
 def prior_means(model: AbstractModel, num_samples: int) -> torch.Tensor:

@@ -151,6 +151,43 @@ def evidence_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def densities(
+    rows: Mapping[str, Mapping[str, Tensor]], bounds: tuple[float, float], *, title: str
+) -> Figure:
+    """Densities over a square, dark is high, with the regions of 50% and 90% of the mass outlined.
+
+    Args:
+        rows: for each row's label, the log-densities `[size²]` by panel; each panel has a scale of
+            its own and is normalized by its own sum.
+        bounds: low and high end of both axes.
+        title: of the figure.
+    """
+    columns = max(len(panels) for panels in rows.values())
+    figure = Figure(figsize=(2.9 * columns + 0.6, 2.9 * len(rows) + 0.6), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=True)
+    for axes_of_row, (label, panels) in zip(grid, rows.items(), strict=True):
+        for axes, (name, log_density) in zip(axes_of_row, panels.items(), strict=False):
+            _density(axes, log_density, bounds)
+            axes.set_title(name.replace("(", "\n("), fontdict=_FONT)
+        axes_of_row[0].set_ylabel(f"{label}\nz₂" if label else "z₂", fontdict=_FONT)
+    for axes in grid[-1]:
+        axes.set_xlabel("z₁", fontdict=_FONT)
+    figure.suptitle(title, fontsize=14)
+    return figure
+
+
+def _density(axes: Axes, log_density: Tensor, bounds: tuple[float, float]) -> None:
+    """One panel: the density, and where 50% and 90% of its mass are."""
+    size = math.isqrt(len(log_density))
+    masses = log_density.double().softmax(0).reshape(size, size).mT.cpu().numpy()  # z₂ upwards
+    axes.imshow(masses, origin="lower", extent=(*bounds, *bounds), cmap="Blues")
+    descending = np.sort(masses, axis=None)[::-1]
+    levels = [descending[np.searchsorted(descending.cumsum(), share)] for share in (0.9, 0.5)]
+    if levels[0] < levels[1]:
+        centres = np.linspace(*bounds, 2 * size + 1)[1::2]
+        axes.contour(centres, centres, masses, levels, colors="C1", linewidths=1)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG at 150 dpi."""
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)

@@ -35,9 +35,11 @@ def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
         "estimates": [],
         "k_hat": None,
         "ess": None,
+        "active_units": None,
+        "divergences": None,
         "label": label,
-        "model_options": model.options,
-        "guide_options": guide.options,
+        "model_options": model.plain_options(),
+        "guide_options": guide.plain_options(),
         "decoder": "joint" if config.frozen_model is None else "frozen",
         "elbo": config.elbo,
         "num_epochs": len(history.epochs),
@@ -123,6 +125,11 @@ def cells(row: Row) -> dict[str, str]:
         filled[f"k̂ > {row['k_hat']['threshold']:.2f}"] = f"{100 * row['k_hat']['share_bad']:.1f}%"
     if row["ess"] is not None and row["ess"]["median"] is not None:
         filled["ESS median"] = f"{row['ess']['median']:,.0f}"
+    if row["divergences"] is not None:
+        filled["KL(p ‖ q)"] = f"{row['divergences']['forward']:.3f}"
+        filled["KL(q ‖ p)"] = f"{row['divergences']['reverse']:.3f}"
+    if row["active_units"] is not None:
+        filled["active units"] = f"{row['active_units']['count']}/{row['active_units']['of']}"
     if not row["estimates"] and row["history"]:
         filled["final training loss"] = f"{row['history'][-1]['train_loss']:.2f}"
     filled["parameters"] = f"{row['num_parameters']:,}"

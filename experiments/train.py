@@ -16,6 +16,7 @@ from experiments.config import Train
 from experiments.pictures import draw_run
 from experiments.report import Row, table, training_row
 from experiments.runs import RunFolder
+from guides import Unamortized
 from inference import History, Snapshot, fit
 
 
@@ -29,6 +30,11 @@ def train(config: Train) -> None:
 def train_run(config: Train, *, label: str | None = None) -> Row:
     """Train a pair, or go on with it; returns its row of results.json."""
     assembly = assemble(config)
+    if isinstance(assembly.guide, Unamortized) and config.frozen_model is None:
+        raise ValueError(
+            f"{config.guide} has no encoder to train a model with: train the model with another "
+            "guide and fit this one to it with --frozen_model RUN, or compare with --decoder frozen"
+        )
     out = config.out or run_name(Spec.parse(config.model).name, config.guide, config.data)
     folder = RunFolder(out)
     with folder.opened(assembly.config, resume=config.resume):
@@ -62,6 +68,7 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             x_test=assembly.x_test,
             transform=assembly.transform,
             kl_warmup_epochs=config.kl_warmup_epochs,
+            likelihood_warmup_epochs=config.likelihood_warmup_epochs,
             clip_norm=config.clip_norm,
             seed=config.seed,
             progress=sys.stderr.isatty(),

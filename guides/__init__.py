@@ -1,9 +1,14 @@
 """q(z | x): how the posterior is approximated, as amortized Pyro guides."""
 
 from guides.base import AbstractGuide as AbstractGuide  # to subclass, not to pick
+from guides.base import AbstractPosterior as AbstractPosterior
 from guides.delta import Delta
 from guides.full_rank import FullRank
+from guides.hierarchical import Hierarchical
 from guides.mean_field import MeanField
 from guides.planar import Planar
+from guides.refined import Refined
+from guides.unamortized import Unamortized
+from guides.unpacked import Unpacked as Unpacked  # applied where a model needs it
 
-__all__ = ["Delta", "FullRank", "MeanField", "Planar"]
+__all__ = ["Delta", "FullRank", "Hierarchical", "MeanField", "Planar", "Refined", "Unamortized"]

@@ -1,17 +1,80 @@
-"""What every amortized guide has in common: an encoder, the data plate and one latent site."""
+"""What guides have in common: the data plate, the latent site, and an encoder that amortizes."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.networks import RegisteredModule, expect_vectors, mlp
 
 
-class AbstractGuide(RegisteredModule, ABC):
+class AbstractPosterior(RegisteredModule, ABC):
+    """A Pyro guide q(z | x) with local parameters λ of its own for every datum.
+
+    λ is what amortization is about: an encoder gives λ(x) at once, `Refined` improves it by
+    gradient steps, `Unamortized` stores it.
+
+    Args:
+        latent_dim: Z, the number of entries of one latent vector.
+        data_dim: D, the number of entries of one datum.
+        site: the model's latent site.
+    """
+
+    def __init__(self, latent_dim: int, data_dim: int, *, site: str = "z") -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.data_dim = data_dim
+        self.site = site
+
+    @abstractmethod
+    def posterior(self, x: Tensor) -> TorchDistribution:
+        """q(z | x) for `x` of shape `[B, D]`: batch shape `[B]`, event shape `[Z]`.
+
+        It scores any z in its support, not only what it drew.
+        """
+
+    @abstractmethod
+    def local_parameters(self, x: Tensor) -> Tensor:
+        """λ(x) for `x` of shape `[B, D]`, flat and unconstrained: `[B, P]`."""
+
+    @abstractmethod
+    def given(self, local_parameters: Tensor) -> Self:
+        """This guide for one batch whose λ, `[B, P]`, is given; all else is shared with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sample z given the batch `x` of shape `[B, D]`: `[B, Z]`."""
+        self.register()
+        posterior = self.posterior(x)
+        with pyro.plate("data", len(x)):
+            return self.sample_sites(posterior)
+
+    def sample_sites(self, posterior: TorchDistribution) -> Tensor:
+        """Draw z at the model's latent sites, inside the data plate: `[B, Z]`."""
+        return pyro.sample(self.site, posterior)
+
+    def site_values(self, z: Tensor) -> dict[str, Tensor]:
+        """The values of the model's latent sites in `z` of shape `[..., Z]`."""
+        return {self.site: z}
+
+    @torch.no_grad()
+    def posterior_mean(self, x: Tensor, *, num_samples: int = 100) -> Tensor:
+        """E_q[z | x] for `x` of shape `[B, D]`: `[B, Z]`.
+
+        Exact where the posterior knows its mean, else the average of `num_samples` draws.
+        """
+        posterior = self.posterior(x)
+        try:
+            return posterior.mean
+        except NotImplementedError:
+            return posterior.sample(torch.Size([num_samples])).mean(0)
+
+
+class AbstractGuide(AbstractPosterior):
     """An amortized Pyro guide q(z | x), for any model with one latent vector per datum.
 
     To write a guide of your own, put a file like this one into `guides/` (or anywhere, and name it
@@ -20,9 +83,9 @@ class AbstractGuide(RegisteredModule, ABC):
         class Laplace(AbstractGuide):
             '''Independent Laplace posteriors.'''
 
-            def __init__(self, latent_dim: int, data_dim: int, *, hidden_dims=(600,)) -> None:
+            def __init__(self, latent_dim: int, data_dim: int, **encoder: Any) -> None:
                 sizes = (latent_dim, latent_dim)
-                super().__init__(latent_dim, data_dim, output_dims=sizes, hidden_dims=hidden_dims)
+                super().__init__(latent_dim, data_dim, output_dims=sizes, **encoder)
 
             def posterior(self, x):
                 loc, log_scale = self.encode(x)
@@ -48,20 +111,15 @@ class AbstractGuide(RegisteredModule, ABC):
         activation: str = "elu",
         site: str = "z",
     ) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-        self.data_dim = data_dim
+        super().__init__(latent_dim, data_dim, site=site)
         self.output_dims = tuple(output_dims)
-        self.site = site
-        self.encoder = mlp(data_dim, hidden_dims, sum(self.output_dims), activation=activation)
-        self._start_calmly()
+        self.encoder: nn.Module = mlp(
+            data_dim, hidden_dims, sum(self.output_dims), activation=activation
+        )
+        self._start_calmly(self.encoder[-1])
 
-    @abstractmethod
-    def posterior(self, x: Tensor) -> TorchDistribution:
-        """q(z | x) for `x` of shape `[B, D]`: batch shape `[B]`, event shape `[Z]`."""
-
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The encoder's outputs for `x` of shape `[B, D]`, one `[B, size]` per output dim.
+    def local_parameters(self, x: Tensor) -> Tensor:
+        """The encoder's outputs side by side, for `x` of shape `[B, D]`: `[B, P]`.
 
         Raises:
             ValueError: `x` is of another shape.
@@ -69,31 +127,38 @@ class AbstractGuide(RegisteredModule, ABC):
         if x.ndim != 2:
             raise ValueError(f"expected x of shape (B, {self.data_dim}), got {tuple(x.shape)}")
         expect_vectors("x", x, self.data_dim)
-        return self.encoder(x).split(self.output_dims, dim=-1)
+        return self.encoder(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Sample z given the batch `x` of shape `[B, D]`: `[B, Z]`."""
-        self.register()
-        with pyro.plate("data", len(x)):
-            return pyro.sample(self.site, self.posterior(x))
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The encoder's outputs for `x` of shape `[B, D]`, one `[B, size]` per output dim.
+
+        Raises:
+            ValueError: `x` is of another shape.
+        """
+        return self.local_parameters(x).split(self.output_dims, dim=-1)
+
+    def given(self, local_parameters: Tensor) -> Self:
+        """This guide for one batch whose λ, `[B, P]`, is given; all else is shared with it."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "encoder": _Constant(local_parameters)}
+        return twin
 
     @torch.no_grad()
-    def _start_calmly(self) -> None:
+    def _start_calmly(self, last: nn.Linear) -> None:
         """Start all outputs but the first, the location, small.
 
         Scales are exponentials of outputs: at full size a few data start with enormous ones, whose
         gradients drown all others.
         """
-        self.encoder[-1].weight[self.output_dims[0] :] *= 0.1
+        last.weight[self.output_dims[0] :] *= 0.1
 
-    @torch.no_grad()
-    def posterior_mean(self, x: Tensor, *, num_samples: int = 100) -> Tensor:
-        """E_q[z | x] for `x` of shape `[B, D]`: `[B, Z]`.
 
-        Exact where the posterior knows its mean, else the average of `num_samples` draws.
-        """
-        posterior = self.posterior(x)
-        try:
-            return posterior.mean
-        except NotImplementedError:
-            return posterior.sample(torch.Size([num_samples])).mean(0)
+class _Constant(nn.Module):
+    """An encoder that has been told its outputs."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.outputs

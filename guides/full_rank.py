@@ -1,6 +1,6 @@
 """The Gaussian posterior with a full covariance."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -19,27 +19,15 @@ class FullRank(AbstractGuide):
     Args:
         latent_dim: Z, the number of latent variables.
         data_dim: D, the number of entries of one datum.
-        hidden_dims: sizes of the encoder's hidden layers, from x to z.
-        activation: nonlinearity between the layers.
-        site: the model's latent site.
+        encoder: options of `AbstractGuide`: `hidden_dims`, `activation`, `site`, ...
     """
 
-    def __init__(
-        self,
-        latent_dim: int,
-        data_dim: int,
-        *,
-        hidden_dims: Sequence[int] = (600,),
-        activation: str = "elu",
-        site: str = "z",
-    ) -> None:
+    def __init__(self, latent_dim: int, data_dim: int, **encoder: Any) -> None:
         super().__init__(
             latent_dim,
             data_dim,
             output_dims=(latent_dim, latent_dim, latent_dim * (latent_dim - 1) // 2),
-            hidden_dims=hidden_dims,
-            activation=activation,
-            site=site,
+            **encoder,
         )
 
     def posterior(self, x: Tensor) -> TorchDistribution:

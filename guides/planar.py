@@ -1,6 +1,6 @@
 """The planar-flow posterior."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
@@ -26,20 +26,11 @@ class Planar(AbstractGuide):
         latent_dim: Z, the number of latent variables.
         data_dim: D, the number of entries of one datum.
         num_flows: K, the number of planar layers.
-        hidden_dims: sizes of the encoder's hidden layers, from x to z.
-        activation: nonlinearity between the encoder's layers.
-        site: the model's latent site.
+        encoder: options of `AbstractGuide`: `hidden_dims`, `activation`, `site`, ...
     """
 
     def __init__(
-        self,
-        latent_dim: int,
-        data_dim: int,
-        *,
-        num_flows: int = 8,
-        hidden_dims: Sequence[int] = (600,),
-        activation: str = "elu",
-        site: str = "z",
+        self, latent_dim: int, data_dim: int, *, num_flows: int = 8, **encoder: Any
     ) -> None:
         if num_flows < 1:
             raise ValueError(f"expected num_flows of at least 1, got {num_flows}")
@@ -47,9 +38,7 @@ class Planar(AbstractGuide):
             latent_dim,
             data_dim,
             output_dims=(latent_dim, latent_dim, num_flows * (1 + 2 * latent_dim)),
-            hidden_dims=hidden_dims,
-            activation=activation,
-            site=site,
+            **encoder,
         )
         self.num_flows = num_flows
 

@@ -114,6 +114,31 @@ def k_hat_threshold(num_particles: int) -> float:
     return min(1 - 1 / math.log10(max(num_particles, 2)), 0.7)
 
 
+def active_units(means: Tensor, mean_variances: Tensor, *, threshold: float = 0.01) -> Tensor:
+    """Which latents tell data apart, Var_x(E_q[z | x]) > threshold: `[B, Z], [B, Z] -> [Z]`, bool.
+
+    The variance over the data of *estimated* means is too large by the estimates' own variance,
+    which alone would pass the threshold at 100 draws from a prior of unit scale; it is taken out.
+
+    Reference: Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", 2016,
+    https://arxiv.org/abs/1509.00519, section 5.2.
+
+    Args:
+        means: estimates of E_q[z | x].
+        mean_variances: the Monte Carlo variances of these estimates; zeros if they are exact.
+        threshold: in the units of z².
+
+    Raises:
+        ValueError: fewer than two data, or shapes that differ.
+    """
+    if means.ndim != 2 or len(means) < 2 or means.shape != mean_variances.shape:
+        raise ValueError(
+            "expected means and mean_variances of one shape (B, Z) with B of at least 2, got "
+            f"{tuple(means.shape)} and {tuple(mean_variances.shape)}"
+        )
+    return means.double().var(0) - mean_variances.double().mean(0) > threshold
+
+
 def _psis_shapes(log_w: np.ndarray) -> np.ndarray:
     """Call whichever ArviZ is installed. `[B, S] -> [B]`."""
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""KL warm-up: the latent terms of the ELBO at a temperature."""
+"""Warm-up: the latent terms of the ELBO, or the observed ones, at a weight below one."""
 
 from typing import Any
 
@@ -25,4 +25,27 @@ class TemperLatents(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"] and not isinstance(msg["fn"], _Subsample):
+            msg["scale"] = msg["scale"] * self.beta
+
+
+class TemperLikelihood(Messenger):
+    """Scale the log-probabilities of observed sites by β.
+
+    Inside it the ELBO reads β E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)), the bound on the evidence of
+    a flatter likelihood; β rising from 0 to 1 lets a guide spread over all modes of the posterior
+    before it commits to one.
+
+    Reference: D. J. Rezende, S. Mohamed, "Variational Inference with Normalizing Flows", 2015,
+    https://arxiv.org/abs/1505.05770, eq. 20 (where the prior is tempered as well).
+
+    Args:
+        beta: the inverse temperature, 0 < β ≤ 1.
+    """
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.beta

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from inference.optimizer import JointOptim
 from inference.parameters import own_parameter_store, tensors_of, trainable_parameters
 from inference.precision import fast_matmul
 from inference.random_state import isolated_rng, rng_state, set_rng_state
-from inference.tempering import TemperLatents
+from inference.tempering import TemperLatents, TemperLikelihood
 from inference.weights import Program, log_prob_terms
 
 # What a crash may cost at the most, whatever a step takes.
@@ -55,6 +55,7 @@ class _Options:
     lr: float
     lr_decay: float
     kl_warmup_epochs: float
+    likelihood_warmup_epochs: float
     clip_norm: float | None
     seed: int
     snapshot_every: int
@@ -66,8 +67,9 @@ class _Options:
         for name in ("lr", "lr_decay"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"expected a finite {name} > 0, got {getattr(self, name)}")
-        if self.kl_warmup_epochs < 0:
-            raise ValueError(f"expected kl_warmup_epochs >= 0, got {self.kl_warmup_epochs}")
+        for name in ("kl_warmup_epochs", "likelihood_warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"expected clip_norm > 0 or None, got {self.clip_norm}")
 
@@ -96,6 +98,7 @@ def fit(
     x_test: Tensor | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_warmup_epochs: float = 0.0,
+    likelihood_warmup_epochs: float = 0.0,
     clip_norm: float | None = None,
     seed: int = 0,
     warm_start: bool = False,
@@ -124,7 +127,10 @@ def fit(
         x_test: data to report the ELBO and its terms on after each epoch; not transformed.
         transform: applied to each minibatch as it is drawn, e.g. `torch.bernoulli` for dynamic
             binarization.
-        kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
+        kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1: against a
+            posterior that collapses to the prior.
+        likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
+            to 1: against a posterior that misses modes.
         clip_norm: largest joint gradient norm.
         seed: decides every random choice of training.
         warm_start: go on from parameters that an earlier fit of plain functions left in Pyro's
@@ -146,7 +152,15 @@ def fit(
             that an earlier fit took, or a snapshot of another run.
     """
     options = _Options(
-        num_epochs, batch_size, lr, lr_decay, kl_warmup_epochs, clip_norm, seed, snapshot_every
+        num_epochs,
+        batch_size,
+        lr,
+        lr_decay,
+        kl_warmup_epochs,
+        likelihood_warmup_epochs,
+        clip_norm,
+        seed,
+        snapshot_every,
     )
     check_data(x_train, "x_train")
     if x_test is not None:
@@ -256,7 +270,7 @@ class _Run:
 
     def _step(self, x: Tensor) -> float:
         try:
-            with TemperLatents(self._beta()) if self._warming_up() else nullcontext():
+            with self._tempered():
                 return self.svi.step(x)
         except FloatingPointError as error:
             raise NonFiniteLossError(self._stopped(str(error))) from None
@@ -288,14 +302,24 @@ class _Run:
             )
         return loss
 
-    def _beta(self) -> float:
-        if self.options.kl_warmup_epochs == 0:
-            return 1.0
-        warmup_steps = self.options.kl_warmup_epochs * self.steps_per_epoch
-        return min(1.0, (self.steps_done + 1) / warmup_steps)
+    @contextmanager
+    def _tempered(self) -> Iterator[None]:
+        """The warm-ups that are under way."""
+        kl, likelihood = self._kl_weight(), self._weight(self.options.likelihood_warmup_epochs)
+        with (
+            TemperLatents(kl) if kl < 1 else nullcontext(),
+            TemperLikelihood(likelihood) if likelihood < 1 else nullcontext(),
+        ):
+            yield
 
-    def _warming_up(self) -> bool:
-        return self._beta() < 1.0
+    def _kl_weight(self) -> float:
+        return self._weight(self.options.kl_warmup_epochs)
+
+    def _weight(self, warmup_epochs: float) -> float:
+        """Rises from 0 to 1 within so many epochs."""
+        if warmup_epochs == 0:
+            return 1.0
+        return min(1.0, (self.steps_done + 1) / (warmup_epochs * self.steps_per_epoch))
 
     def _end_epoch(self) -> None:
         at = self.position
@@ -306,7 +330,7 @@ class _Run:
         record = EpochRecord(
             epoch=at.epoch + 1,
             train_loss=at.loss_sum / len(self.x_train),
-            beta=self._beta(),
+            beta=self._kl_weight(),
             test_loss=test_loss,
             reconstruction=reconstruction,
             kl=kl,

@@ -1,14 +1,22 @@
 """What every model of the suite has in common: one latent vector per datum."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from models.networks import RegisteredModule, expect_vectors
+
+
+class Latent(NamedTuple):
+    """A latent site: how many entries, and where they may lie."""
+
+    dim: int
+    support: constraints.Constraint
 
 
 class AbstractModel(RegisteredModule, ABC):
@@ -36,6 +44,10 @@ class AbstractModel(RegisteredModule, ABC):
     # What an encoder for this model mirrors; a linear model has a linear posterior mean.
     hidden_dims: tuple[int, ...] = ()
     activation: str = "elu"
+    channels: tuple[int, ...] = ()
+
+    # The sides of a square that holds the posterior, of a model with a posterior in the plane.
+    plane: tuple[float, float] | None = None
 
     _zero: Tensor
 
@@ -49,6 +61,15 @@ class AbstractModel(RegisteredModule, ABC):
         self.latent_dim = latent_dim
         # Carries device and dtype to the priors; it is no part of the state.
         self.register_buffer("_zero", torch.zeros(()), persistent=False)
+
+    @property
+    def latents(self) -> dict[str, Latent]:
+        """Size and support of every latent site, in the order in which they lie side by side."""
+        return {"z": Latent(self.latent_dim, constraints.real_vector)}
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x, z) in nats for `x` `[B, D]` and all latents `z` `[..., B, Z]`: `[..., B]`."""
+        return self.prior().log_prob(z) + self.likelihood(z).log_prob(x)
 
     @abstractmethod
     def prior(self) -> TorchDistribution:

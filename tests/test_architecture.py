@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("models", "guides", "inference", "experiments")
 ALLOWED = {
     "models": {"models"},
-    "guides": {"guides", "models.networks"},
+    "guides": {"guides", "models.networks", "models.chain"},
     "inference": {"inference"},
     "experiments": {"experiments", "inference", "guides", "models"},
 }

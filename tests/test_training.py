@@ -346,6 +346,16 @@ def test_the_temperature_reaches_training():
     assert losses[1e9].train_loss == pytest.approx(-losses[1e9].reconstruction, abs=0.5)
 
 
+def test_likelihood_warm_up_reaches_training():
+    """With next to no likelihood the posterior is the prior; after the warm-up it is not."""
+    kls = {}
+    for warmup in (0, 1e9):
+        model, guide = pair()
+        history = quick(model, guide, num_epochs=30, likelihood_warmup_epochs=warmup, x_test=X)
+        kls[warmup] = history.epochs[-1].kl
+    assert kls[1e9] < 0.1 * kls[0]
+
+
 def test_kl_warm_up_rises_to_one():
     history = quick(*pair(), num_epochs=5, kl_warmup_epochs=3)
     betas = [record.beta for record in history.epochs]
@@ -565,6 +575,7 @@ def test_plain_modules_that_pyro_cannot_see_are_named():
         ({"lr": 0.0}, "finite lr > 0"),
         ({"lr": math.nan}, "finite lr > 0"),
         ({"kl_warmup_epochs": -1}, "kl_warmup_epochs >= 0"),
+        ({"likelihood_warmup_epochs": -1}, "likelihood_warmup_epochs >= 0"),
         ({"clip_norm": 0.0}, "clip_norm > 0 or None"),
         ({"x": X * math.nan}, "x_train has NaN or infinite values in 60 of 60 data"),
         ({"x": X + 0.5}, r"Bernoulli expects values 0 and 1, got values such as"),

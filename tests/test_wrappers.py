@@ -1,0 +1,208 @@
+"""Guides around guides: refined, unamortized, unpacked; and guides of several layers."""
+
+import copy
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer import Trace_ELBO
+
+from guides import FullRank, Hierarchical, MeanField, Planar, Refined, Unamortized, Unpacked
+from inference import fit, log_weights
+from tests.conftest import make_oracle
+
+LATENTS = {"mu": (1, constraints.real), "tau": (1, constraints.positive)}
+LAYERS = {"z2": (2, constraints.real_vector), "z1": (3, constraints.real_vector)}
+
+
+def elbo(model, guide, x, num_particles=400):
+    return log_weights(model, guide, x, num_particles).mean().item()
+
+
+def best_mean_field(model, x):
+    """The exact ELBO of the best diagonal Gaussian: variances 1 / Λ_ii (Bishop 2006, eq. 10.14)."""
+    exact = model.posterior(x)
+    scale = exact.precision_matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
+    best = dist.MultivariateNormal(exact.loc, scale_tril=torch.diag_embed(scale))
+    return (model.log_evidence(x) - torch.distributions.kl_divergence(best, exact)).mean().item()
+
+
+@pytest.fixture
+def data(oracle):
+    return oracle(None, size=24)
+
+
+@pytest.fixture
+def untrained():
+    return MeanField(3, 10, hidden_dims=()).double()
+
+
+def test_refinement_reaches_the_best_of_its_family(oracle, data, untrained):
+    """With many draws and steps the refined ELBO is the closed-form best, and never above it."""
+    refined = Refined(untrained, oracle, num_steps=400, num_particles=200, lr=0.03)
+    best = best_mean_field(oracle, data)
+    with torch.no_grad():
+        log_w = log_weights(oracle, refined, data, 400)
+    gap = best - log_w.mean().item()
+    se = log_w.mean(1).std().item() / math.sqrt(400)
+    assert -5 * se < gap < 0.05
+    assert best - elbo(oracle, untrained, data) > 1.0  # what there was to gain
+
+
+def test_more_steps_are_better(oracle, data, untrained):
+    values = [
+        elbo(oracle, Refined(untrained, oracle, num_steps=steps), data) for steps in (1, 10, 60)
+    ]
+    assert elbo(oracle, untrained, data) < values[0] < values[1] < values[2]
+
+
+def test_a_refined_posterior_is_a_function_of_x(oracle, data, untrained):
+    refined = Refined(untrained, oracle, num_steps=5)
+    state = torch.get_rng_state()
+    first, second = refined.local_parameters(data), refined.local_parameters(data)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_refinement_leaves_the_model_and_its_gradients_alone(data, untrained):
+    model = make_oracle().requires_grad_(True)
+    refined = Refined(untrained, model, num_steps=3)
+    before = copy.deepcopy(model.state_dict())
+    refined(data)
+    assert all(p.grad is None for p in (*model.parameters(), *refined.parameters()))
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    names = {name for name, _ in refined.named_parameters()}
+    assert names == {f"guide.{name}" for name, _ in untrained.named_parameters()}
+
+
+def test_refined_sites_stay_inside(oracle, data, untrained):
+    """The model that is run to refine leaves no trace, also under a plate of particles."""
+    refined = Refined(untrained, oracle, num_steps=2)
+    with pyro.plate("particles", 7, dim=-2):
+        trace = poutine.trace(refined).get_trace(data)
+    assert set(trace.stochastic_nodes) == {"z", "data"}
+    assert trace.nodes["z"]["value"].shape == (7, 24, 3)
+
+
+def test_a_refined_guide_trains(oracle, data, untrained):
+    refined = Refined(untrained, oracle, num_steps=3)
+    history = fit(oracle, refined, data, num_epochs=60, lr=0.02, batch_size=24, progress=False)
+    assert history.train_loss[-1] < history.train_loss[0] - 0.5
+
+
+def test_unamortized_parameters_reach_the_best_of_the_family(oracle, data, untrained):
+    guide = Unamortized(untrained, data)
+    loss = Trace_ELBO(num_particles=20, vectorize_particles=True)
+    fit(
+        oracle, guide, data, num_epochs=1000, lr=0.1, lr_decay=0.995, batch_size=24, elbo=loss,
+        progress=False,
+    )  # fmt: skip
+    log_w = log_weights(oracle, guide, data, 2000)
+    gap = best_mean_field(oracle, data) - log_w.mean().item()
+    se = log_w.mean(1).std().item() / math.sqrt(2000)
+    assert -5 * se < gap < 0.02
+
+
+def test_unamortized_rows_are_known_by_their_values(data, untrained):
+    guide = Unamortized(untrained, data)
+    with torch.no_grad():
+        guide.table.normal_()
+    shuffled = torch.randperm(24)
+    loc = guide.posterior(data).base_dist.loc
+    assert torch.equal(guide.posterior(data[shuffled]).base_dist.loc, loc[shuffled])
+    assert torch.equal(guide.posterior(data[:1].clone()).base_dist.loc, loc[:1])
+    twice = Unamortized(untrained, torch.cat([data[:1], data[:1]]))
+    assert torch.equal(*twice.local_parameters(torch.cat([data[:1], data[:1]])))
+
+
+def test_unamortized_starts_at_the_encoders_answer_and_drops_it(data, untrained):
+    guide = Unamortized(untrained, data)
+    assert torch.equal(guide.table, untrained.local_parameters(data))
+    assert [name for name, _ in guide.named_parameters()] == ["table"]
+
+
+def test_unamortized_names_data_it_does_not_know(data, untrained):
+    guide = Unamortized(untrained, data)
+    with pytest.raises(ValueError, match="24 data it was made with, got another one at row 1"):
+        guide.posterior(torch.cat([data[:1], data[:1] + 1e-9]))
+
+
+@pytest.mark.parametrize("kind", [MeanField, FullRank, Planar])
+def test_an_unpacked_density_has_the_jacobian(kind):
+    """log q(mu, tau) = log q(mu, log tau) − log tau."""
+    guide = Unpacked(kind(2, 8, hidden_dims=(16,)).double(), LATENTS)
+    x = torch.rand(5, 8).double()
+    z = guide.posterior(x).sample((4,))
+    assert (z[..., 1] > 0).all()
+    u = torch.stack([z[..., 0], z[..., 1].log()], -1)
+    inside = guide.guide.posterior(x).log_prob(u)
+    got = guide.posterior(x).log_prob(z.clone())
+    assert torch.allclose(got, inside - z[..., 1].log(), atol=1e-9)
+    assert not torch.allclose(got, inside, atol=1e-3)  # the planted error: no Jacobian
+
+
+def test_an_unpacked_guide_samples_the_models_sites():
+    guide = Unpacked(FullRank(2, 8, hidden_dims=(16,)), LATENTS)
+    trace = poutine.trace(guide).get_trace(torch.rand(5, 8))
+    assert set(trace.stochastic_nodes) == {"_unpacked", "mu", "tau", "data"}
+    assert trace.nodes["tau"]["value"].shape == (5, 1)
+    assert (trace.nodes["tau"]["value"] > 0).all()
+
+
+def gamma_model(x):
+    """tau ~ Gamma(2, 1), x_i ~ Exponential(tau): the evidence of n exponentials is known."""
+    with pyro.plate("data", len(x)):
+        tau = pyro.sample("tau", dist.Gamma(torch.tensor([2.0]).double(), 1.0).to_event(1))
+        pyro.sample(
+            "x", dist.Exponential(tau.expand(*tau.shape[:-1], x.shape[1])).to_event(1), obs=x
+        )
+
+
+def test_weights_over_a_constrained_site_estimate_the_evidence():
+    """log p(x) = log Γ(2 + n)/Γ(2) − (2 + n) log(1 + Σx), in closed form."""
+    x = torch.rand(6, 4).double() + 0.1
+    guide = Unpacked(MeanField(1, 4, hidden_dims=()).double(), {"tau": (1, constraints.positive)})
+    log_w = log_weights(gamma_model, guide, x, 20_000)
+    exact = math.lgamma(6.0) - 6 * (1 + x.sum(1)).log()
+    estimate = log_w.logsumexp(0) - math.log(20_000)
+    ess = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+    z_score = (estimate - exact) / (1 / ess - 1 / 20_000).sqrt()
+    assert z_score.abs().max() < 5
+    assert (estimate + math.log(1.2) - exact).abs().min() > 5 * (1 / ess).sqrt().max()
+
+
+@pytest.mark.parametrize("direction", ["bottom-up", "top-down"])
+def test_layers_are_drawn_at_their_sites_in_the_order_of_the_direction(direction):
+    guide = Hierarchical(5, 8, latents=LAYERS, direction=direction, hidden_dims=(16,)).double()
+    x = torch.rand(4, 8).double()
+    trace = poutine.trace(guide).get_trace(x)
+    trace.compute_log_prob()
+    drawn = [name for name in trace.stochastic_nodes if name != "data"]
+    assert drawn == (["z1", "z2"] if direction == "bottom-up" else ["z2", "z1"])
+    z = torch.cat([trace.nodes["z2"]["value"], trace.nodes["z1"]["value"]], -1)  # as in the model
+    expected = trace.nodes["z1"]["log_prob"] + trace.nodes["z2"]["log_prob"]
+    assert torch.allclose(guide.posterior(x).log_prob(z), expected, atol=1e-12)
+    assert torch.equal(guide.site_values(z)["z1"], trace.nodes["z1"]["value"])
+    # the planted error: the layers packed the other way round
+    swapped = torch.cat([trace.nodes["z1"]["value"], trace.nodes["z2"]["value"]], -1)
+    assert not torch.allclose(guide.posterior(x).log_prob(swapped), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Hierarchical(3, 8, latents={"z": (3, constraints.real)}), "two or more latent"),
+        (lambda: Hierarchical(5, 8, latents=LAYERS, direction="botom-up"), "did you mean"),
+        (lambda: Unpacked(MeanField(3, 8), LATENTS), "expected a guide over 2 latents"),
+        (lambda: Unpacked(MeanField(2, 8), {"p": (2, constraints.simplex)}), "one by one"),
+        (lambda: Refined(MeanField(3, 8), print, num_steps=0), "num_steps of at least 1, got 0"),
+        (lambda: Refined(MeanField(3, 8), print, lr=0.0), "lr > 0, got 0.0"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
