@@ -127,7 +127,7 @@ def build(kind: type, spec: Spec, **given: Any) -> tuple[Any, Spec]:
     for option in spec.options:
         expect_choice(f"option of {kind.__name__}", option, known)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, skip=_required(kind))
+    parser.add_class_arguments(kind, skip=_given(kind))
     try:
         options = parser.parse_object(spec.options).as_dict()
     except Exception as error:  # jsonargparse raises whatever the value's type check raises
@@ -209,14 +209,22 @@ def build_elbo(spec: Spec) -> ELBO:
 def options_of(kind: type) -> dict[str, Any]:
     """The options of a constructor and their defaults, those it passes on to its base included."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, skip=_required(kind))
+    parser.add_class_arguments(kind, skip=_given(kind))
     return parser.get_defaults().as_dict()
 
 
-def _required(kind: type) -> set[str]:
-    """What a constructor must be given: by the data, by the model, or the guide it goes around."""
-    parameters = inspect.signature(kind).parameters.values()
-    return {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+def _given(kind: type) -> set[str]:
+    """What a constructor is given: by the data, by the model, or the guide it goes around.
+
+    A size with a default is an option: a model's `latent_dim`, but not a guide's.
+    """
+    names = {"latent_dim", "data_dim", "latents", "guide", "model", "x"}
+    parameters = inspect.signature(kind).parameters
+    return {name for name in names & parameters.keys() if not _has_default(parameters[name])}
+
+
+def _has_default(parameter: inspect.Parameter) -> bool:
+    return parameter.default is not parameter.empty
 
 
 def listing(kinds: Mapping[str, type]) -> str:

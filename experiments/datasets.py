@@ -151,8 +151,8 @@ def _read_toy(_: Path) -> _Archive:
 
 
 def _read_none(_: Path) -> _Archive:
-    """25,600 times nothing, for densities without data: rows of a minibatch are then particles."""
-    x, y = np.zeros((26_600, 1)), np.zeros(26_600, dtype=np.uint8)
+    """25,600 ones, for densities without data: the rows of a minibatch are then particles."""
+    x, y = np.ones((26_600, 1)), np.zeros(26_600, dtype=np.uint8)
     return _Archive(x[:25_600], y[:25_600], x[25_600:], y[25_600:], 1000, None, None)
 
 

@@ -5,10 +5,24 @@ from guides.base import AbstractPosterior as AbstractPosterior
 from guides.delta import Delta
 from guides.full_rank import FullRank
 from guides.hierarchical import Hierarchical
+from guides.householder import Householder
 from guides.mean_field import MeanField
 from guides.planar import Planar
+from guides.radial import Radial
 from guides.refined import Refined
+from guides.sylvester import Sylvester
 from guides.unamortized import Unamortized
 from guides.unpacked import Unpacked as Unpacked  # applied where a model needs it
 
-__all__ = ["Delta", "FullRank", "Hierarchical", "MeanField", "Planar", "Refined", "Unamortized"]
+__all__ = [
+    "Delta",
+    "FullRank",
+    "Hierarchical",
+    "Householder",
+    "MeanField",
+    "Planar",
+    "Radial",
+    "Refined",
+    "Sylvester",
+    "Unamortized",
+]

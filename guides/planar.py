@@ -2,22 +2,19 @@
 
 from typing import Any
 
-import pyro.distributions as dist
-from pyro.distributions import TorchDistribution
-from pyro.distributions.transforms.planar import ConditionedPlanar
 from torch import Tensor
 
-from guides.base import AbstractGuide
+from guides.flow import AbstractFlow
+from guides.transforms.planar import PlanarLayers
 
 
-class Planar(AbstractGuide):
+class Planar(AbstractFlow):
     """A diagonal Gaussian pushed through K planar layers, all parameters given by the encoder.
 
     z₀ ~ N(μ(x), diag σ²(x)),  z_k = z_{k−1} + û_k tanh(w_kᵀ z_{k−1} + b_k),  z = z_K, and
     log q(z | x) = log q₀(z₀) − Σ_k log|1 + û_kᵀ ψ_k(z_{k−1})|.
 
-    The density of a z that the guide did not just sample is not available: a planar layer has no
-    inverse in closed form.
+    Any z is scored: a layer is inverted by Newton's method, with exact gradients.
 
     Reference: D. J. Rezende, S. Mohamed, "Variational Inference with Normalizing Flows", 2015,
     https://arxiv.org/abs/1505.05770, eqs. 10-15.
@@ -32,23 +29,11 @@ class Planar(AbstractGuide):
     def __init__(
         self, latent_dim: int, data_dim: int, *, num_flows: int = 8, **encoder: Any
     ) -> None:
-        if num_flows < 1:
-            raise ValueError(f"expected num_flows of at least 1, got {num_flows}")
         super().__init__(
-            latent_dim,
-            data_dim,
-            output_dims=(latent_dim, latent_dim, num_flows * (1 + 2 * latent_dim)),
-            **encoder,
+            latent_dim, data_dim, num_flows=num_flows, layer_dim=1 + 2 * latent_dim, **encoder
         )
-        self.num_flows = num_flows
 
-    def posterior(self, x: Tensor) -> TorchDistribution:
-        """q(z | x): batch shape `[B]`, event shape `[Z]`."""
-        loc, log_scale, flow_parameters = self.encode(x)
-        base = dist.Normal(loc, log_scale.exp()).to_event(1)
-        sizes = (1, self.latent_dim, self.latent_dim)  # b, u, w of one layer
-        layers = [
-            ConditionedPlanar(layer.split(sizes, dim=-1))
-            for layer in flow_parameters.chunk(self.num_flows, dim=-1)
-        ]
-        return dist.TransformedDistribution(base, layers)
+    def layers(self, parameters: Tensor) -> PlanarLayers:
+        """K planar layers from b, u and w side by side, `[B, K, 1 + 2Z]`."""
+        bias, u, w = parameters.split((1, self.latent_dim, self.latent_dim), dim=-1)
+        return PlanarLayers(bias, u, w)

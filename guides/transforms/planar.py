@@ -1,0 +1,62 @@
+"""Planar layers."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from guides.transforms.base import AbstractTransform
+from guides.transforms.inversion import rise, unbend
+
+
+class PlanarLayers(AbstractTransform):
+    """K planar layers, f(z) = z + û tanh(wᵀz + b), one after the other.
+
+    û = u + (softplus(wᵀu) − 1 − wᵀu) w/‖w‖² has wᵀû > −1, which makes f invertible:
+    v = wᵀz + b solves v + wᵀû tanh v = wᵀy + b, and z = y − û tanh v. Then
+    det ∂f/∂z = 1 + wᵀû tanh′ v = tanh² v + s tanh′ v with s = softplus(wᵀu) > 0. At w = 0, û = u.
+
+    Args:
+        bias: b, `[B, K, 1]`.
+        u: `[B, K, Z]`.
+        w: `[B, K, Z]`.
+    """
+
+    def __init__(self, bias: Tensor, u: Tensor, w: Tensor) -> None:
+        super().__init__()
+        u_hat, slope = invertible(u, w)
+        self.slope = slope.squeeze(-1)  # [B, K]
+        self._layers = list(
+            zip(bias.unbind(-2), u_hat.unbind(-2), w.unbind(-2), slope.unbind(-2), strict=True)
+        )
+
+    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The image of `x` and the ladj: `[..., B, Z]` and `[..., B]`."""
+        bends = []
+        for bias, u_hat, w, _ in self._layers:
+            bends.append(torch.tanh((w * x).sum(-1, keepdim=True) + bias))
+            x = torch.addcmul(x, u_hat, bends[-1])
+        return x, self._ladj_of(bends)
+
+    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The origin of `y` and the ladj there: `[..., B, Z]` and `[..., B]`."""
+        bends = []
+        for bias, u_hat, w, slope in reversed(self._layers):
+            bends.append(torch.tanh(unbend(slope, (w * y).sum(-1, keepdim=True) + bias)))
+            y = torch.addcmul(y, u_hat, bends[-1], value=-1)
+        return y, self._ladj_of(bends[::-1])
+
+    def _ladj_of(self, bends: list[Tensor]) -> Tensor:
+        """Σ log det, from tanh v of each layer, `[..., B, 1]`: all layers in one go."""
+        return rise(self.slope, torch.cat(bends, -1)).log().sum(-1)
+
+
+def invertible(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """û and 1 + wᵀû > 0, for u and w of shape `[..., Z]`: `[..., Z]` and `[..., 1]`.
+
+    Rezende and Mohamed 2015, appendix A.1.
+    """
+    w_u, w_w = (w * u).sum(-1, keepdim=True), (w * w).sum(-1, keepdim=True)
+    is_zero = w_w == 0
+    slope = torch.where(is_zero, 1.0, F.softplus(w_u))
+    along_w = (slope - 1 - w_u) / w_w.masked_fill(is_zero, 1.0)
+    return torch.addcmul(u, along_w, w), slope
