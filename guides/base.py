@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from models.networks import RegisteredModule, expect_vectors, mlp
+from models.networks import RegisteredModule, encoder_network, expect_vectors
 
 
 class AbstractPosterior(RegisteredModule, ABC):
@@ -98,6 +98,7 @@ class AbstractGuide(AbstractPosterior):
             start near zero.
         hidden_dims: sizes of the encoder's hidden layers, from x to z.
         activation: nonlinearity between the layers.
+        channels: channels of convolutions before the hidden layers, for square images.
         site: the model's latent site.
     """
 
@@ -109,12 +110,13 @@ class AbstractGuide(AbstractPosterior):
         output_dims: Sequence[int],
         hidden_dims: Sequence[int] = (600,),
         activation: str = "elu",
+        channels: Sequence[int] = (),
         site: str = "z",
     ) -> None:
         super().__init__(latent_dim, data_dim, site=site)
         self.output_dims = tuple(output_dims)
-        self.encoder: nn.Module = mlp(
-            data_dim, hidden_dims, sum(self.output_dims), activation=activation
+        self.encoder: nn.Module = encoder_network(
+            data_dim, hidden_dims, sum(self.output_dims), activation=activation, channels=channels
         )
         self._start_calmly(self.encoder[-1])
 

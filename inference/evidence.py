@@ -22,11 +22,12 @@ class Evidence:
 
     Args:
         estimator: "elbo", "iw" or "exact".
-        num_particles: S, particles per datum.
+        num_particles: S, particles per datum; the most that any datum got, if they differ.
         log_px: the estimates `[B]`.
         log_px_variance: their Monte Carlo variances `[B]`.
         ess: effective sample sizes of the weights `[B]`, between 1 and S.
         k_hat: Pareto tail shapes of the weights `[B]`; see `estimators.k_hat`.
+        particles: the number of particles of each datum `[B]`; None where all got S.
     """
 
     estimator: str
@@ -35,6 +36,7 @@ class Evidence:
     log_px_variance: Tensor
     ess: Tensor
     k_hat: Tensor
+    particles: Tensor | None = None
 
     @property
     def num_data(self) -> int:
@@ -75,11 +77,24 @@ class Evidence:
         """Share of the data whose k̂ is not below the threshold (NaN if none could be fitted)."""
         if self.k_hat.isnan().all():
             return math.nan
-        return 1 - (self.k_hat <= self.k_hat_threshold).double().mean().item()
+        return 1 - (self.k_hat <= self._k_hat_thresholds()).double().mean().item()
+
+    def _k_hat_thresholds(self) -> Tensor | float:
+        """The threshold of every datum `[B]`, or the one for all."""
+        if self.particles is None:
+            return self.k_hat_threshold
+        thresholds = [estimators.k_hat_threshold(int(count)) for count in self.particles]
+        return torch.tensor(thresholds).to(self.k_hat)
+
+    def _counts(self) -> str:
+        if self.particles is None:
+            return f"S = {self.num_particles}"
+        counts = self.particles.double()
+        return f"S = {counts.min():.0f} to {counts.max():.0f}, {counts.mean():.0f} on average"
 
     def __str__(self) -> str:
         return (
-            f"{self.estimator} (S = {self.num_particles}): {self.mean:.3f} nats per datum, "
+            f"{self.estimator} ({self._counts()}): {self.mean:.3f} nats per datum, "
             f"± {self.mc_se:.3f} (Monte Carlo), ± {self.data_se:.3f} ({self.num_data} data)"
         )
 
@@ -94,7 +109,27 @@ class Evidence:
         """One record of several over different data, made by the same estimator."""
         fields = ("log_px", "log_px_variance", "ess", "k_hat")
         tensors = [torch.cat([getattr(part, field) for part in parts]) for field in fields]
-        return cls(parts[0].estimator, parts[0].num_particles, *tensors)
+        num_particles = max(part.num_particles for part in parts)
+        if any(part.particles is not None for part in parts):
+            tensors.append(torch.cat([part._particles_per_datum() for part in parts]))
+        return cls(parts[0].estimator, num_particles, *tensors)
+
+    def _particles_per_datum(self) -> Tensor:
+        if self.particles is not None:
+            return self.particles
+        return torch.full_like(self.log_px, self.num_particles, dtype=torch.int64)
+
+
+def check_log_weights(log_w: Tensor) -> None:
+    """Check that no log-weight `[S, B]` is NaN or +inf.
+
+    Raises:
+        ValueError: one is.
+    """
+    if not (log_w < math.inf).all():
+        raise ValueError(
+            "log-weights are NaN or +inf: the model or the guide is not a density here"
+        )
 
 
 def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
@@ -103,10 +138,7 @@ def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
     Raises:
         ValueError: a log-weight is NaN or +inf.
     """
-    if not (log_w < math.inf).all():
-        raise ValueError(
-            "log-weights are NaN or +inf: the model or the guide is not a density here"
-        )
+    check_log_weights(log_w)
     log_w = log_w.double()
     ess, k_hat = estimators.ess(log_w), estimators.k_hat(log_w).to(log_w.device)
     num_particles = len(log_w)

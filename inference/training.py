@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from inference.checks import check_all_data, check_data, check_support
 from inference.history import EpochRecord, History
+from inference.objectives.base import AbstractObjective
 from inference.optimizer import JointOptim
 from inference.parameters import own_parameter_store, tensors_of, trainable_parameters
 from inference.precision import fast_matmul
@@ -390,8 +391,7 @@ class _Run:
         """What must agree for a run to be gone on with; more epochs are no other run."""
         varying = ("num_epochs", "snapshot_every")
         options = {k: v for k, v in asdict(self.options).items() if k not in varying}
-        elbo = f"{type(self.elbo).__name__}(num_particles={getattr(self.elbo, 'num_particles', 1)})"
-        return {**options, "elbo": elbo, "num_data": len(self.x_train)}
+        return {**options, "elbo": _describe(self.elbo), "num_data": len(self.x_train)}
 
     def _stopped(self, what: str, x: Tensor | None = None) -> str:
         at = self.position
@@ -458,6 +458,13 @@ def _same_shape(name: str, ours: Tensor, theirs: Tensor) -> Tensor:
 
 def _within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _describe(elbo: ELBO) -> str:
+    """An objective and its options, as far as it tells them: Pyro's own do not."""
+    if isinstance(elbo, AbstractObjective):
+        return repr(elbo)
+    return f"{type(elbo).__name__}(num_particles={getattr(elbo, 'num_particles', 1)})"
 
 
 def _log(writer: ScalarWriter, record: EpochRecord) -> None:

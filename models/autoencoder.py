@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.base import AbstractModel
 from models.likelihoods import Normal
-from models.networks import mlp
+from models.networks import decoder_network
 
 
 class Autoencoder(AbstractModel):
@@ -24,6 +24,8 @@ class Autoencoder(AbstractModel):
         latent_dim: Z, the size of a code.
         hidden_dims: sizes of the decoder's hidden layers, from z to x.
         activation: nonlinearity between the layers.
+        channels: channels that transposed convolutions after them take, from z to x, each
+            doubling the side of a square image; none by default.
     """
 
     def __init__(
@@ -33,10 +35,14 @@ class Autoencoder(AbstractModel):
         *,
         hidden_dims: Sequence[int] = (600,),
         activation: str = "elu",
+        channels: Sequence[int] = (),
     ) -> None:
         super().__init__(data_dim, latent_dim)
         self.hidden_dims, self.activation = tuple(hidden_dims), activation
-        self.decoder = mlp(latent_dim, hidden_dims, data_dim, activation=activation)
+        self.channels = tuple(channels)
+        self.decoder = decoder_network(
+            latent_dim, hidden_dims, data_dim, activation=activation, channels=channels
+        )
 
     def prior(self) -> TorchDistribution:
         """The flat, improper density 1 on codes: event shape `[Z]`; it cannot be sampled."""

@@ -1,7 +1,7 @@
-"""What every model of the suite has in common: one latent vector per datum."""
+"""What every model of the suite has in common: latents and observations, datum by datum."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from models.chain import Chain
 from models.networks import RegisteredModule, expect_vectors
 
 
@@ -20,7 +21,7 @@ class Latent(NamedTuple):
 
 
 class AbstractModel(RegisteredModule, ABC):
-    """A Pyro model p(x, z) = p(z) p(x | z) with one latent vector per datum.
+    """A Pyro model p(x, z) = p(z) p(x | z); row i of a batch is a data set of its own.
 
     To write a model of your own, subclass this, call `super().__init__(data_dim, latent_dim)` and
     write `prior()` and `likelihood(z)`; plate, sites and simulation are supplied here:
@@ -36,6 +37,12 @@ class AbstractModel(RegisteredModule, ABC):
             def likelihood(self, z):
                 return dist.Normal(self.decoder(z), 1.0).to_event(1)
 
+    Several latent sites are still one vector z, in which they lie side by side: name them in
+    `latents`, and let `prior()` be a `Chain`, which draws each at its own site.
+
+    A model whose evidence is known writes `log_evidence(x)`, `[B, D] -> [B]` in nats and float64,
+    and sets `knows_evidence`; if its posterior is known too, `posterior(x)`.
+
     Args:
         data_dim: D, the number of entries of one datum.
         latent_dim: Z, the number of entries of one latent vector.
@@ -49,6 +56,18 @@ class AbstractModel(RegisteredModule, ABC):
     # The sides of a square that holds the posterior, of a model with a posterior in the plane.
     plane: tuple[float, float] | None = None
 
+    # What x must be: "binary", "unit" (interval), "levels" (of grey) or "real" entries.
+    pixels: str = "real"
+
+    # Whether a datum ends in a one-hot label of `num_classes` entries.
+    labelled: ClassVar[bool] = False
+
+    # Whether `log_evidence(x)` is there and can be had for the options chosen.
+    knows_evidence: bool = False
+
+    # The number of entries of a datum, of a model that takes no other.
+    fixed_data_dim: ClassVar[int | None] = None
+
     _zero: Tensor
 
     def __init__(self, data_dim: int, latent_dim: int) -> None:
@@ -56,6 +75,11 @@ class AbstractModel(RegisteredModule, ABC):
         if min(data_dim, latent_dim) < 1:
             raise ValueError(
                 f"expected data_dim and latent_dim of at least 1, got {data_dim} and {latent_dim}"
+            )
+        if self.fixed_data_dim not in (None, data_dim):
+            raise ValueError(
+                f"{type(self).__name__} is a model of data with {self.fixed_data_dim} entries, got "
+                f"data_dim={data_dim}: choose other data"
             )
         self.data_dim = data_dim
         self.latent_dim = latent_dim
@@ -95,11 +119,25 @@ class AbstractModel(RegisteredModule, ABC):
         """
         self.register()
         with pyro.plate("data", self._batch_size(x, size)):
-            z = pyro.sample("z", self.prior())
-            expect_vectors("z", z, self.latent_dim, "(..., {dim})")
-            return pyro.sample("x", self.likelihood(z), obs=x)
+            return pyro.sample("x", self.likelihood(self.sample_latents()), obs=x)
+
+    def sample_latents(self) -> Tensor:
+        """Draw all latents at their sites, inside the data plate: `[..., B, Z]`.
+
+        Raises:
+            ValueError: a guide gave a z of another shape.
+        """
+        prior = self.prior()
+        z = prior.sample_sites() if isinstance(prior, Chain) else pyro.sample("z", prior)
+        expect_vectors("z", z, self.latent_dim, "(..., {dim})")
+        return z
 
     def _batch_size(self, x: Tensor | None, size: int | None) -> int:
+        """B, of the batch `x` of shape `[B, D]` or of the one to simulate.
+
+        Raises:
+            ValueError: `x` is of another shape, or neither is given.
+        """
         if x is None:
             if size is None:
                 raise ValueError("expected a batch x or a size to simulate, got neither")

@@ -1,25 +1,31 @@
 """The decoder of a variational autoencoder."""
 
-import math
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from models.base import AbstractModel
-from models.likelihoods import Bernoulli, Normal
-from models.networks import expect_choice, mlp
-
-LIKELIHOODS = ("bernoulli", "gaussian")
+from models.likelihoods import PixelLikelihood
+from models.networks import decoder_network
+from models.priors import make_prior
 
 
 class VAE(AbstractModel):
-    """Deep latent Gaussian model: z ~ N(0, I), x | z ~ Bernoulli or Gaussian with an MLP's outputs.
+    """Deep latent Gaussian model: z from a prior, pixels x | z with a network's outputs.
 
-    Bernoulli decoders score binary pixels by logits. Gaussian decoders give each pixel a mean μ and
-    a log σ; as σ → 0 on constant pixels makes the density unbounded, σ stays above `scale_floor`:
+    The likelihoods, and the pixels that each scores:
+
+        bernoulli             binary pixels, by logits
+        continuous-bernoulli  pixels in [0, 1] (Loaiza-Ganem and Cunningham 2019)
+        discretized-logistic  grey levels k/(L − 1), by their probabilities (Kingma et al. 2016)
+        gaussian              real pixels, each with a mean μ and a log σ
+
+    As σ → 0 on constant pixels makes a Gaussian density unbounded, σ stays above `scale_floor`:
     log σ = log floor + softplus(raw − log floor).
+
+    The prior is N(0, I), or learnt with the decoder: a mixture of Gaussians, a VampPrior (Tomczak
+    and Welling 2018, with an encoder of its own) or a normalizing flow (Dinh et al. 2017).
 
     Reference: D. P. Kingma, M. Welling, "Auto-Encoding Variational Bayes", 2014,
     https://arxiv.org/abs/1312.6114, appendix C.
@@ -27,10 +33,19 @@ class VAE(AbstractModel):
     Args:
         data_dim: D, the number of pixels.
         latent_dim: Z, the number of latent variables.
-        hidden_dims: sizes of the decoder's hidden layers, from z to x.
+        hidden_dims: sizes of the decoder's fully connected hidden layers, from z to x.
         activation: nonlinearity between the layers.
-        likelihood: "bernoulli" for binary pixels, "gaussian" for real-valued ones.
+        channels: channels that transposed convolutions after them take, from z to x, each
+            doubling the side of a square image; none by default.
+        likelihood: one of the names above.
         scale_floor: smallest σ of a Gaussian pixel, in units of x.
+        num_levels: L, the number of grey levels of a discretized logistic pixel.
+        prior: "standard-normal", "mixture", "vampprior" or "flow".
+        num_components: number of components of a mixture or VampPrior.
+        num_flows: number of layers of a flow.
+
+    Raises:
+        ValueError: an unknown name or a bad size, with what was expected.
     """
 
     def __init__(
@@ -40,27 +55,42 @@ class VAE(AbstractModel):
         *,
         hidden_dims: Sequence[int] = (600,),
         activation: str = "elu",
+        channels: Sequence[int] = (),
         likelihood: str = "bernoulli",
         scale_floor: float = 0.01,
+        num_levels: int | None = None,
+        prior: str = "standard-normal",
+        num_components: int = 10,
+        num_flows: int = 4,
     ) -> None:
         super().__init__(data_dim, latent_dim)
         self.hidden_dims, self.activation = tuple(hidden_dims), activation
-        self.likelihood_name = expect_choice("likelihood", likelihood, LIKELIHOODS)
-        if scale_floor <= 0:
-            raise ValueError(f"expected scale_floor > 0, got {scale_floor}")
-        self.log_scale_floor = math.log(scale_floor)
-        num_outputs = data_dim if likelihood == "bernoulli" else 2 * data_dim
-        self.decoder = mlp(latent_dim, hidden_dims, num_outputs, activation=activation)
+        self.channels = tuple(channels)
+        self.likelihood_name, self.prior_name = likelihood, prior
+        self.pixel_likelihood = PixelLikelihood(likelihood, scale_floor, num_levels)
+        self.pixels = self.pixel_likelihood.pixels
+        self.decoder = decoder_network(
+            latent_dim,
+            hidden_dims,
+            data_dim,
+            activation=activation,
+            channels=channels,
+            outputs_per_pixel=self.pixel_likelihood.outputs_per_pixel,
+        )
+        self.prior_network = make_prior(
+            prior,
+            latent_dim,
+            data_dim,
+            num_components=num_components,
+            num_flows=num_flows,
+            hidden_dims=self.hidden_dims[::-1],
+            activation=activation,
+        )
 
     def prior(self) -> TorchDistribution:
-        """p(z) = N(0, I): event shape `[Z]`."""
-        return self.standard_normal()
+        """p(z): batch shape `[]`, event shape `[Z]`."""
+        return self.standard_normal() if self.prior_network is None else self.prior_network()
 
     def likelihood(self, z: Tensor) -> TorchDistribution:
         """p(x | z) for `z` of shape `[..., Z]`: batch shape `[...]`, event shape `[D]`."""
-        outputs = self.decoder(z)
-        if self.likelihood_name == "bernoulli":
-            return Bernoulli(logits=outputs).to_event(1)
-        loc, raw = outputs.chunk(2, dim=-1)  # each [..., D]
-        log_scale = self.log_scale_floor + F.softplus(raw - self.log_scale_floor)
-        return Normal(loc, log_scale).to_event(1)
+        return self.pixel_likelihood(self.decoder(z))

@@ -829,6 +829,7 @@ def test_encoders_mirror_the_decoder():
         "num_flows": 2,
         "hidden_dims": [4, 16],
         "activation": "tanh",
+        "channels": [],
         "site": "z",
     }
     _, spec = catalogue.build_guide(Spec.parse("MeanField"), LinearGaussian(8, 3))

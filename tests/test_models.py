@@ -1,46 +1,176 @@
-"""Models: the contract, and densities against formulas and scikit-learn."""
+"""Models: the contract that all of them keep, and densities against formulas and scikit-learn."""
 
 import copy
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import biject_to
 from sklearn.decomposition import PCA, FactorAnalysis
 
-from models import VAE, Autoencoder, LinearGaussian
-from models.likelihoods import Bernoulli, Normal
+import models
+from experiments.catalogue import Spec, build_guide, build_model
+from inference import log_weights
+from models import (
+    VAE,
+    AbstractModel,
+    Autoencoder,
+    ConditionalVAE,
+    EightSchools,
+    HierarchicalVAE,
+    LinearGaussian,
+)
+from models.chain import Chain
+from models.quadrature import box_rule
 from tests.conftest import make_oracle
 
+# As on the command line, with the size of the data.
 MODELS = {
-    "VAE-bernoulli": lambda: VAE(12, 3, hidden_dims=(8,)),
-    "VAE-gaussian": lambda: VAE(12, 3, hidden_dims=(8,), likelihood="gaussian"),
-    "PPCA": lambda: LinearGaussian(12, 3),
-    "FA": lambda: LinearGaussian(12, 3, noise="diagonal"),
+    "VAE(latent_dim=3, hidden_dims=[8])": 12,
+    "VAE(latent_dim=3, hidden_dims=[8], likelihood=gaussian, prior=mixture)": 12,
+    "VAE(latent_dim=3, hidden_dims=[8], likelihood='continuous-bernoulli', prior=vampprior)": 12,
+    "VAE(latent_dim=3, hidden_dims=[8], likelihood='discretized-logistic', num_levels=5)": 12,
+    "VAE(latent_dim=3, hidden_dims=[8], prior=flow)": 12,
+    "VAE(latent_dim=3, hidden_dims=[8], channels=[4, 2], activation=tanh)": 25,
+    "HierarchicalVAE(latent_dims=[3, 2], hidden_dims=[8], layer_hidden_dims=[5])": 12,
+    "HierarchicalVAE(latent_dims=[4, 3, 2], hidden_dims=[8], likelihood=gaussian)": 12,
+    "ConditionalVAE(latent_dim=3, num_classes=4, hidden_dims=[8])": 12,
+    "ConditionalVAE(latent_dim=3, num_classes=2, hidden_dims=[8], likelihood=gaussian)": 12,
+    "LinearGaussian(latent_dim=3)": 12,
+    "LinearGaussian(latent_dim=3, noise=diagonal)": 12,
+    "BayesianLinearRegression(latent_dim=3)": 12,
+    "BayesianLinearRegression(latent_dim=1, design=[[1], [2], [0.5]])": 3,
+    "BayesianLogisticRegression(latent_dim=3)": 12,
+    "EightSchools": 8,
+    "EightSchools(centred=False)": 8,
+    "Energy2D(energy=U3)": 1,
+    "GaussianMixture2D": 2,
 }
+# Nothing can be simulated without a prior.
+WITHOUT_PRIOR = {"Autoencoder"}
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_simulates_and_scores_batches(make):
-    model = make()
-    x = model(None, size=7)
-    assert x.shape == (7, 12)
-    trace = poutine.trace(model).get_trace(x.detach())
+def make(text: str) -> AbstractModel:
+    """The model of a spec in double precision, with parameters away from where they start."""
+    model, _ = build_model(Spec.parse(text), data_dim=MODELS[text])
+    model = model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def simulate(model: AbstractModel, size: int) -> torch.Tensor:
+    """A batch; moderate effects for the schools, whose prior has no variance."""
+    if isinstance(model, EightSchools):
+        return 10 * torch.randn(size, 8).double()
+    return model(None, size=size).detach()
+
+
+def draw(model: AbstractModel, *shape: int) -> torch.Tensor:
+    """z in the support of every site: images of normal numbers."""
+    parts = [biject_to(support)(torch.randn(*shape, dim).double())
+             for dim, support in model.latents.values()]  # fmt: skip
+    return torch.cat(parts, -1)
+
+
+def given(model: AbstractModel, z: torch.Tensor):
+    """The Pyro program with its latent sites set to the parts of z."""
+    sizes = [latent.dim for latent in model.latents.values()]
+    values = dict(zip(model.latents, z.split(sizes, -1), strict=True))
+    return poutine.condition(model, data=values)
+
+
+@pytest.fixture(params=MODELS, ids=lambda text: text.replace(" ", ""))
+def model(request):
+    return make(request.param)
+
+
+def test_every_model_is_under_contract():
+    assert {Spec.parse(text).name for text in MODELS} | WITHOUT_PRIOR == set(models.__all__)
+
+
+def test_simulates_batches_at_the_sites_that_it_names(model):
+    trace = poutine.trace(model).get_trace(None, size=7)
+    assert trace.nodes["x"]["value"].shape == (7, model.data_dim)
+    assert [name for name in trace.stochastic_nodes if name != "data"] == [*model.latents, "x"]
+    for name, (dim, support) in model.latents.items():
+        assert trace.nodes[name]["value"].shape == (7, dim)
+        assert support.event_dim == 1
+        assert support.check(trace.nodes[name]["value"]).all()
+    assert sum(latent.dim for latent in model.latents.values()) == model.latent_dim
+
+
+def test_log_joint_is_the_programs(model):
+    """For z at will, inside a plate of particles too; not for the z of another datum."""
+    x, z = simulate(model, 7), draw(model, 5, 7)
+    with pyro.plate("particles", 5, dim=-2):
+        trace = poutine.trace(given(model, z)).get_trace(x)
     trace.compute_log_prob()
-    assert set(trace.stochastic_nodes) == {"z", "data"}
-    assert trace.nodes["z"]["log_prob"].shape == (7,)
-    assert trace.nodes["x"]["log_prob"].shape == (7,)
+    log_probs = [trace.nodes[name]["log_prob"] for name in [*model.latents, "x"]]
+    assert all(log_prob.shape == (5, 7) for log_prob in log_probs)
+    log_joint = model.log_joint(x, z)
+    assert log_joint.shape == (5, 7)
+    assert torch.allclose(sum(log_probs), log_joint, rtol=1e-12, atol=1e-9)
+    assert torch.allclose(model.log_joint(x, z[3]), log_joint[3], rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(model.log_joint(x, z.flip(1)), log_joint, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_scores_particles_left_of_the_data(make):
-    model = make()
-    z = torch.randn(5, 7, 3)
-    assert model.likelihood(z).batch_shape == (5, 7)
-    assert model.likelihood(z).event_shape == (12,)
-    one = model.likelihood(z[2, 4:5]).log_prob(torch.ones(1, 12))
-    assert torch.allclose(model.likelihood(z).log_prob(torch.ones(12))[2, 4], one[0], atol=1e-5)
+def test_row_i_depends_on_datum_i_only(model):
+    x, z = simulate(model, 7), draw(model, 7)
+    log_joint = model.log_joint(x, z)
+    for row in (0, 6):
+        one = model.log_joint(x[row : row + 1], z[row : row + 1])
+        assert torch.allclose(one, log_joint[row], rtol=1e-9, atol=1e-9)
+    assert model.likelihood(z).batch_shape == (7,)
+    assert model.likelihood(z).event_shape == (model.data_dim,)
+
+
+def test_the_prior_is_over_all_latents_in_their_support(model):
+    prior = model.prior()
+    assert (prior.batch_shape, prior.event_shape) == ((), (model.latent_dim,))
+    for shape in ((), (4,), (4, 3)):
+        z = prior.sample(torch.Size(shape))
+        assert z.shape == (*shape, model.latent_dim)
+        assert prior.log_prob(z).shape == shape
+        assert prior.log_prob(z).isfinite().all()
+    assert not z.requires_grad
+    assert prior.expand([3]).sample().shape == (3, model.latent_dim)
+
+
+def test_gradients_reach_every_parameter_and_z(model):
+    x, z = simulate(model, 7), draw(model, 7).requires_grad_()
+    model.log_joint(x, z).sum().backward()
+    for name, tensor in (("z", z), *model.named_parameters()):
+        assert tensor.grad is not None, name
+        assert tensor.grad.isfinite().all(), name
+        assert tensor.grad.any(), name
+
+
+def test_the_state_is_all_there_is(model):
+    x, z = simulate(model, 7), draw(model, 7)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    if [*model.parameters()]:
+        assert not torch.equal(twin.log_joint(x, z), model.log_joint(x, z))
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(twin.log_joint(x, z), model.log_joint(x, z))
+
+
+def test_any_guide_gives_weights(model):
+    """Through the packing of sites and the constraints on them."""
+    x = simulate(model, 4)
+    guide, _ = build_guide(Spec.parse("MeanField(hidden_dims=[])"), model)
+    guide = guide.double()
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.mul_(0.1)
+    assert log_weights(model, guide, x, 3).isfinite().all()
 
 
 def test_gaussian_vae_scale_stays_above_its_floor():
@@ -63,45 +193,103 @@ def test_gaussian_vae_log_prob_is_the_seminars_formula():
     assert torch.allclose(model.likelihood(z).log_prob(x), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [1.0, 20.0, 200.0])
-def test_bernoulli_log_prob_is_torchs(dtype, size):
-    """Also for logits at which exp underflows, and for probabilities in place of bits."""
-    logits = (size * torch.randn(40, 30, dtype=dtype)).requires_grad_()
-    x = torch.bernoulli(torch.rand(40, 30, dtype=dtype))
-    x[0] = torch.rand(30)
-    options = {"logits": logits, "validate_args": False}
-    values = [kind(**options).log_prob(x) for kind in (Bernoulli, torch.distributions.Bernoulli)]
-    gradients = [torch.autograd.grad(value.sum(), logits)[0] for value in values]
-    # Either formula cancels by one rounding of the logit, torch's for x = 0, ours for x = 1.
-    rounding = 2 * torch.finfo(dtype).eps * logits.abs().max().item()
-    assert torch.allclose(*values, rtol=0, atol=rounding)
-    assert torch.allclose(*gradients, rtol=0, atol=rounding)
-    assert type(Bernoulli(**options).expand([2, 40, 30])) is Bernoulli
+def test_hierarchical_vae_is_the_papers_two_layer_model():
+    """x-200-200-100, 100-100-100-50: Burda et al. 2016, section 5."""
+    model = HierarchicalVAE(784)
+    assert list(model.latents) == ["z2", "z1"]
+    assert [latent.dim for latent in model.latents.values()] == [50, 100]
+    sizes = [
+        [layer.out_features for layer in net if hasattr(layer, "out_features")]
+        for net in (model.layers["z1"], model.decoder)
+    ]
+    assert sizes == [[100, 100, 200], [200, 200, 784]]
+    assert {type(layer).__name__ for layer in model.decoder} == {"Linear", "Tanh"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_bernoulli_log_prob_survives_half_precision(dtype):
-    logits = torch.tensor([-20.0, 20.0], dtype=dtype, requires_grad=True)
-    log_p = Bernoulli(logits=logits).log_prob(torch.tensor([1.0, 1.0]))
-    assert log_p.tolist() == pytest.approx([-20.0, 0.0], abs=0.2)
-    assert torch.autograd.grad(log_p.sum(), logits)[0].isfinite().all()
+def test_a_layer_is_drawn_given_the_one_above():
+    """log p(z1 | z2) from the layer's own network, and with the sites exchanged, another number."""
+    model = make("HierarchicalVAE(latent_dims=[3, 2], hidden_dims=[8], layer_hidden_dims=[5])")
+    z = model.prior().sample((9,))
+    z2, z1 = z.split([2, 3], -1)
+    loc, log_scale = model.layers["z1"](z2).chunk(2, -1)
+    expected = dist.Normal(loc, log_scale.exp()).log_prob(z1).sum(-1)
+    expected = expected + dist.Normal(0.0, 1.0).log_prob(z2).sum(-1)
+    assert torch.allclose(model.prior().log_prob(z), expected, atol=1e-9)
+    exchanged = torch.cat([z1, z2], -1)
+    assert not torch.allclose(model.prior().log_prob(exchanged), expected, atol=1e-3)
+    assert torch.allclose(model.likelihood(z).mean, model.decoder(z1).sigmoid(), atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_normal_log_prob_is_torchs(dtype):
-    """Gradients too, and after an expansion."""
-    loc = torch.randn(40, 30, dtype=dtype, requires_grad=True)
-    log_scale = (2 * torch.randn(40, 30, dtype=dtype)).requires_grad_()
-    x = loc.detach() + log_scale.detach().exp() * torch.randn(40, 30, dtype=dtype)
-    ours, theirs = Normal(loc, log_scale), torch.distributions.Normal(loc, log_scale.exp())
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    values = [normal.expand([5, 40, 30]).log_prob(x) for normal in (ours, theirs)]
-    assert torch.allclose(*values, rtol=tolerance, atol=tolerance)
-    gradients = [torch.autograd.grad(value.sum(), (loc, log_scale)) for value in values]
-    for got, expected in zip(*gradients, strict=True):
-        assert torch.allclose(got, expected, rtol=10 * tolerance, atol=10 * tolerance)
-    assert torch.equal(ours.scale, theirs.scale)
+def test_the_layers_integrate_to_one():
+    model = HierarchicalVAE(4, latent_dims=(1, 1), layer_hidden_dims=(5,)).double()
+    with torch.no_grad():
+        model.layers["z1"][-1].weight *= 0.3  # scales that the nodes resolve
+    nodes, log_weights_ = box_rule(-16.0, 16.0, 2)
+    mass = (model.prior().log_prob(nodes) + log_weights_).logsumexp(0)
+    assert abs(mass.item()) < 1e-9
+
+
+def test_a_chain_with_an_unconditional_factor_draws_as_many_of_it():
+    """The planted error: one tau for all draws, of a factor that looks at no value before it."""
+    z = EightSchools(8).prior().sample((500,))
+    assert len(z[:, 1].unique()) == 500
+    support = EightSchools(8).prior().support
+    assert support.check(z).all()
+    assert not support.check(-z.abs()).any()
+    assert (biject_to(support)(torch.randn(6, 10))[:, 1] > 0).all()
+
+
+def test_a_chain_names_the_latents_it_misses():
+    with pytest.raises(ValueError, match=r"latents \['a', 'b'\], got \['a'\]"):
+        Chain({"a": 1, "b": 1}, {"a": lambda _: dist.Normal(torch.zeros(1), 1.0).to_event(1)})
+
+
+CONDITIONAL = "ConditionalVAE(latent_dim=3, num_classes=4, hidden_dims=[8])"
+
+
+def test_images_given_a_label_add_up_to_one():
+    """Over all 2⁸ images for every label; over the labels too it is C, for none is explained."""
+    model = make(CONDITIONAL)
+    images = torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * 8)
+    z = torch.randn(3).double()
+    masses = []
+    for label in torch.eye(4).double():
+        x = torch.cat([images, label.expand(len(images), 4)], -1)
+        log_p = model.likelihood(z).log_prob(x)
+        assert torch.allclose(log_p, model.decode(z, label).log_prob(images), atol=1e-12)
+        masses.append(log_p.logsumexp(0))
+    assert torch.stack(masses).abs().max() < 1e-10
+    # the planted error: the label that is scored with is another
+    assert not torch.allclose(log_p, model.decode(z, torch.eye(4)[0]).log_prob(images), atol=1e-3)
+
+
+def test_images_of_given_labels():
+    """The means of 20,000 images per label are the decoder's, |z| < 5; another label's are not."""
+    model, n = make(CONDITIONAL), 20_000
+    with torch.no_grad():
+        model.decoder[0].weight[:, 3:] *= 5  # the label matters
+    z = torch.randn(3).double()
+    labels = torch.tensor([2, 0])
+    x = model.likelihood(z.expand(n, 2, 3), labels.expand(n, 2)).sample()
+    assert torch.equal(x[..., 8:].argmax(-1), labels.expand(n, 2))
+    p = model.decode(z, model.one_hot(labels)).mean
+    z_scores = (x[..., :8].mean(0) - p) / (p * (1 - p) / n).sqrt()
+    assert z_scores.abs().max() < 5
+    assert ((x[..., :8].mean(0) - p.flip(0)) / (p * (1 - p) / n).sqrt()).abs().max() > 5
+    assert torch.allclose(model.likelihood(z.expand(2, 3), labels).mean[:, :8], p)
+    each = model.decode(z, torch.eye(4)).mean.mean(0)
+    assert torch.allclose(model.likelihood(z).mean, torch.cat([each, torch.full((4,), 0.25)]))
+    batch = model(None, labels=torch.tensor([3, 3, 1]))
+    assert batch.shape == (3, 12)
+    assert batch[:, 8:].argmax(-1).tolist() == [3, 3, 1]
+
+
+def test_a_datum_without_its_label_is_refused_in_one_line():
+    model = make(CONDITIONAL)
+    guide, _ = build_guide(Spec.parse("MeanField"), model)
+    x = torch.zeros(2, 12).double()
+    with pytest.raises(ValueError, match=r"8 pixels \(Boolean\(\)\) beside a one-hot label"):
+        log_weights(model, guide.double(), x)
 
 
 def test_autoencoder_loss_is_half_the_squared_error():
@@ -184,6 +372,18 @@ def test_simulated_moments_are_the_exact_ones():
         (lambda: VAE(12, scale_floor=0.0), "expected scale_floor > 0"),
         (lambda: VAE(0), "at least 1"),
         (lambda: VAE(12, hidden_dims=(0,)), "layer sizes"),
+        (lambda: HierarchicalVAE(12, latent_dims=(3,)), r"two or more layers .* got \[3\]"),
+        (lambda: HierarchicalVAE(12, likelihood="gausian"), "did you mean 'gaussian'"),
+        (lambda: ConditionalVAE(10), "num_classes=10 classes side by side, got data_dim=10"),
+        (
+            lambda: ConditionalVAE(12)(None, labels=torch.tensor([10])),
+            r"labels in 0 … 9, got \[10\]",
+        ),
+        (lambda: ConditionalVAE(12)(None, size=3, labels=torch.tensor([1])), "1 labels and size=3"),
+        (
+            lambda: ConditionalVAE(12)(torch.zeros(1, 12), labels=torch.tensor([1])),
+            "a batch x, which has its own",
+        ),
         (lambda: LinearGaussian(12, noise="diagnoal"), "did you mean 'diagonal'"),
         (lambda: make_oracle().log_evidence(torch.zeros(3, 4)), r"shape \(B, 10\), got \(3, 4\)"),
     ],

@@ -1,7 +1,4 @@
-"""Likelihoods of pixels: torch's values, at a third of the time.
-
-Scoring pixels is what most of the time of training and of importance weighting goes into.
-"""
+"""Real-valued pixels: torch's values, at a third of the time."""
 
 import math
 from typing import Any
@@ -12,23 +9,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-
-# Above it, the sigmoid of the negative logit underflows in float32.
-_SAFE_LOGIT = 80.0
-
-
-class Bernoulli(dist.Bernoulli):
-    """Bernoulli by logits: log p(x) = x·logit + log σ(−logit), without a binary cross-entropy."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Elementwise log p(x) in nats; between 0 and 1, minus torch's binary cross-entropy."""
-        if self._validate_args:
-            self._validate_sample(value)
-        logits = self.logits
-        exact = logits.dtype in (torch.float32, torch.float64) and logits.numel() > 0
-        if not exact or logits.max() > _SAFE_LOGIT:
-            return super().log_prob(value.to(logits))
-        return value * logits + (-logits).sigmoid().log()
 
 
 class Normal(dist.Normal):

@@ -1,0 +1,161 @@
+"""Hamiltonian Monte Carlo for many chains of many data at once, each with its own step size.
+
+A kernel in BlackJAX's style: `init` and `step` on a small state, over a plain log-density. Chains
+and data are batch dimensions; nothing that happens to one chain of one datum touches another.
+
+Reference: R. M. Neal, "MCMC using Hamiltonian dynamics", 2011, https://arxiv.org/abs/1206.1901.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# z `[C, B, Z]` -> log-density `[C, B]`, or several terms of one, each `[C, B]`.
+LogDensity = Callable[[Tensor], Tensor | Sequence[Tensor]]
+
+
+class State(NamedTuple):
+    """Where the chains are, and what the density is there.
+
+    Args:
+        z: positions `[C, B, Z]`.
+        log_probs: the K terms of the log-density `[K, C, B]`, in nats.
+        grads: their gradients `[K, C, B, Z]`.
+    """
+
+    z: Tensor
+    log_probs: Tensor
+    grads: Tensor
+
+
+class Info(NamedTuple):
+    """What happened in one step, each `[C, B]`.
+
+    Args:
+        acceptance: the probability with which the proposal was accepted.
+        is_accepted: whether it was.
+        is_divergent: whether its energy was not finite; such a proposal is rejected.
+    """
+
+    acceptance: Tensor
+    is_accepted: Tensor
+    is_divergent: Tensor
+
+
+def init(z: Tensor, log_density: LogDensity) -> State:
+    """The state at positions `z` `[C, B, Z]`: one evaluation of the density and its gradient."""
+    z = z.detach().requires_grad_()
+    with torch.enable_grad():
+        terms = log_density(z)
+    terms = [terms] if isinstance(terms, Tensor) else list(terms)
+    # One pass per term: terms share little of their graphs, and tempering needs them apart.
+    grads = [_gradient(term, z, is_last=term is terms[-1]) for term in terms]
+    return State(z.detach(), torch.stack(terms).detach(), torch.stack(grads))
+
+
+def step(
+    state: State,
+    log_density: LogDensity,
+    step_size: Tensor | float,
+    *,
+    num_leapfrog_steps: int = 10,
+    weights: Sequence[float] | None = None,
+) -> tuple[State, Info]:
+    """One transition that leaves exp(Σ_k weight_k · term_k) invariant, and is reversible.
+
+    Momentum is drawn anew from N(0, I); L leapfrog steps, one gradient each; Metropolis' test per
+    chain and datum. The state keeps the terms apart, so that weights may change between steps, as
+    in tempering, at no cost.
+
+    Args:
+        state: the current state, from `init` or `step` with the same density.
+        log_density: `[C, B, Z] -> [C, B]` in nats, or a sequence of K terms of that shape.
+        step_size: of each chain and datum `[C, B]`, of each datum `[B]`, or of all.
+        num_leapfrog_steps: L.
+        weights: of the K terms; all 1 by default. A weight of 0 silences even an infinite term.
+
+    Returns:
+        The new state, and what happened.
+    """
+    weights = [1.0] * len(state.log_probs) if weights is None else weights
+    momentum = _draw_momentum(state.z)
+    proposal, moved = leapfrog(
+        state,
+        momentum,
+        log_density,
+        step_size,
+        num_leapfrog_steps=num_leapfrog_steps,
+        weights=weights,
+    )
+    log_ratio = _log_ratio(
+        weighted_sum(weights, state.log_probs) - kinetic_energy(momentum),
+        weighted_sum(weights, proposal.log_probs) - kinetic_energy(moved),
+    )
+    is_divergent = ~log_ratio.isfinite()
+    acceptance = torch.where(is_divergent, 0.0, log_ratio.clamp(max=0).exp())
+    is_accepted = torch.rand_like(acceptance) < acceptance
+    # `where` selects: what is NaN in a rejected proposal stays out.
+    chosen = State(
+        torch.where(is_accepted.unsqueeze(-1), proposal.z, state.z),
+        torch.where(is_accepted, proposal.log_probs, state.log_probs),
+        torch.where(is_accepted.unsqueeze(-1), proposal.grads, state.grads),
+    )
+    return chosen, Info(acceptance, is_accepted, is_divergent)
+
+
+def leapfrog(
+    state: State,
+    momentum: Tensor,
+    log_density: LogDensity,
+    step_size: Tensor | float,
+    *,
+    num_leapfrog_steps: int,
+    weights: Sequence[float],
+) -> tuple[State, Tensor]:
+    """Follow Hamilton's equations for L steps: the state and the momentum `[C, B, Z]` at the end.
+
+    Reversible and volume preserving: from the end with the momentum's sign turned, it leads back.
+    """
+    size = torch.as_tensor(step_size, dtype=state.z.dtype, device=state.z.device).unsqueeze(-1)
+    momentum = momentum + 0.5 * size * weighted_sum(weights, state.grads)
+    for number in range(num_leapfrog_steps):
+        state = init(state.z + size * momentum, log_density)
+        kick = 0.5 if number == num_leapfrog_steps - 1 else 1.0  # two half-kicks between steps
+        momentum = momentum + kick * size * weighted_sum(weights, state.grads)
+    return state, momentum
+
+
+def kinetic_energy(momentum: Tensor) -> Tensor:
+    """½‖p‖² of momenta `[C, B, Z]`: `[C, B]`."""
+    return 0.5 * momentum.square().sum(-1)
+
+
+def weighted_sum(weights: Sequence[float], terms: Tensor) -> Tensor:
+    """Σ_k weight_k · term_k; 0 · ∞ counts as 0. `[K, ...] -> [...]`."""
+    kept = [weight * term for weight, term in zip(weights, terms, strict=True) if weight != 0]
+    return sum(kept[1:], start=kept[0]) if kept else torch.zeros_like(terms[0])
+
+
+def _draw_momentum(z: Tensor) -> Tensor:
+    return torch.randn_like(z)
+
+
+def _log_ratio(log_current: Tensor, log_proposed: Tensor) -> Tensor:
+    """Log of Metropolis' ratio, from both joint log-densities of position and momentum."""
+    return log_proposed - log_current
+
+
+def _gradient(term: Tensor, z: Tensor, *, is_last: bool) -> Tensor:
+    if not term.requires_grad:
+        return torch.zeros_like(z)  # a flat term
+    (gradient,) = torch.autograd.grad(
+        term,
+        z,
+        torch.ones_like(term),
+        retain_graph=not is_last,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return gradient

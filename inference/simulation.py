@@ -1,0 +1,64 @@
+"""Data simulated from any Pyro model, and the latents that made them."""
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor, nn
+
+from inference.weights import Program, evaluation_mode
+
+
+@torch.no_grad()
+def simulate(model: Program, size: int, x: Tensor | None = None) -> tuple[Trace, Tensor]:
+    """The trace of `size` simulations from the model, and their data `[N, *data_shape]`.
+
+    Args:
+        model: called as `model(None, size=N)`; or, given `x`, with a batch.
+        size: N.
+        x: a batch to simulate another one like; its rows are used in turn.
+
+    Raises:
+        ValueError: the model cannot be simulated so.
+    """
+    with evaluation_mode(model):
+        if x is None:
+            try:
+                trace = poutine.trace(model).get_trace(None, size=size)
+            except TypeError as error:
+                raise ValueError(
+                    f"the model cannot be called as model(None, size=N) ({error}): pass x, a batch "
+                    "to simulate another one like"
+                ) from error
+            data = trace.nodes["_RETURN"]["value"]
+            if not isinstance(data, Tensor) or data.shape[:1] != (size,):
+                raise ValueError(
+                    f"expected model(None, size={size}) to return data of shape ({size}, ...), got "
+                    f"{tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__}"
+                )
+            return trace, data
+        like = x[torch.arange(size, device=x.device) % len(x)]
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(like)
+    return trace, _observed_like(trace, like)
+
+
+def _observed_like(trace: Trace, like: Tensor) -> Tensor:
+    """What was drawn at the site that observes the batch."""
+    drawn = [
+        site["value"]
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and site["infer"].get("obs") is like
+    ]
+    if len(drawn) != 1 or drawn[0].shape != like.shape:
+        raise ValueError(
+            f"expected one site that observes x as it is, got {len(drawn)}: give the model a form "
+            "model(None, size=N) that returns data"
+        )
+    return drawn[0]
+
+
+def device_of(model: Program, x: Tensor | None) -> torch.device | None:
+    """Where the batch is, or else the model's parameters."""
+    if x is not None:
+        return x.device
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((p.device for p in parameters), None)
