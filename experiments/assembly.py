@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments import catalogue, checkpoints, datasets
 from experiments.catalogue import Spec
-from experiments.config import Train
+from experiments.config import Experiment, Train
 from experiments.datasets import Dataset
 from experiments.preprocessing import prepare, resolve_binarization
 from experiments.runs import RunFolder
@@ -20,6 +20,8 @@ from guides import AbstractPosterior, Unamortized
 from inference import Snapshot, restore_tensors
 from inference.random_state import isolated_rng
 from models import AbstractModel
+
+_SIMULATED_DIM = 20  # of data simulated from a model that may have any size
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,11 @@ def assemble(config: Train) -> Assembly:
         ValueError: anything in the configuration that does not fit.
     """
     device = find_device(config.device)
-    dataset = datasets.load(config.data, split=config.split, data_root=config.data_root)
     catalogue.build_elbo(Spec.parse(config.elbo))
     with isolated_rng(config.seed):
-        model, model_spec = catalogue.build_model(
-            Spec.parse(config.model), data_dim=dataset.data_dim
-        )
+        dataset, model, model_spec = load_with_model(config)
         binarize = resolve_binarization(
-            config.binarize,
-            likelihood=getattr(model, "likelihood_name", "gaussian"),
-            num_levels=dataset.num_levels,
+            config.binarize, pixels=model.pixels, num_levels=dataset.num_levels
         )
         x_train, x_test, transform = prepare(
             dataset.x_train,
@@ -77,6 +74,7 @@ def assemble(config: Train) -> Assembly:
             binarize=binarize,
             num_levels=dataset.num_levels,
             seed=config.seed,
+            dequantized=model.pixels != "levels",
         )
         guide, guide_spec = catalogue.build_guide(Spec.parse(config.guide), model, x_test)
     if isinstance(guide, Unamortized):  # nothing is learnt about other data than these
@@ -93,6 +91,25 @@ def assemble(config: Train) -> Assembly:
         model=model.to(device),
         guide=guide.to(device),
     )
+
+
+def load_with_model(config: Experiment) -> tuple[Dataset, AbstractModel, Spec]:
+    """The data, in the form that the model takes, the model, and its spec in full.
+
+    Raises:
+        ValueError: no such data or model, or they do not fit.
+    """
+    spec = Spec.parse(config.model)
+    kind = catalogue.find_model(spec.name)
+    if config.data == "simulated":
+        model, full = catalogue.build_model(spec, data_dim=kind.fixed_data_dim or _SIMULATED_DIM)
+        return datasets.simulated(model, split=config.split), model, full
+    dataset = datasets.load(config.data, split=config.split, data_root=config.data_root)
+    if kind.labelled:
+        dataset = datasets.with_labels(dataset)
+    if spec.options.get("likelihood") == "discretized-logistic":
+        spec = Spec(spec.name, {"num_levels": dataset.num_levels, **spec.options})
+    return dataset, *catalogue.build_model(spec, data_dim=dataset.data_dim)
 
 
 def load_run(folder: RunFolder, **overrides: Any) -> tuple[Assembly, Snapshot]:

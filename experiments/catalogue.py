@@ -27,13 +27,39 @@ from torch import Tensor
 import guides
 import models
 from guides import AbstractPosterior, Unpacked
+from inference import (
+    IWAE,
+    STL,
+    BetaELBO,
+    DReG,
+    ForwardKL,
+    FreeBits,
+    Renyi,
+    ReweightedWakeSleep,
+    WakeSleep,
+)
 from models import AbstractModel
 from models.networks import expect_choice
 
-# Pyro's objectives whose loss is one number of nats per datum.
+# Pyro's objectives whose loss is one number of nats per datum, and ours.
 OBJECTIVES: dict[str, type[ELBO]] = {
     kind.__name__: kind
-    for kind in (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, RenyiELBO)
+    for kind in (
+        Trace_ELBO,
+        TraceMeanField_ELBO,
+        TraceGraph_ELBO,
+        TraceEnum_ELBO,
+        RenyiELBO,
+        IWAE,
+        DReG,
+        STL,
+        Renyi,
+        ReweightedWakeSleep,
+        ForwardKL,
+        WakeSleep,
+        BetaELBO,
+        FreeBits,
+    )
 }
 
 
@@ -84,6 +110,8 @@ class Spec:
 
 def _value(node: ast.expr) -> Any:
     match node:
+        case ast.BinOp(op=ast.Sub()):  # a name with a hyphen, such as discretized-logistic
+            return f"{_value(node.left)}-{_value(node.right)}"
         case ast.Call():
             return Spec.parse(ast.unparse(node))
         case ast.Name() | ast.Attribute():
@@ -167,7 +195,7 @@ def build_guide(
     layered = "latents" in inspect.signature(kind).parameters
     given = sizes | {"latents": model.latents} if layered else sizes
     guide, full = build(kind, Spec(spec.name, mirrored | spec.options), **given)
-    one_real = all(latent == (model.latent_dim, real_vector) for latent in model.latents.values())
+    one_real = model.latents == {guide.site: (model.latent_dim, real_vector)}
     return guide if layered or one_real else Unpacked(guide, model.latents), full
 
 
@@ -191,7 +219,7 @@ def _build_around(
 
 
 def build_elbo(spec: Spec) -> ELBO:
-    """The Pyro objective of a spec, such as `TraceMeanField_ELBO(num_particles=4)`.
+    """The objective of a spec, such as `TraceMeanField_ELBO(num_particles=4)` or `DReG`.
 
     Raises:
         ValueError: an unknown objective, or an option that does not exist or has the wrong type.
@@ -200,9 +228,11 @@ def build_elbo(spec: Spec) -> ELBO:
     defaults = {n: p.default for n, p in inspect.signature(kind).parameters.items()}
     for option, value in spec.options.items():
         expect_choice(f"option of {spec.name}", option, defaults)
-        if not isinstance(value, type(defaults[option])):
-            expected = type(defaults[option]).__name__
-            raise ValueError(f"{spec.name}: expected {option} to be {expected}, got {value!r}")
+        expected = type(defaults[option])
+        if not isinstance(value, expected) and not (expected is float and type(value) is int):
+            raise ValueError(
+                f"{spec.name}: expected {option} to be {expected.__name__}, got {value!r}"
+            )
     return kind(**spec.options)
 
 

@@ -3,9 +3,8 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
-from experiments import datasets
-from experiments.assembly import load_run, run_name
-from experiments.catalogue import Spec, build_guide, build_model, find_model
+from experiments.assembly import load_run, load_with_model, run_name
+from experiments.catalogue import Spec, build_guide
 from experiments.config import Compare, Evaluate, Experiment, Train
 from experiments.evaluate import evaluate_run, expect_evidence, settings
 from experiments.pictures import draw_comparison, draw_planes
@@ -13,6 +12,7 @@ from experiments.report import Row, table
 from experiments.runs import RunFolder
 from experiments.train import train_run
 from inference import History
+from inference.random_state import isolated_rng
 
 
 def compare(config: Compare) -> None:
@@ -39,8 +39,9 @@ def compare(config: Compare) -> None:
 
 def _expect_guides(config: Compare) -> None:
     """Build every pair once: a mistake in the last guide shows before the first is trained."""
-    x = datasets.load(config.data, split=config.split, data_root=config.data_root).x_test[:1]
-    model, _ = build_model(Spec.parse(config.model), data_dim=x.shape[1])
+    with isolated_rng(config.seed):
+        dataset, model, _ = load_with_model(config)
+    x = dataset.x_test[:1]
     for guide in config.guides:
         expect_evidence(model, build_guide(Spec.parse(guide), model, x)[0], x)
 
@@ -74,7 +75,7 @@ def _evaluated(config: Compare, out: Path) -> Row:
 
 def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     """The posterior of a datum and every guide's, for a model in the plane."""
-    if find_model(Spec.parse(config.model).name).plane is None:
+    if all(row["divergences"] is None for row in rows):
         return
     options = {"data_root": config.data_root, "device": config.device}
     runs = {row["label"]: load_run(RunFolder(row["folder"]), **options)[0] for row in rows}

@@ -12,7 +12,8 @@ class Experiment:
 
     Args:
         model: model with its options, such as VAE or "VAE(latent_dim=50, hidden_dims=[200, 200])".
-        data: digits (bundled), mnist, fashion (by torchvision) or toy (simulated).
+        data: digits (bundled), mnist, fashion (by torchvision), toy (simulated), simulated
+            (drawn from the model itself) or none (for densities without data).
         split: data to evaluate on; "validation" holds out training data and leaves test data alone.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         binarize: how grey pixels become binary; auto is dynamic for Bernoulli decoders, else none
@@ -21,7 +22,7 @@ class Experiment:
         batch_size: data per step.
         lr: learning rate of Adam.
         lr_decay: factor on the learning rate after each epoch.
-        elbo: objective, any of Pyro's, such as Trace_ELBO or TraceMeanField_ELBO.
+        elbo: objective, Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
         likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
             to 1, for a posterior with several modes.

@@ -5,13 +5,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models import AbstractModel
 from models.networks import expect_choice
 
 SPLITS = ("test", "validation")
@@ -97,6 +98,43 @@ def load(name: str, *, split: str = "test", data_root: str | Path | None = None)
         image_shape=archive.image_shape,
         num_levels=archive.num_levels,
         sha256=_digest(archive.x_train, archive.y_train, archive.x_test, archive.y_test),
+    )
+
+
+def simulated(model: AbstractModel, *, split: str = "test") -> Dataset:
+    """4,000 training and 1,000 held-out data drawn from the model as it is.
+
+    Raises:
+        ValueError: the model cannot be simulated, or an unknown split.
+    """
+    expect_choice("split", split, SPLITS)
+    with torch.no_grad():
+        x = model(None, size=5000).detach()
+    labels = torch.zeros(len(x), dtype=torch.int64)
+    return Dataset(
+        name="simulated",
+        split=split,
+        x_train=x[:4000],
+        y_train=labels[:4000],
+        x_test=x[4000:],
+        y_test=labels[4000:],
+        image_shape=None,
+        num_levels=None,
+        sha256=digest(x),
+    )
+
+
+def with_labels(dataset: Dataset) -> Dataset:
+    """The data with their labels, one of C, in C more columns."""
+    num_classes = int(dataset.y_train.max()) + 1
+
+    def join(x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, torch.nn.functional.one_hot(y, num_classes).to(x)], 1)
+
+    return replace(
+        dataset,
+        x_train=join(dataset.x_train, dataset.y_train),
+        x_test=join(dataset.x_test, dataset.y_test),
     )
 
 

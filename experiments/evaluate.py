@@ -18,7 +18,7 @@ from inference import Evidence, History, Snapshot, estimate_evidence
 from inference.checks import check_density
 from inference.estimators import active_units
 from inference.random_state import isolated_rng
-from models import AbstractModel, Autoencoder, LinearGaussian
+from models import AbstractModel, Autoencoder
 
 _DATA_PER_BATCH = 128
 _DRAWS = 100  # per datum, for posterior means
@@ -76,17 +76,15 @@ def estimate(assembly: Assembly, x: Tensor, num_particles: int) -> list[Evidence
             assembly.model, assembly.guide, x, num_particles, progress=bar.update
         )
     exact = (
-        [Evidence.exact(assembly.model.log_evidence(x))]
-        if isinstance(assembly.model, LinearGaussian)
-        else []
+        [Evidence.exact(assembly.model.log_evidence(x))] if assembly.model.knows_evidence else []
     )
     return [records["elbo"], records["iw"], *exact]
 
 
 @torch.no_grad()
 def _active_units(assembly: Assembly, x: Tensor) -> dict[str, int] | None:
-    """How many latents tell the data apart, of how many; None for a single datum."""
-    if len(x) < 2:
+    """How many latents tell the data apart, of how many; None if all data are the same."""
+    if (x == x[0]).all():
         return None
     parts = []
     with isolated_rng(assembly.config.seed, x.device):

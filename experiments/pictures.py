@@ -31,8 +31,9 @@ def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
         plots.save(plots.training_curves({label: history}), folder / "training_curves.png")
         if shape is None:
             return
-        decoded = model.likelihood(codes[:_SHOWN]).mean
-        originals = assembly.x_test[: len(decoded)]
+        originals = assembly.x_test[:_SHOWN]
+        decoded = _decoded(model, codes[: len(originals)], originals)
+        originals = originals[:, : decoded.shape[1]]  # without labels
         title = f"{label}: reconstructions from the posterior mean"
         figure = plots.reconstructions(originals, decoded, shape, title=title)
         plots.save(figure, folder / "reconstructions.png")
@@ -72,4 +73,14 @@ def draw_planes(
 def prior_means(model: AbstractModel, num_samples: int) -> torch.Tensor:
     """E[x | z] for z drawn from the prior: `[num_samples, D]`."""
     z = model.prior().sample(torch.Size([num_samples]))
+    if model.labelled:  # every class in turn, column by column
+        classes = torch.arange(num_samples, device=z.device) % model.num_classes
+        return model.decode(z, model.one_hot(classes)).mean
+    return model.likelihood(z).mean
+
+
+def _decoded(model: AbstractModel, z: Tensor, x: Tensor) -> Tensor:
+    """E[x | z], for a labelled model of images with the labels of `x`."""
+    if model.labelled:
+        return model.decode(z, x[:, model.image_dim :]).mean
     return model.likelihood(z).mean

@@ -12,15 +12,15 @@ from models.networks import expect_choice
 BINARIZATIONS = ("auto", "dynamic", "static", "threshold", "none")
 
 
-def resolve_binarization(binarize: str, *, likelihood: str, num_levels: int | None) -> str:
-    """What "auto" means: dynamic binarization of pixels for a Bernoulli likelihood, else none.
+def resolve_binarization(binarize: str, *, pixels: str, num_levels: int | None) -> str:
+    """What "auto" means: dynamic binarization of grey pixels for a model of binary ones, else none.
 
     Raises:
         ValueError: an unknown name, or a binarization of data that are no pixels.
     """
     expect_choice("binarization", binarize, BINARIZATIONS)
     if binarize == "auto":
-        return "dynamic" if likelihood == "bernoulli" and num_levels is not None else "none"
+        return "dynamic" if pixels == "binary" and num_levels is not None else "none"
     if binarize != "none" and num_levels is None:
         raise ValueError(
             f"expected pixels to binarize ({binarize}), got real-valued data: use --binarize none"
@@ -29,7 +29,13 @@ def resolve_binarization(binarize: str, *, likelihood: str, num_levels: int | No
 
 
 def prepare(
-    x_train: Tensor, x_test: Tensor, *, binarize: str, num_levels: int | None, seed: int
+    x_train: Tensor,
+    x_test: Tensor,
+    *,
+    binarize: str,
+    num_levels: int | None,
+    seed: int,
+    dequantized: bool = True,
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]:
     """Training data, evaluation data, and what to do with each minibatch as it is drawn.
 
@@ -38,7 +44,8 @@ def prepare(
     - threshold: x > 0.5;
     - none: grey levels get uniform noise of one level, (x·(L − 1) + u)/L, u ~ U[0, 1), so that a
       density is bounded (Theis et al. 2016, https://arxiv.org/abs/1511.01844, section 3.1);
-      real-valued data stay as they are.
+      real-valued data stay as they are, and so do grey levels if `dequantized` is false, for a
+      likelihood that scores levels.
 
     Evaluation data are drawn once, from `seed`, in every case.
     """
@@ -57,15 +64,16 @@ def prepare(
             return fixed(x_train, torch.bernoulli, 2), fixed(x_test, torch.bernoulli, 1), None
         case "threshold":
             return (x_train > 0.5).to(x_train), (x_test > 0.5).to(x_test), None
-    if num_levels is None:
+    if num_levels is None or not dequantized:
         return x_train, x_test, None
     return x_train, fixed(x_test, dequantize, 1), dequantize
 
 
-def bits_per_dim(nats: float, *, data_dim: int, num_levels: int) -> float:
-    """Bits per pixel of the grey levels, from log p of the dequantized pixels in nats per datum.
+def bits_per_dim(nats: float, *, data_dim: int, num_levels: int, dequantized: bool = True) -> float:
+    """Bits per pixel of the grey levels, from log p of them or of the dequantized pixels, in nats.
 
     The mean log-density of dequantized pixels bounds the log-probability of the grey levels, after
     the volume L^−D of one level (Theis et al. 2016, eq. 5).
     """
-    return (math.log(num_levels) - nats / data_dim) / math.log(2)
+    volume = math.log(num_levels) if dequantized else 0.0
+    return (volume - nats / data_dim) / math.log(2)

@@ -76,8 +76,12 @@ def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
     }
     levels = assembly.dataset.num_levels
     if assembly.config.binarize == "none" and levels is not None:
-        data_dim = assembly.dataset.data_dim
-        estimate["bits_per_dim"] = bits_per_dim(record.mean, data_dim=data_dim, num_levels=levels)
+        estimate["bits_per_dim"] = bits_per_dim(
+            record.mean,
+            data_dim=assembly.dataset.data_dim,
+            num_levels=levels,
+            dequantized=assembly.model.pixels != "levels",
+        )
     return estimate
 
 

@@ -3,8 +3,6 @@
     planar   planar flows with 2, 8 and 32 layers on the energies U1 to U4 (Rezende & Mohamed 2015,
              figure 3): ELBO beside ln Z, and a picture
     plane    both directions of KL, on a grid, of every guide on five densities in the plane
-    noise    signal-to-noise of gradients against the number of particles (Rainforth et al. 2018,
-             https://arxiv.org/abs/1802.04537; Tucker et al. 2019, https://arxiv.org/abs/1810.04152)
 
 Every part is a comparison that goes on if it was interrupted; tables are Markdown.
 """
@@ -29,37 +27,28 @@ PLANAR = tuple(f"Planar(num_flows={k})" for k in (2, 8, 32))
 GUIDES = (
     "MeanField",
     "FullRank",
-    "LowRank(rank=1)",
     "Mixture(num_components=4)",
-    "Householder",
     "Planar(num_flows=16)",
     "Radial(num_flows=16)",
     "Sylvester(num_flows=16)",
     "RealNVP(num_flows=8)",
     "IAF(num_flows=4)",
-    "MAF(num_flows=4)",
-    "NeuralSpline(kind=autoregressive)",
-    "NeuralSpline(kind=coupling)",
+    "NeuralSpline(num_flows=4)",
 )
 # One minibatch holds 256 draws of the one density; the likelihood warms up, or modes are missed.
-FIT: dict[str, Any] = {
-    "num_epochs": 40,
-    "batch_size": 256,
-    "lr": 0.03,
-    "lr_decay": 0.9,
-    "likelihood_warmup_epochs": 15.0,
-    "clip_norm": 5.0,
-    "num_particles": 5000,
-    "num_data": 20,
-}
-MIXTURE_FIT = FIT | {"lr": 0.005}
+FIT: dict[str, Any] = {"batch_size": 256, "num_particles": 5000, "num_data": 20, "clip_norm": 5.0}
+PLANAR_FIT = FIT | {"num_epochs": 40, "likelihood_warmup_epochs": 15.0, "lr": 0.03, "lr_decay": 0.9}
+PLANE_FIT = FIT | {"num_epochs": 12, "likelihood_warmup_epochs": 5.0, "lr": 0.02, "lr_decay": 0.75}
+MIXTURE_FIT = FIT | {"num_epochs": 60, "lr": 0.005, "lr_decay": 0.95}
 
 
 def planar(out: Path) -> None:
     """Figure 3 of the paper, and how far each ELBO stays below ln Z."""
     rows, lines = {}, []
     for energy in ENERGIES:
-        results = _compare(out / "planar" / energy, f"Energy2D(energy={energy!r})", PLANAR, FIT)
+        results = _compare(
+            out / "planar" / energy, f"Energy2D(energy={energy!r})", PLANAR, PLANAR_FIT
+        )
         rows[energy] = _densities(results)
         lines.append([energy, *_shortfalls(results)])
     headers = ["", "ln Z", *(f"ln Z − ELBO, {label}" for label in PLANAR)]
@@ -74,7 +63,7 @@ def plane(out: Path) -> None:
     columns: dict[str, list[str]] = {"guide": list(GUIDES)}
     rows = {}
     for name, model in targets.items():
-        results = _compare(out / "plane" / name, model, GUIDES, FIT)
+        results = _compare(out / "plane" / name, model, GUIDES, PLANE_FIT)
         columns |= _divergence_columns(name, results)
         rows[name] = _densities(results)
     results = _compare(

@@ -19,8 +19,8 @@ class MAF(AbstractNetworkFlow):
     z = μ + σ ⊙ ε^K, with m and s from a MADE, and μ, log σ and h from the encoder; |s_i| < 3.
     log q(z | x) = log N(ε⁰) − Σ_k Σ_i s_i^k − Σ_i log σ_i.
 
-    With one layer this contains every Gaussian (m linear, s constant). Any z is scored in one pass
-    per layer; draws cost the same arithmetic in Z steps, which makes training slower than `IAF`'s.
+    The paper has no μ and σ. Any z is scored in one pass per layer; draws cost the same arithmetic
+    in Z steps, which makes training slower than that of `IAF`.
 
     Reference: G. Papamakarios, T. Pavlakou, I. Murray, "Masked Autoregressive Flow for Density
     Estimation", 2017, https://arxiv.org/abs/1705.07057, section 3.1.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from guides.base import AbstractGuide
@@ -64,15 +64,31 @@ class Mixture(AbstractGuide):
 class DiagonalMixture(dist.MixtureSameFamily):
     """A mixture of diagonal Gaussians whose draws carry exact first derivatives.
 
-    Pyro's `MixtureOfDiagNormals` has biased gradients to the logits unless all scales are one,
-    draws from wrong rows of a batch when asked for several draws, and takes no Z = 1.
+    Pyro's `MixtureOfDiagNormals` has biased gradients to the logits (of E[z_1²] already), draws
+    from the wrong rows of a batch when asked for several draws, and is wrong for Z = 1.
     """
 
     has_rsample = True
+    support = constraints.real_vector
+
+    @torch.no_grad()
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Draws without gradients, `[*sample_shape, B, Z]`; torch itself cannot draw none."""
+        normals, probs = self.component_distribution.base_dist, self.mixture_distribution.probs
+        shape = (*sample_shape, *self.batch_shape)
+        clocks = probs.new_empty(*shape, probs.shape[-1]).exponential_() / probs
+        first = clocks.argmin(-1)[..., None, None]  # the first of exponential clocks to ring
+        loc, scale = (
+            values.expand(*shape, *values.shape[-2:])
+            .take_along_dim(first.expand(*shape, 1, values.shape[-1]), -2)
+            .squeeze(-2)
+            for values in (normals.loc, normals.scale)
+        )
+        return loc + scale * torch.randn_like(loc)
 
     def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """Draws with gradients, `[*sample_shape, B, Z]`."""
-        z = self.sample(torch.Size(sample_shape))
+        z = self.sample(sample_shape)
         if not torch.is_grad_enabled():
             return z
         cdfs, slopes = self._conditional_cdfs(z)

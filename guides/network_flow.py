@@ -10,8 +10,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from guides.base import AbstractGuide
+from guides.transforms.affine import Affine
 from guides.transforms.base import AbstractTransform
-from guides.transforms.chain import Affine, Chain, alternating
+from guides.transforms.chain import Chain, alternating
 
 MakeNetwork = Callable[[int, int, tuple[int, ...]], nn.Module]
 

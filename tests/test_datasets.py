@@ -12,6 +12,7 @@ import torchvision
 
 from experiments import datasets
 from experiments.preprocessing import bits_per_dim, prepare, resolve_binarization
+from tests.conftest import make_oracle
 
 
 def test_digits_are_the_bundled_ones_in_fixed_splits():
@@ -117,9 +118,10 @@ def test_digests_tell_values_shapes_and_types_apart():
 GREY = torch.rand(500, 40, generator=torch.Generator().manual_seed(0))
 
 
-def prepared(binarize, seed=0, num_levels=17):
+def prepared(binarize, seed=0, num_levels=17, dequantized=True):
     levels = (GREY * 16).round() / 16
-    return levels, *prepare(levels, levels, binarize=binarize, num_levels=num_levels, seed=seed)
+    options = {"num_levels": num_levels, "seed": seed, "dequantized": dequantized}
+    return levels, *prepare(levels, levels, binarize=binarize, **options)
 
 
 def is_binary(x):
@@ -165,21 +167,53 @@ def test_preparation_leaves_the_random_state_alone():
 
 
 @pytest.mark.parametrize(
-    ("binarize", "likelihood", "levels", "expected"),
+    ("binarize", "pixels", "levels", "expected"),
     [
-        ("auto", "bernoulli", 256, "dynamic"),
-        ("auto", "gaussian", 256, "none"),
-        ("auto", "gaussian", None, "none"),
-        ("static", "gaussian", 256, "static"),
+        ("auto", "binary", 256, "dynamic"),
+        ("auto", "real", 256, "none"),
+        ("auto", "unit", 256, "none"),
+        ("auto", "levels", 256, "none"),
+        ("auto", "real", None, "none"),
+        ("static", "real", 256, "static"),
     ],
 )
-def test_what_auto_means(binarize, likelihood, levels, expected):
-    assert resolve_binarization(binarize, likelihood=likelihood, num_levels=levels) == expected
+def test_what_auto_means(binarize, pixels, levels, expected):
+    assert resolve_binarization(binarize, pixels=pixels, num_levels=levels) == expected
+
+
+def test_levels_stay_where_they_are():
+    levels, x_train, x_test, transform = prepared("none", dequantized=False)
+    assert transform is None
+    assert torch.equal(x_train, levels)
+    assert torch.equal(x_test, levels)
+    assert not torch.equal(prepared("none")[2], levels)
+
+
+def test_bits_per_dim_of_levels_need_no_volume():
+    nats = -5 * math.log(256)
+    assert bits_per_dim(nats, data_dim=5, num_levels=256, dequantized=False) == pytest.approx(8.0)
+
+
+def test_simulated_data_are_the_models():
+    model = make_oracle(10, 3).float()
+    data = datasets.simulated(model)
+    assert data.x_train.shape == (4000, 10)
+    assert data.x_test.shape == (1000, 10)
+    z_scores = (data.x_train.mean(0) - model.loc) / (data.x_train.std(0) / 4000**0.5)
+    assert z_scores.abs().max() < 5
+
+
+def test_labels_stand_beside_the_data():
+    plain = datasets.load("digits")
+    both = datasets.with_labels(plain)
+    assert torch.equal(both.x_train[:, :64], plain.x_train)
+    assert torch.equal(both.x_test[:, 64:].argmax(1), plain.y_test)
+    assert both.x_test[:, 64:].sum(1).eq(1).all()
 
 
 def test_reals_are_not_binarized():
     with pytest.raises(ValueError, match="expected pixels to binarize"):
-        resolve_binarization("static", likelihood="gaussian", num_levels=None)
+        resolve_binarization("static", pixels="real", num_levels=None)
 
 
 def test_bits_per_dim_of_uniform_noise_are_the_bits_of_its_levels():

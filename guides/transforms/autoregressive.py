@@ -52,7 +52,7 @@ class Autoregressive(AbstractTransform):
         self, start: Tensor, through: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Entries that the network sees as soon as they are found, and Σ of log-slopes."""
-        entries, found, log_slopes = start.unbind(-1), [], []
+        entries, found, log_slopes = start.flatten(0, -2).unbind(-1), [], []
 
         def solve(i: int, parameters: Tensor) -> Tensor:
             end, log_slope = through(entries[i], parameters)
@@ -61,4 +61,5 @@ class Autoregressive(AbstractTransform):
             return end
 
         self.network.one_by_one(start.shape, solve)
-        return torch.stack(found, -1), torch.stack(log_slopes, -1).sum(-1)
+        ladj = torch.stack(log_slopes, -1).sum(-1)
+        return torch.stack(found, -1).view(start.shape), ladj.view(start.shape[:-1])

@@ -102,23 +102,31 @@ class ConditionedMade:
         after it wait for: Z small steps with the arithmetic of one pass.
 
         Args:
-            shape: the inputs' shape, `[..., B, Z]`.
-            solve: takes i and `[..., B, N]`, and returns `[..., B]`.
+            shape: the inputs' shape, `[..., B, Z]`; below, P is the number of points.
+            solve: takes i and `[P, N]`, and returns `[P]`.
         """
-        batch = shape[:-1]
-        waiting = [self.first_bias.expand(*batch, -1)]
-        waiting += [bias.expand(*batch, -1) for bias in self.biases]
-        done = [0] * len(self.made.counts)
-        for i in range(self.made.dim):
-            for k, counts in enumerate(self.made.counts):
-                if counts[i] > 0:
-                    units, waiting[k] = waiting[k].tensor_split((counts[i],), dim=-1)
-                    columns = self.weights[k + 1][:, done[k] : done[k] + counts[i]]
-                    done[k] += counts[i]
-                    reached = columns[len(columns) - waiting[k + 1].shape[-1] :]
-                    waiting[k + 1] = waiting[k + 1] + F.linear(F.elu(units), reached)
-            outputs, waiting[-1] = waiting[-1].tensor_split((self.made.num_outputs,), dim=-1)
+        *points, dim = shape
+        waiting = [b.expand(*points, -1).flatten(0, -2) for b in (self.first_bias, *self.biases)]
+        counts = self.made.counts
+        inputs, *units = [
+            weight.mT.split(count)
+            for weight, count in zip(self.weights, ([1] * dim, *counts), strict=True)
+        ]
+        for i in range(dim):
+            for k, rows in enumerate(units):
+                now, waiting[k] = _take(counts[k][i], waiting[k])
+                waiting[k + 1] = _add(waiting[k + 1], F.elu(now), rows[i])
+            outputs, waiting[-1] = _take(self.made.num_outputs, waiting[-1])
             found = solve(i, outputs)
-            waiting[0] = torch.addcmul(
-                waiting[0], found.unsqueeze(-1), self.weights[0][done[0] :, i]
-            )
+            waiting[0] = _add(waiting[0], found.unsqueeze(-1), inputs[i])
+
+
+def _take(number: int, waiting: Tensor) -> tuple[Tensor, Tensor]:
+    """The first columns, and the others."""
+    taken, others = waiting.split((number, waiting.shape[-1] - number), dim=-1)
+    return taken, others
+
+
+def _add(waiting: Tensor, values: Tensor, rows: Tensor) -> Tensor:
+    """What `values`, `[P, n]`, add to the last columns of their `rows` of a weight matrix."""
+    return torch.addmm(waiting, values, rows[:, rows.shape[-1] - waiting.shape[-1] :])

@@ -18,8 +18,9 @@ class RationalQuadratic(AbstractElementwise):
 
         y = y₀ + h (s ξ² + d₀ ξ(1−ξ)) / (s + (d₀ + d₁ − 2s) ξ(1−ξ)).
 
-    Here all is divided by s, and written so that only positive terms are added: Pyro's formulas
-    cancel, and it looks for bins with edges moved by 1e-6, where its determinants jump.
+    Here all is divided by s, and written so that only positive terms are added. Pyro's spline has
+    slopes of 0.999 at ±B, where its density jumps, moves the bins' edges by 1e-6, past which steep
+    bins give NaN, and stops with a failed assertion when its formula for the inverse cancels.
 
     Reference: C. Durkan, A. Bekasov, I. Murray, G. Papamakarios, "Neural Spline Flows", 2019,
     https://arxiv.org/abs/1906.04032, section 3.1.
