@@ -188,6 +188,30 @@ def _density(axes: Axes, log_density: Tensor, bounds: tuple[float, float]) -> No
         axes.contour(centres, centres, masses, levels, colors="C1", linewidths=1)
 
 
+def signal_to_noise(
+    ks: Sequence[int], ratios: Mapping[str, Sequence[tuple[float, float]]]
+) -> Figure:
+    """Signal-to-noise of gradients against the number of particles, ± 2 SE, on two log scales.
+
+    Args:
+        ks: numbers of particles.
+        ratios: (ratio, SE) at every k, by objective.
+    """
+    figure, axes = _figure(7, 5)
+    for name, row in ratios.items():
+        values, errors = zip(*row, strict=True)
+        axes.errorbar(ks, values, [2 * e for e in errors], marker="o", capsize=4, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(list(ks), [str(k) for k in ks])
+    axes.set_xlabel("particles K", fontdict=_FONT)
+    axes.set_ylabel("|mean| / standard deviation of the guide's gradient", fontdict=_FONT)
+    axes.set_title("signal-to-noise by objective; ± 2 SE", fontdict=_FONT)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG at 150 dpi."""
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)

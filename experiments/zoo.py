@@ -4,7 +4,11 @@
              figure 3): ELBO beside ln Z, and a picture
     plane    both directions of KL, on a grid, of every guide on five densities in the plane
 
-Every part is a comparison that goes on if it was interrupted; tables are Markdown.
+    noise    signal-to-noise of the guide's gradient against the number of particles (Rainforth et
+             al. 2018, https://arxiv.org/abs/1802.04537; Tucker et al. 2018,
+             https://arxiv.org/abs/1810.04152), on a linear Gaussian model
+
+Fits go on if they were interrupted; tables are Markdown.
 """
 
 import sys
@@ -12,7 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
+from pyro.infer import ELBO, Trace_ELBO
 from tabulate import tabulate
 
 from experiments import plots
@@ -21,6 +27,10 @@ from experiments.compare import compare
 from experiments.config import Compare
 from experiments.plane import plane_of
 from experiments.runs import RunFolder
+from guides import FullRank
+from inference import IWAE, STL, DReG, fit, gradient_signal_to_noise
+from inference.random_state import isolated_rng
+from models import LinearGaussian
 
 ENERGIES = ("U1", "U2", "U3", "U4")
 PLANAR = tuple(f"Planar(num_flows={k})" for k in (2, 8, 32))
@@ -40,6 +50,9 @@ FIT: dict[str, Any] = {"batch_size": 256, "num_particles": 5000, "num_data": 20,
 PLANAR_FIT = FIT | {"num_epochs": 40, "likelihood_warmup_epochs": 15.0, "lr": 0.03, "lr_decay": 0.9}
 PLANE_FIT = FIT | {"num_epochs": 12, "likelihood_warmup_epochs": 5.0, "lr": 0.02, "lr_decay": 0.75}
 MIXTURE_FIT = FIT | {"num_epochs": 60, "lr": 0.005, "lr_decay": 0.95}
+PARTICLES = (1, 4, 16, 64, 256)
+OBJECTIVES: tuple[type[ELBO], ...] = (Trace_ELBO, STL, IWAE, DReG)
+_DRAWS = 1000  # gradients for one ratio
 
 
 def planar(out: Path) -> None:
@@ -73,6 +86,41 @@ def plane(out: Path) -> None:
     _finish(out / "plane", tabulate(columns, "keys", tablefmt="github", disable_numparse=True))
     title = "densities and guides; lines hold 50% and 90% of the mass"
     plots.save(plots.densities(rows, (-4.0, 4.0), title=title), out / "plane" / "plane.png")
+
+
+def noise(out: Path) -> None:
+    """Which objectives keep their signal as particles are added: a table and a picture."""
+    with isolated_rng(0):
+        ratios = {kind.__name__: _ratios(kind) for kind in OBJECTIVES}
+    lines = [[name, *(f"{snr:.3f} ± {se:.3f}" for snr, se in row)] for name, row in ratios.items()]
+    headers = ["median SNR ± SE", *(f"K = {k}" for k in PARTICLES)]
+    _finish(out / "noise", tabulate(lines, headers, tablefmt="github", disable_numparse=True))
+    plots.save(plots.signal_to_noise(PARTICLES, ratios), out / "noise" / "noise.png")
+
+
+def _ratios(kind: type[ELBO]) -> list[tuple[float, float]]:
+    """Median signal-to-noise of the entries of the location's weights, and its SE, by K."""
+    model = LinearGaussian(10, 3).double().requires_grad_(False)
+    guide = FullRank(3, 10, hidden_dims=()).double()
+    x = model(None, size=2000)
+    fit(model, guide, x, num_epochs=40, lr=0.01, progress=False)
+    with torch.no_grad():  # near the optimum, not at it
+        for parameter in guide.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    found = []
+    for k in PARTICLES:
+        noise = gradient_signal_to_noise(
+            kind(num_particles=k, vectorize_particles=True),
+            model,
+            guide,
+            x[:1],
+            parameters=list(guide.parameters()),
+            num_draws=_DRAWS,
+        )
+        places = noise.snr.nan_to_num(0.0).argsort()
+        middle = places[len(places) // 2]
+        found.append((noise.snr[middle].item(), noise.snr_se[middle].item()))
+    return found
 
 
 def _compare(
@@ -112,10 +160,11 @@ def _divergence_columns(name: str, results: Sequence[Mapping[str, Any]]) -> dict
 
 def _finish(out: Path, text: str) -> None:
     print(text)
+    out.mkdir(parents=True, exist_ok=True)
     RunFolder(out).write_text("table.md", text + "\n")
 
 
-PARTS: dict[str, Callable[[Path], None]] = {"planar": planar, "plane": plane}
+PARTS: dict[str, Callable[[Path], None]] = {"planar": planar, "plane": plane, "noise": noise}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -54,7 +54,7 @@ class NeuralSpline(AbstractNetworkFlow):
         num_flows: int = 4,
         kind: Kind = "autoregressive",
         num_bins: int = 8,
-        tail_bound: float = 3.0,
+        tail_bound: float = 5.0,
         context_dim: int = 64,
         layer_hidden_dims: Sequence[int] | None = None,
         **encoder: Any,

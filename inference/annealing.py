@@ -140,7 +140,11 @@ def anneal(
         if resume_from is not None:
             run.restore(resume_from)
         results = run.run(progress=progress, on_snapshot=on_snapshot)
-    latents = {n.removeprefix("latent."): t for n, t in results.items() if "latent." in n}
+    latents = {
+        name.removeprefix("latent."): value
+        for name, value in results.items()
+        if name.startswith("latent.")
+    }
     return Annealed(results["log_w"], latents, results["acceptance"].squeeze(0))
 
 

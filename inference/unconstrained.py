@@ -15,6 +15,7 @@ from pyro.distributions.util import sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from inference.checks import base_distribution
 from inference.weights import Program, _Layout, _per_datum
@@ -207,6 +208,8 @@ def transform_to(name: str, support: constraints.Constraint) -> Transform | None
     Raises:
         ValueError: Pyro knows none; `name` is that of the site.
     """
+    if isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
     entry = support
     while isinstance(entry, constraints.independent):
         entry = entry.base_constraint

@@ -12,10 +12,11 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
+import guides
 from guides import Delta, FullRank, MeanField
 from guides.unpacked import Unpacked
-from inference import log_weights
-from inference.annealing import anneal, annealed_evidence
+from inference import hmc, log_weights
+from inference.annealing import anneal, annealed_evidence, annealing_mode
 from inference.annealing_run import AnnealingRun
 from inference.estimators import iwae, iwae_curve
 from inference.guide_path import path_of
@@ -101,6 +102,25 @@ def gamma_forward(guide=None, num_temperatures=20):
 @pytest.mark.parametrize("guide", [None, gamma_guide])
 def test_a_constrained_latent_has_its_closed_form_evidence(guide):
     assert gamma_forward(guide) < 5
+
+
+def mixture(scale):
+    logits, loc = torch.tensor([0.3, -0.4]).double(), torch.tensor([-2.0, 2.0]).double()
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, scale))
+
+
+def test_a_mixture_for_a_prior_has_its_closed_form_evidence():
+    """The twin's noise is a tenth wider."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", mixture(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.tensor([-1.0, 0.2, 3.0], dtype=torch.float64)
+    log_w = anneal(model, x, num_chains=20_000, num_temperatures=10, **ROUGH).log_w
+    assert worst_of(log_w, mixture(math.hypot(0.5, 1.0)).log_prob(x)) < 5
+    assert worst_of(log_w, mixture(math.hypot(0.5, 1.1)).log_prob(x)) > 5
 
 
 def planted_adaptation(monkeypatch):
@@ -356,6 +376,30 @@ def test_autoguides_of_pyro_work():
     assert worst_of(log_w, positive_evidence(POSITIVE_X) - math.log(4)) > 5
 
 
+def constructed(name):
+    kind = getattr(guides, name)
+    return kind(3, 10, hidden_dims=()).double()
+
+
+@pytest.mark.parametrize("name", ["MeanField", "FullRank", "Planar"])
+def test_paths_have_the_gradients_of_their_terms(name):
+    """Against central differences, from the guide and from the prior; the twin is of twice z."""
+    model = make_oracle()
+    x, guide = model(None, size=4), constructed(name)
+    for start in (None, guide):
+        with annealing_mode(model, start, 0, x.device):
+            path = path_of(model, start, x)
+            z = path.sample(5)
+            state = hmc.init(z, path)
+            direction, width = torch.randn_like(z), 1e-5
+            terms = [torch.stack(path(z + sign * width * direction)) for sign in (1, -1)]
+            expected = (terms[0] - terms[1]) / (2 * width)
+            ours = (state.grads * direction).sum(-1)
+            assert (ours - expected).abs().max() < 1e-5
+            planted = (hmc.init(2 * z, path).grads * direction).sum(-1)
+            assert (planted - expected).abs().max() > 1e-2
+
+
 def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
@@ -399,6 +443,8 @@ def test_a_snapshot_of_another_run_is_refused():
         anneal(model, x, resume_from=snapshots[0], **RESUMED | {"num_chains": 5})
     with pytest.raises(ValueError, match="another model, guide or batch"):
         anneal(model, x + 1, resume_from=snapshots[0], **RESUMED)
+    with pytest.raises(ValueError, match="another model, guide or batch"):
+        anneal(make_oracle(10, 2), x, resume_from=snapshots[0], **RESUMED)
 
 
 def test_the_seed_decides_and_nothing_outside_is_touched():

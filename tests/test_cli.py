@@ -188,7 +188,7 @@ def test_the_resolved_config_makes_the_same_run_again():
     run("train", *QUICK, "--out", "first")
     config = yaml.safe_load(Path("first/config.yaml").read_text())
     assert config["model"].startswith("VAE(latent_dim=2, hidden_dims=[16], activation='elu'")
-    assert config["guide"] == "MeanField(hidden_dims=[16], activation='elu', site='z')"
+    assert config["guide"] == "MeanField(hidden_dims=[16], activation='elu', channels=[], site='z')"
     assert config["binarize"] == "dynamic"
     run("train", "--config", "first/config.yaml", "--out", "second")
     first, second = weights("first"), weights("second")

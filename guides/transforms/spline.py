@@ -30,7 +30,7 @@ class RationalQuadratic(AbstractElementwise):
         tail_bound: B.
     """
 
-    def __init__(self, num_bins: int = 8, tail_bound: float = 3.0) -> None:
+    def __init__(self, num_bins: int = 8, tail_bound: float = 5.0) -> None:
         if not 1 <= num_bins < 1 / MIN_BIN:
             raise ValueError(f"expected num_bins from 1 to {1 / MIN_BIN - 1:.0f}, got {num_bins}")
         if not tail_bound > 0:
