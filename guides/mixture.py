@@ -17,7 +17,8 @@ class Mixture(AbstractGuide):
     The encoder gives log π up to a constant, log σ_c, and a location and offsets from it that make
     the μ_c. Draws carry exact gradients to all of them, π included: those of the implicit
     reparameterization by the conditional distribution functions F_i(z_i | z_1, …, z_{i−1}),
-    ∂z/∂λ = −(∂F/∂z)⁻¹ ∂F/∂λ. Components start a little apart around the location.
+    ∂z/∂λ = −(∂F/∂z)⁻¹ ∂F/∂λ. The draws between components bear the gradient to π, so that of
+    components far apart is noisy. Components start a little apart around the location.
 
     Reference: M. Figurnov, S. Mohamed, A. Mnih, "Implicit Reparameterization Gradients", 2018,
     https://arxiv.org/abs/1805.08498, section 3.

@@ -335,7 +335,7 @@ def check_gradients_at_any_z(build):
 
 
 @torch.no_grad()
-def central_difference(function, tensor, direction, step=1e-4):
+def central_difference(function, tensor, direction, step=1e-5):
     """Of fourth order: the error is step⁴."""
     total = 0.0
     for multiple, weight in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
