@@ -265,7 +265,7 @@ def listing(kinds: Mapping[str, type]) -> str:
     common = ", ".join(
         f"{name}={default}" for name, default in defaults if (name, default) in shared
     )
-    return "\n\n".join([*entries, f"Most take as well: {common}"])
+    return "\n\n".join([*entries, f"Most take as well: {common}"] if common else entries)
 
 
 def _entry(kind: type, shared: set[tuple[str, str]]) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
-from experiments.assembly import load_run, load_with_model, run_name
+from experiments.assembly import assemble, load_run, run_name
 from experiments.catalogue import Spec, build_guide
 from experiments.config import Compare, Evaluate, Experiment, Train
 from experiments.evaluate import evaluate_run, expect_evidence, settings
@@ -12,7 +12,6 @@ from experiments.report import Row, table
 from experiments.runs import RunFolder
 from experiments.train import train_run
 from inference import History
-from inference.random_state import isolated_rng
 
 
 def compare(config: Compare) -> None:
@@ -39,11 +38,10 @@ def compare(config: Compare) -> None:
 
 def _expect_guides(config: Compare) -> None:
     """Build every pair once: a mistake in the last guide shows before the first is trained."""
-    with isolated_rng(config.seed):
-        dataset, model, _ = load_with_model(config)
-    x = dataset.x_test[:1]
+    first = assemble(_train_config(config, config.guides[0], ""))
+    x = first.x_test[:1]
     for guide in config.guides:
-        expect_evidence(model, build_guide(Spec.parse(guide), model, x)[0], x)
+        expect_evidence(first.model, build_guide(Spec.parse(guide), first.model, x)[0].to(x), x)
 
 
 def _train_model(config: Compare, path: Path) -> str:

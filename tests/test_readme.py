@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from experiments import catalogue
+from experiments.assembly import load_with_model
 from experiments.catalogue import Spec
 from experiments.cli import build_parser, main
+from experiments.config import Experiment
 from models import VAE
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +52,10 @@ def test_every_command_is_one_the_program_takes():
         if words[0] == "evidence":
             options = build_parser().parse_args(words[1:])
             options = options[options.command].as_dict()
-            if "model" in options:
+            if options.get("data") == "mnist":
                 catalogue.build_model(Spec.parse(options["model"]), data_dim=9)
+            elif "model" in options:
+                load_with_model(Experiment(model=options["model"], data=options["data"]))
             for guide in options.get("guides") or []:
                 if "." not in guide:
                     catalogue.build_guide(Spec.parse(guide), VAE(9, 2))
