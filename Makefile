@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Waiting OpenMP threads sleep instead of spinning: other work on the machine costs little then.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all test-lowest lint notebooks bench clean
+.PHONY: demo test test-all test-lowest lint notebooks bench zoo clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
@@ -36,6 +36,9 @@ notebooks: $(INSTALLED)  ## build and execute notebooks/*.ipynb
 bench: $(INSTALLED)  ## speed, side by side with peers, in one run
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/weights_memory.py
+
+zoo: $(INSTALLED)  ## the guides beside known posteriors: tables and pictures, about an hour
+	$(BIN)/python -m experiments.zoo
 
 clean:
 	rm -rf $(VENV) runs build dist

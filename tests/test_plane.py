@@ -77,3 +77,12 @@ def test_the_zoo_runs_and_leaves_a_table_and_a_picture(tmp_path, monkeypatch, ca
     assert zoo.main(["planar", "--out", str(tmp_path)]) == 0
     assert "ln Z − ELBO, Planar(num_flows=2)" in (tmp_path / "planar" / "table.md").read_text()
     assert (tmp_path / "planar" / "planar.png").stat().st_size > 10_000
+
+
+def test_the_zoo_measures_signal_to_noise(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(zoo, "PARTICLES", (1, 16))
+    monkeypatch.setattr(zoo, "OBJECTIVES", (zoo.STL,))
+    monkeypatch.setattr(zoo, "_DRAWS", 300)
+    assert zoo.main(["noise", "--out", str(tmp_path)]) == 0
+    assert "STL" in (tmp_path / "noise" / "table.md").read_text()
+    assert (tmp_path / "noise" / "noise.png").stat().st_size > 10_000
