@@ -37,7 +37,7 @@ bench: $(INSTALLED)  ## speed, side by side with peers, in one run
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/weights_memory.py
 
-zoo: $(INSTALLED)  ## the guides beside known posteriors: tables and pictures, about an hour
+zoo: $(INSTALLED)  ## the guides beside known posteriors: tables and pictures
 	$(BIN)/python -m experiments.zoo
 
 clean:
