@@ -252,7 +252,7 @@ def check_jacobian(build, num_draws=1000, num_points=10):
     std = 0.7 if deep else 2.0
     for seed in range(3 if deep else 1):
         guide = build()
-        # Network flows are milder: at 0.3 most of their z are too ill-conditioned to be checked, and
+        # Network flows are milder: at 0.3 most of their z are too ill-conditioned to check, and
         # MAF's inverse is off by 1.2e-8.
         randomize_global_weights(guide, seed, std=0.1 if hasattr(guide, "networks") else 0.3)
         local = draws_of(guide, num_draws, std)
