@@ -25,12 +25,11 @@ def save(folder: Path, snapshot: Snapshot, context: dict[str, Any]) -> Path:
 
     Args:
         folder: the checkpoints of one run.
-        snapshot: the state of training.
+        snapshot: the state of training, or of annealing.
         context: what else to record, JSON-able: configuration, versions, digest of the data.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    position = snapshot.meta["position"]
-    final = folder / f"epoch-{position['epoch']:05d}-step-{position['step']:06d}"
+    final = folder / _name(snapshot.meta["position"])
     if final.exists():
         return final
     unfinished = folder / ".unfinished"
@@ -81,8 +80,18 @@ def load(path: Path) -> tuple[Snapshot, dict[str, Any]]:
     return Snapshot(tensors, meta["snapshot"]), meta
 
 
+def _name(position: dict[str, Any]) -> str:
+    """Where the run is, such that names sort by progress."""
+    parts = ("epoch", "block", "stage", "step")
+    return "-".join(
+        f"{part}-{position[part]:0{6 if part == 'step' else 5}d}"
+        for part in parts
+        if part in position
+    )
+
+
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*")) if folder.exists() else []
+    return sorted(folder.glob("*-step-*")) if folder.exists() else []
 
 
 def _corrupt(path: Path, why: str) -> str:

@@ -11,29 +11,30 @@ from typing import NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from experiments.config import Compare, Evaluate, Guides, Models, Sample, Train
+from experiments.config import Check, Compare, Evaluate, Gaps, Guides, Models, Sample, Train
 from experiments.versions import version_of
 
 COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "compare": Compare,
+    "gaps": Gaps,
     "sample": Sample,
+    "check": Check,
     "guides": Guides,
     "models": Models,
 }
 
 _LIST_HELP = {
-    "guides": 'guides with their options, such as MeanField FullRank "Planar(num_flows=16)".'
+    "guides": 'guides with their options, such as MeanField FullRank "Planar(num_flows=16)".',
+    "runs": "run folders.",
 }
+_POSITIONAL_LISTS = {"runs"}
 
 _GOING_ON = {
     "train": "--resume true goes on from the newest checkpoint",
     "compare": "the same command goes on from the newest checkpoint",
-    "evaluate": "nothing was changed",
-    "sample": "nothing was changed",
-    "guides": "nothing was changed",
-    "models": "nothing was changed",
+    "evaluate": "annealing goes on from its last snapshot when the same command is given again",
 }
 
 
@@ -72,7 +73,10 @@ def _command_parser(options: type) -> Parser:
     command.add_argument("--config", action=ActionConfigFile, help="YAML file of options.")
     lists = {f.name: f.default_factory for f in fields(options) if f.default_factory is not MISSING}
     for name, default in lists.items():  # `--guides A B C`, where a list type would want [A, B, C]
-        arguments = command.add_argument(f"--{name}", nargs="+", type=str, default=default())
+        if name in _POSITIONAL_LISTS:
+            arguments = command.add_argument(name, nargs="+", type=str)
+        else:
+            arguments = command.add_argument(f"--{name}", nargs="+", type=str, default=default())
         arguments.help = _LIST_HELP[name]
     command.add_class_arguments(options, as_positional=True, skip=set(lists))
     return command
@@ -103,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         fail(_one_line(str(error)))
     except KeyboardInterrupt:
-        print(f"evidence: interrupted; {_GOING_ON[name]}", file=sys.stderr)
+        print(
+            f"evidence: interrupted; {_GOING_ON.get(name, 'nothing was changed')}", file=sys.stderr
+        )
         sys.exit(130)
     return 0
 

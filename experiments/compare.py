@@ -4,13 +4,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from experiments.assembly import assemble, load_run, run_name
+from experiments.bracket import bracket_table, is_bracket_of
 from experiments.catalogue import Spec, build_guide
-from experiments.config import Compare, Evaluate, Experiment, Train
-from experiments.evaluate import evaluate_run, expect_evidence, settings
+from experiments.config import Compare, Estimation, Evaluate, Experiment, Train
+from experiments.evaluate import bracket_run, evaluate_run, expect_evidence, settings
 from experiments.pictures import draw_comparison, draw_planes
 from experiments.report import Row, table
 from experiments.runs import RunFolder
 from experiments.train import train_run
+from experiments.verdicts import comparisons, to_json, verdict_table
 from inference import History
 
 
@@ -26,8 +28,13 @@ def compare(config: Compare) -> None:
     with folder.opened(config, resume=True):
         frozen = _train_model(config, folder.path) if config.decoder == "frozen" else None
         rows = [_run_guide(config, guide, folder.path, frozen) for guide in config.guides]
-        text = table(rows)
-        folder.write_results("compare", rows)
+        found = comparisons(rows)
+        text = "\n\n".join(
+            [table(rows)]
+            + ([bracket_table(rows)] if config.estimator == "bdmc" else [])
+            + ([verdict_table(found)] if found else [])
+        )
+        folder.write_results("compare", rows, comparisons=to_json(found))
         folder.write_text("table.md", text + "\n")
         histories = {row["label"]: History.from_rows(row["history"]) for row in rows}
         draw_comparison(folder.path, rows, histories)
@@ -58,17 +65,21 @@ def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> R
 
 
 def _evaluated(config: Compare, out: Path) -> Row:
-    wanted = Evaluate(
-        run=str(out),
-        num_particles=config.num_particles,
-        num_data=config.num_data,
-        data_root=config.data_root,
-        device=config.device,
-    )
+    options = {field.name: getattr(config, field.name) for field in fields(Estimation)}
+    where = {"run": str(out), "data_root": config.data_root, "device": config.device}
+    wanted = Evaluate(**where, **options)
+    on_data = replace(wanted, estimator="ais") if config.estimator == "bdmc" else wanted
+    row = _row_of(out)
+    if row is None or row["evaluation"] != settings(on_data):
+        row = evaluate_run(on_data)
+    if config.estimator == "bdmc" and not is_bracket_of(row["bracket"], wanted):
+        row = bracket_run(wanted)
+    return row
+
+
+def _row_of(out: Path) -> Row | None:
     document = RunFolder(out).read_results()
-    if document is not None and document["rows"][0].get("evaluation") == settings(wanted):
-        return document["rows"][0]
-    return evaluate_run(wanted)
+    return None if document is None else document["rows"][0]
 
 
 def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:

@@ -1,9 +1,11 @@
 """The options of each command. Imports nothing heavy, so that `--help` answers at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
+Estimator = Literal["elbo", "iw", "ais", "bdmc"]
+Start = Literal["prior", "guide"]
 
 
 @dataclass(kw_only=True)
@@ -70,42 +72,111 @@ class Train(Experiment):
 
 
 @dataclass(kw_only=True)
-class Compare(Experiment):
+class Estimation:
+    """How ELBO and evidence are estimated.
+
+    Args:
+        estimator: elbo alone; iw, importance weighting with the guide; ais, annealed importance
+            sampling beside it; or bdmc, annealing from below and from above on data simulated
+            from the model, which says how far ais is off on such data.
+        num_particles: importance weights per datum.
+        target_se: add importance weights until the Monte Carlo SE of every datum is this small, in
+            nats [default: num_particles for all].
+        max_particles: the most that one datum gets with target_se.
+        num_data: evaluate on so many data, chosen by the seed; with bdmc, simulate so many
+            [default: all; 100 with bdmc].
+        start: where annealing begins, at the prior or at the guide.
+        num_chains: annealing chains per datum.
+        num_temperatures: steps of annealing.
+        num_leapfrog_steps: gradients per step of annealing.
+    """
+
+    estimator: Estimator = "iw"
+    num_particles: int = 5000
+    target_se: float | None = None
+    max_particles: int = 100_000
+    num_data: int | None = None
+    start: Start = "prior"
+    num_chains: int = 16
+    num_temperatures: int = 1000
+    num_leapfrog_steps: int = 10
+
+
+@dataclass(kw_only=True)
+class Compare(Experiment, Estimation):
     """Train several guides and compare their ELBO and evidence; goes on if it was interrupted.
+
+    With the estimator bdmc the data are annealed too, as with ais.
 
     Args:
         guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)".
         decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
             with the first guide, then every guide is fitted anew to that same p(x | z).
-        num_particles: importance weights per datum.
-        num_data: evaluate on so many data, chosen by the seed [default: all].
         out: run folder [default: runs/compare-MODEL-DATA].
     """
 
     guides: list[str] = field(default_factory=lambda: ["MeanField", "FullRank", "Planar"])
     decoder: Literal["joint", "frozen"] = "joint"
-    num_particles: int = 5000
-    num_data: int | None = None
     out: str | None = None
 
 
 @dataclass
-class Evaluate:
-    """Estimate the ELBO and the importance-weighted evidence of a trained run.
+class Evaluate(Estimation):
+    """Estimate the ELBO and the evidence of a trained run, in one of four ways.
 
     Args:
         run: run folder.
-        num_particles: importance weights per datum.
-        num_data: evaluate on so many data, chosen by the run's seed [default: all].
         data_root: folder with the archives of mnist or fashion [default: as in training].
         device: auto, cpu, cuda, cuda:1, ...
     """
 
     run: str
-    num_particles: int = 5000
-    num_data: int | None = None
     data_root: str | None = None
     device: str = "auto"
+
+
+@dataclass
+class Gaps:
+    """Say why the ELBO of trained runs falls short of the evidence: the family, or the encoder.
+
+    Args:
+        runs: run folders.
+        num_data: so many data, chosen by the runs' seed.
+        num_particles: draws per datum for every term.
+        max_steps: the most steps of the search for each datum's best member of the family.
+        data_root: folder with the archives of mnist or fashion [default: as in training].
+        device: auto, cpu, cuda, cuda:1, ...
+    """
+
+    runs: list[str] = field(default_factory=list)
+    num_data: int = 100
+    num_particles: int = 1000
+    max_steps: int = 10_000
+    data_root: str | None = None
+    device: str = "auto"
+
+
+@dataclass
+class Check:
+    """Check that a model and a guide fit each other and the data, before anything is trained.
+
+    Args:
+        model: model with its options.
+        guide: guide with its options.
+        data: see train.
+        binarize: see train.
+        num_data: so many data.
+        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
+        seed: decides every random choice.
+    """
+
+    model: str
+    guide: str
+    data: str = "digits"
+    binarize: Binarization = "auto"
+    num_data: int = 16
+    data_root: str | None = None
+    seed: int = 0
 
 
 @dataclass
@@ -142,7 +213,7 @@ class Models:
 _ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
 _MAY_DIFFER = {
     "Train": _ANYWHERE | {"num_epochs", "resume", "frozen_model"},
-    "Compare": _ANYWHERE | {"guides", "num_particles", "num_data"},
+    "Compare": _ANYWHERE | {"guides"} | {option.name for option in fields(Estimation)},
 }
 
 

@@ -1,99 +1,132 @@
-"""`evidence evaluate`: the ELBO and the importance-weighted evidence of a trained run."""
+"""`evidence evaluate`: the ELBO and the evidence of a trained run."""
 
-import sys
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
-from tqdm import tqdm
 
+from experiments import per_datum
 from experiments.assembly import Assembly, load_run
+from experiments.bracket import bracket, bracket_table
 from experiments.config import Evaluate
+from experiments.estimates import estimate
 from experiments.plane import mean_divergences
-from experiments.report import Row, table, training_row, with_estimates
+from experiments.report import ESTIMATED, Row, table, training_row, with_estimates
 from experiments.runs import RunFolder
 from guides import AbstractPosterior
-from inference import Evidence, History, Snapshot, estimate_evidence
+from inference import History, Snapshot, latent_diagnostics
 from inference.checks import check_density
-from inference.estimators import active_units
-from inference.random_state import isolated_rng
 from models import AbstractModel, Autoencoder
 
-_DATA_PER_BATCH = 128
-_DRAWS = 100  # per datum, for posterior means
+_DIAGNOSED = 2000  # data at the most, whose draws are held together
+_DRAWS = 100  # per datum, to diagnose the latents
 
 
 def evaluate(config: Evaluate) -> None:
     """Estimate, write results.json and print the table."""
-    row = evaluate_run(config)
-    print(table([row]))
+    if config.estimator == "bdmc":
+        row = bracket_run(config)
+        print(bracket_table([row]))
+    else:
+        row = evaluate_run(config)
+        print(table([row]))
+        if row["latents"] is not None and row["latents"]["warning"]:
+            print(f"\n{row['latents']['warning']}")
     print(f"\nwrote {config.run}/results.json")
 
 
 def evaluate_run(config: Evaluate) -> Row:
     """Estimate the evidence of a run on its evaluation data; returns its row of results.json."""
-    for name, value in (("num_particles", config.num_particles), ("num_data", config.num_data)):
-        if value is not None and value < 1:
-            raise ValueError(f"expected --{name} of at least 1, got {value}")
-    folder = RunFolder(config.run)
-    assembly, snapshot = load_run(folder, device=config.device, data_root=config.data_root)
-    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
-    x = _some(assembly.x_test, config.num_data, assembly.config.seed)
-    row = _row_so_far(folder, assembly, snapshot)
-    row = with_estimates(row, estimate(assembly, x, config.num_particles), assembly)
+    folder, assembly, snapshot = _loaded(config)
+    rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.seed)
+    x = assembly.x_test[rows.to(assembly.x_test.device)]
+    records, details = estimate(assembly, x, config, folder, snapshot)
+    row = with_estimates(row_so_far(folder, assembly, snapshot), records, assembly)
+    latents = _latents(assembly, x)
     row |= {
-        "active_units": _active_units(assembly, x),
+        "active_units": latents and {"count": latents["active"], "of": latents["of"]},
+        "latents": latents,
         "divergences": mean_divergences(assembly.model, assembly.guide, x),
         "evaluation": settings(config),
+        "annealing": details,
     }
+    folder.write_text(per_datum.NAME, per_datum.to_csv(rows, records))
     folder.write_results("evaluate", [row])
     return row
 
 
+def bracket_run(config: Evaluate) -> Row:
+    """Bracket the evidence of data simulated from a run's model; returns its row."""
+    folder, assembly, snapshot = _loaded(config)
+    row = row_so_far(folder, assembly, snapshot)
+    row["bracket"] = bracket(assembly, config, folder, snapshot)
+    folder.write_results("evaluate", [row])
+    return row
+
+
+def _loaded(config: Evaluate) -> tuple[RunFolder, Assembly, Snapshot]:
+    """The run, once the options and the pair are known to be fit for it.
+
+    Raises:
+        ValueError: they are not.
+    """
+    _check_options(config)
+    folder = RunFolder(config.run)
+    assembly, snapshot = load_run(folder, device=config.device, data_root=config.data_root)
+    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
+    return folder, assembly, snapshot
+
+
+def _check_options(config: Evaluate) -> None:
+    counts = ("num_particles", "num_data", "num_chains", "num_temperatures", "num_leapfrog_steps")
+    for name in counts:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"expected --{name} of at least 1, got {value}")
+    if config.target_se is not None and config.estimator == "elbo":
+        raise ValueError(
+            "--target_se adds importance weights, and --estimator elbo has none: leave out one"
+        )
+
+
 def settings(config: Evaluate) -> dict[str, Any]:
     """What makes one evaluation of a run another than the next."""
-    return {"num_particles": config.num_particles, "num_data": config.num_data}
+    names = ["estimator", "num_particles", "num_data"]
+    if config.target_se is not None:
+        names += ["target_se", "max_particles"]
+    if config.estimator == "ais":
+        names += ["start", "num_chains", "num_temperatures", "num_leapfrog_steps"]
+    return {name: getattr(config, name) for name in names}
 
 
-def _some(x: Tensor, num_data: int | None, seed: int) -> Tensor:
-    """So many rows of `x`, drawn without replacement, in their order (MNIST's come easy first)."""
-    if num_data is None or num_data >= len(x):
-        return x
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    return x[order[:num_data].sort().values.to(x.device)]
+def chosen_rows(size: int, num_data: int | None, seed: int) -> Tensor:
+    """So many of `size` rows, drawn without replacement, in order (MNIST's come easy first)."""
+    if num_data is None or num_data >= size:
+        return torch.arange(size)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return order[:num_data].sort().values
 
 
-@torch.no_grad()
-def estimate(assembly: Assembly, x: Tensor, num_particles: int) -> list[Evidence]:
-    """The records of a trained pair: ELBO, IW evidence and, where there is one, the exact one."""
-    with (
-        isolated_rng(assembly.config.seed, x.device),
-        tqdm(total=len(x), unit="datum", disable=not sys.stderr.isatty()) as bar,
-    ):
-        bar.set_description(f"{num_particles} particles")
-        records = estimate_evidence(
-            assembly.model, assembly.guide, x, num_particles, progress=bar.update
-        )
-    exact = (
-        [Evidence.exact(assembly.model.log_evidence(x))] if assembly.model.knows_evidence else []
-    )
-    return [records["elbo"], records["iw"], *exact]
-
-
-@torch.no_grad()
-def _active_units(assembly: Assembly, x: Tensor) -> dict[str, int] | None:
-    """How many latents tell the data apart, of how many; None if all data are the same."""
+def _latents(assembly: Assembly, x: Tensor) -> dict[str, Any] | None:
+    """What the latents do, as JSON; None if all data are the same."""
     if (x == x[0]).all():
         return None
-    parts = []
-    with isolated_rng(assembly.config.seed, x.device):
-        for batch in x.split(_DATA_PER_BATCH):
-            z = assembly.guide.posterior(batch).sample(torch.Size([_DRAWS]))  # [S, B, Z]
-            parts.append((z.mean(0), z.var(0) / _DRAWS))
-    means, variances = (torch.cat(part) for part in zip(*parts, strict=True))
-    active = active_units(means, variances)
-    return {"count": int(active.sum()), "of": len(active)}
+    found = latent_diagnostics(
+        assembly.model,
+        assembly.guide,
+        x[:_DIAGNOSED],
+        num_draws=_DRAWS,
+        seed=assembly.config.seed,
+    )
+    return {
+        "active": found.num_active,
+        "of": found.num_latents,
+        "kl": {name: kl.tolist() for name, kl in found.kl.items()},
+        "kl_se": {name: se.tolist() for name, se in found.kl_se.items()},
+        "ks": {name: distance.tolist() for name, distance in found.ks.items()},
+        "warning": found.collapse_warning,
+    }
 
 
 @torch.no_grad()
@@ -111,10 +144,13 @@ def expect_evidence(model: AbstractModel, guide: AbstractPosterior, x: Tensor) -
     check_density(poutine.trace(guide).get_trace(x))
 
 
-def _row_so_far(folder: RunFolder, assembly: Assembly, snapshot: Snapshot) -> Row:
+def row_so_far(folder: RunFolder, assembly: Assembly, snapshot: Snapshot) -> Row:
+    """The row of the training, with what was found out about these weights before."""
     document = folder.read_results()
     history = History.from_rows(snapshot.meta["position"]["history"])
-    label = document["rows"][0]["label"] if document else assembly.config.guide
-    row = training_row(assembly, history, label=label)
+    before = document["rows"][0] if document else {}
+    row = training_row(assembly, history, label=before.get("label", assembly.config.guide))
     row["folder"] = str(folder.path)
+    if before.get("num_epochs") == row["num_epochs"]:
+        row |= {name: before.get(name, row[name]) for name in ESTIMATED}
     return row

@@ -19,7 +19,7 @@ from models import AbstractModel
 
 ImageShape = tuple[int, int]
 _FONT = {"size": 13}
-_ESTIMATORS = {"elbo": "ELBO", "iw": "IW evidence", "exact": "exact evidence"}
+_ESTIMATORS = {"elbo": "ELBO", "iw": "IW evidence", "ais": "AIS", "exact": "exact evidence"}
 
 
 def gallery(images: Tensor, shape: ImageShape, *, title: str, columns: int = 10) -> Figure:
@@ -148,6 +148,31 @@ def evidence_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xticks(range(len(rows)), labels, fontsize=12)
         axes.set_xlim(-0.6, len(rows) - 0.4)
         axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def gap_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Approximation and amortization gap per guide, stacked, ± 2 Monte Carlo SE.
+
+    Args:
+        rows: rows of results.json, with gaps.
+    """
+    figure, axes = _figure(max(6.5, 1.9 * len(rows) + 2), 5)
+    base = np.zeros(len(rows))
+    for number, part in enumerate(("approximation", "amortization")):
+        found = [row["gaps"][part] for row in rows]
+        heights = np.array([one["nats"] for one in found])
+        errors = [2 * (one["mc_se"] or 0.0) for one in found]
+        label = f"{part} gap: the {('family', 'encoder')[number]}"
+        style: dict[str, Any] = {"width": 0.55, "color": f"C{number}", "label": label}
+        axes.bar(range(len(rows)), heights, bottom=base, yerr=errors, capsize=6, **style)
+        base = base + heights
+    axes.set_xticks(range(len(rows)), [row["label"].replace("(", "\n(") for row in rows])
+    axes.set_ylabel("nats per datum, smaller is better", fontdict=_FONT)
+    axes.set_title("log p(x) − ELBO and its two parts; ± 2 Monte Carlo SE", fontdict=_FONT)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=12)
     return figure
 
 

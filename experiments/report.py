@@ -13,6 +13,20 @@ from inference import Evidence, History
 
 Row = dict[str, Any]
 
+# What evaluations add to the row of a training.
+ESTIMATED = (
+    "estimates",
+    "k_hat",
+    "ess",
+    "active_units",
+    "latents",
+    "divergences",
+    "evaluation",
+    "annealing",
+    "bracket",
+    "gaps",
+)
+
 
 def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
     """What is known once a pair is trained; the estimates are still to come."""
@@ -32,11 +46,8 @@ def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
         "num_parameters": sum(sizes.values()),
         "train_seconds": history.seconds,
         "steps_per_second": history.steps_per_second,
+        **dict.fromkeys(ESTIMATED),
         "estimates": [],
-        "k_hat": None,
-        "ess": None,
-        "active_units": None,
-        "divergences": None,
         "label": label,
         "model_options": model.plain_options(),
         "guide_options": guide.plain_options(),
@@ -52,28 +63,30 @@ def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
 
 def with_estimates(row: Row, records: Sequence[Evidence], assembly: Assembly) -> Row:
     """The row with its estimates, k̂ and ESS filled in."""
-    weighted = [record for record in records if record.num_particles > 0]
     filled = row | {"estimates": [_estimate(record, assembly) for record in records]}
-    if weighted:
+    weighted = [record for record in records if record.estimator in ("elbo", "iw")]
+    if weighted:  # by the guide: both have the same weights
         iw = weighted[-1]
         filled["k_hat"] = {
-            "median": _json_number(iw.k_hat.median().item()),
-            "share_bad": _json_number(iw.share_bad),
+            "median": json_number(iw.k_hat.median().item()),
+            "share_bad": json_number(iw.share_bad),
             "threshold": iw.k_hat_threshold,
         }
-        filled["ess"] = {"median": _json_number(iw.ess.median().item())}
+        filled["ess"] = {"median": json_number(iw.ess.median().item())}
     return filled
 
 
 def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
     estimate = {
         "estimator": record.estimator,
-        "nats": _json_number(record.mean),
-        "mc_se": _json_number(record.mc_se),
-        "data_se": _json_number(record.data_se),
+        "nats": json_number(record.mean),
+        "mc_se": json_number(record.mc_se),
+        "data_se": json_number(record.data_se),
         "num_particles": record.num_particles,
         "num_data": record.num_data,
     }
+    if record.particles is not None:
+        estimate["mean_num_particles"] = record.particles.double().mean().item()
     levels = assembly.dataset.num_levels
     if assembly.config.binarize == "none" and levels is not None:
         estimate["bits_per_dim"] = bits_per_dim(
@@ -85,18 +98,27 @@ def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
     return estimate
 
 
-def _json_number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows, under a line that says what its numbers are."""
-    columns = [cells(row) for row in rows]
-    headers = list(dict.fromkeys(name for column in columns for name in column))
-    body = [[column.get(name, "") for name in headers] for column in columns]
-    align = ("left", *("right" for _ in headers[1:]))
-    text = tabulate(body, headers, tablefmt="github", colalign=align, disable_numparse=True)
-    return f"{caption(rows)}\n\n{text}"
+    return f"{caption(rows)}\n\n{markdown([cells(row) for row in rows])}"
+
+
+def markdown(lines: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) -> str:
+    """A Markdown table of lines that give cells by header.
+
+    Args:
+        lines: cells that a line lacks stay empty.
+        left: headers of columns that are aligned left, besides the first.
+    """
+    headers = list(dict.fromkeys(name for line in lines for name in line))
+    body = [[line.get(name, "") for name in headers] for line in lines]
+    align = ["left" if name in (headers[0], *left) else "right" for name in headers]
+    return tabulate(body, headers, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def json_number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def caption(rows: Sequence[Row]) -> str:
@@ -113,7 +135,19 @@ def caption(rows: Sequence[Row]) -> str:
     return (
         f"{first['model']}({options}) on {first['data']}, {first['split']} split{count}{pixels}, "
         f"decoder {first['decoder']}, {first['num_epochs']} epochs. Nats per datum, larger is "
-        "better; ± Monte Carlo SE ± data SE."
+        f"better; ± Monte Carlo SE ± data SE.{_annealing(rows)}"
+    )
+
+
+def _annealing(rows: Sequence[Row]) -> str:
+    """How the AIS column was made, and what it is."""
+    found = next((row["annealing"] for row in rows if row.get("annealing")), None)
+    if found is None:
+        return ""
+    return (
+        f" AIS, a lower bound in expectation: from the {found['start']}, {found['num_chains']} "
+        f"chains, {found['num_temperatures']:,} temperatures, {found['num_leapfrog_steps']} "
+        f"leapfrog steps."
     )
 
 
@@ -122,6 +156,8 @@ def cells(row: Row) -> dict[str, str]:
     filled = {"guide": row["label"]}
     for estimate in row["estimates"]:
         filled[_heading(estimate)] = _with_errors(estimate)
+        if "mean_num_particles" in estimate:
+            filled["particles"] = f"{estimate['mean_num_particles']:,.0f}"
         if "bits_per_dim" in estimate:
             filled[f"{_heading(estimate)} bits/dim"] = f"{estimate['bits_per_dim']:.3f}"
     if row["k_hat"] is not None and row["k_hat"]["median"] is not None:
@@ -143,9 +179,13 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def _heading(estimate: Mapping[str, Any]) -> str:
-    return {"elbo": "ELBO", "iw": f"IW-{estimate['num_particles']}", "exact": "exact"}[
-        estimate["estimator"]
-    ]
+    adaptive = "mean_num_particles" in estimate
+    return {
+        "elbo": "ELBO",
+        "iw": "IW, adaptive" if adaptive else f"IW-{estimate['num_particles']}",
+        "ais": "AIS lower bound",
+        "exact": "exact",
+    }[estimate["estimator"]]
 
 
 def _with_errors(estimate: Mapping[str, Any]) -> str:

@@ -101,9 +101,9 @@ class RunFolder:
             raise ValueError(f"{self._config} cannot be read: expected YAML written by a run")
         return config
 
-    def write_results(self, command: str, rows: list[dict[str, Any]]) -> None:
+    def write_results(self, command: str, rows: list[dict[str, Any]], **more: Any) -> None:
         """Replace `results.json`."""
-        document = {"version": RESULTS_VERSION, "command": command, "rows": rows}
+        document = {"version": RESULTS_VERSION, "command": command, "rows": rows, **more}
         self._write(self._results, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
     def read_results(self) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
     planar   planar flows with 2, 8 and 32 layers on the energies U1 to U4 (Rezende & Mohamed 2015,
              figure 3): ELBO beside ln Z, and a picture
     plane    both directions of KL, on a grid, of every guide on five densities in the plane
-
     noise    signal-to-noise of the guide's gradient against the number of particles (Rainforth et
              al. 2018, https://arxiv.org/abs/1802.04537; Tucker et al. 2018,
              https://arxiv.org/abs/1810.04152), on a linear Gaussian model
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 from pyro.infer import ELBO, Trace_ELBO
-from tabulate import tabulate
 
 from experiments import plots
 from experiments.assembly import load_run
 from experiments.compare import compare
 from experiments.config import Compare
 from experiments.plane import plane_of
+from experiments.report import markdown
 from experiments.runs import RunFolder
 from guides import FullRank
 from inference import IWAE, STL, DReG, fit, gradient_signal_to_noise
@@ -36,14 +35,27 @@ ENERGIES = ("U1", "U2", "U3", "U4")
 PLANAR = tuple(f"Planar(num_flows={k})" for k in (2, 8, 32))
 GUIDES = (
     "MeanField",
+    "LowRank(rank=1)",
     "FullRank",
+    "Householder",
     "Mixture(num_components=4)",
     "Planar(num_flows=16)",
     "Radial(num_flows=16)",
     "Sylvester(num_flows=16)",
     "RealNVP(num_flows=8)",
     "IAF(num_flows=4)",
-    "NeuralSpline(num_flows=4)",
+    "MAF(num_flows=4)",
+    "NeuralSpline(kind='coupling')",
+    "NeuralSpline",
+    "Refined(guide=FullRank)",
+)
+PICTURED = (
+    "MeanField",
+    "FullRank",
+    "Mixture(num_components=4)",
+    "Planar(num_flows=16)",
+    "RealNVP(num_flows=8)",
+    "NeuralSpline",
 )
 # One minibatch holds 256 draws of the one density; the likelihood warms up, or modes are missed.
 FIT: dict[str, Any] = {"batch_size": 256, "num_particles": 5000, "num_data": 20, "clip_norm": 5.0}
@@ -57,15 +69,14 @@ _DRAWS = 1000  # gradients for one ratio
 
 def planar(out: Path) -> None:
     """Figure 3 of the paper, and how far each ELBO stays below ln Z."""
-    rows, lines = {}, []
+    rows, lines = {}, list[dict[str, str]]()
     for energy in ENERGIES:
         results = _compare(
             out / "planar" / energy, f"Energy2D(energy={energy!r})", PLANAR, PLANAR_FIT
         )
         rows[energy] = _densities(results)
-        lines.append([energy, *_shortfalls(results)])
-    headers = ["", "ln Z", *(f"ln Z − ELBO, {label}" for label in PLANAR)]
-    _finish(out / "planar", tabulate(lines, headers, tablefmt="github", disable_numparse=True))
+        lines.append({"energy": energy, **_shortfalls(results)})
+    _finish(out / "planar", markdown(lines))
     title = "exp(−U) and planar flows; lines hold 50% and 90% of the mass"
     plots.save(plots.densities(rows, (-4.0, 4.0), title=title), out / "planar" / "planar.png")
 
@@ -73,28 +84,33 @@ def planar(out: Path) -> None:
 def plane(out: Path) -> None:
     """The divergences of every guide on densities in the plane."""
     targets = {energy: f"Energy2D(energy={energy!r})" for energy in ENERGIES}
-    columns: dict[str, list[str]] = {"guide": list(GUIDES)}
+    lines = [{"guide": guide} for guide in GUIDES]
     rows = {}
     for name, model in targets.items():
         results = _compare(out / "plane" / name, model, GUIDES, PLANE_FIT)
-        columns |= _divergence_columns(name, results)
-        rows[name] = _densities(results)
+        _add_divergences(lines, name, results)
+        rows[name] = _densities([row for row in results if row["label"] in PICTURED])
     results = _compare(
         out / "plane" / "mixture", "GaussianMixture2D", GUIDES, MIXTURE_FIT, data="simulated"
     )
-    columns |= _divergence_columns("mixture", results)
-    _finish(out / "plane", tabulate(columns, "keys", tablefmt="github", disable_numparse=True))
+    _add_divergences(lines, "mixture", results)
+    _finish(out / "plane", markdown(lines))
     title = "densities and guides; lines hold 50% and 90% of the mass"
     plots.save(plots.densities(rows, (-4.0, 4.0), title=title), out / "plane" / "plane.png")
 
 
 def noise(out: Path) -> None:
     """Which objectives keep their signal as particles are added: a table and a picture."""
-    with isolated_rng(0):
-        ratios = {kind.__name__: _ratios(kind) for kind in OBJECTIVES}
-    lines = [[name, *(f"{snr:.3f} ± {se:.3f}" for snr, se in row)] for name, row in ratios.items()]
-    headers = ["median SNR ± SE", *(f"K = {k}" for k in PARTICLES)]
-    _finish(out / "noise", tabulate(lines, headers, tablefmt="github", disable_numparse=True))
+    ratios = {}
+    for kind in OBJECTIVES:
+        with isolated_rng(0):  # the same model, guide and datum for all
+            ratios[kind.__name__] = _ratios(kind)
+    lines = [
+        {"median SNR ± SE": name}
+        | {f"K = {k}": f"{snr:.3f} ± {se:.3f}" for k, (snr, se) in zip(PARTICLES, row, strict=True)}
+        for name, row in ratios.items()
+    ]
+    _finish(out / "noise", markdown(lines))
     plots.save(plots.signal_to_noise(PARTICLES, ratios), out / "noise" / "noise.png")
 
 
@@ -104,9 +120,10 @@ def _ratios(kind: type[ELBO]) -> list[tuple[float, float]]:
     guide = FullRank(3, 10, hidden_dims=()).double()
     x = model(None, size=2000)
     fit(model, guide, x, num_epochs=40, lr=0.01, progress=False)
-    with torch.no_grad():  # near the optimum, not at it
+    # Near the optimum, not at it, nor so far that the weights' variance could be infinite.
+    with torch.no_grad():
         for parameter in guide.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+            parameter.add_(0.02 * torch.randn_like(parameter))
     found = []
     for k in PARTICLES:
         noise = gradient_signal_to_noise(
@@ -143,19 +160,23 @@ def _densities(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return panels
 
 
-def _shortfalls(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    estimates = [{e["estimator"]: e for e in row["estimates"]} for row in results]
-    log_z = estimates[0]["exact"]["nats"]
-    gaps = [f"{log_z - e['elbo']['nats']:.3f} ± {e['elbo']['mc_se']:.3f}" for e in estimates]
-    return [f"{log_z:.4f}", *gaps]
-
-
-def _divergence_columns(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    found = [row["divergences"] for row in results]
-    return {
-        f"{name} KL(p ‖ q)": [f"{d['forward']:.3f}" for d in found],
-        f"{name} KL(q ‖ p)": [f"{d['reverse']:.3f}" for d in found],
+def _shortfalls(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    estimates = {row["label"]: {e["estimator"]: e for e in row["estimates"]} for row in results}
+    log_z = next(iter(estimates.values()))["exact"]["nats"]
+    gaps = {
+        f"ln Z − ELBO, {label}": f"{log_z - e['elbo']['nats']:.3f} ± {e['elbo']['mc_se']:.3f}"
+        for label, e in estimates.items()
     }
+    return {"ln Z": f"{log_z:.4f}", **gaps}
+
+
+def _add_divergences(
+    lines: Sequence[dict[str, str]], name: str, results: Sequence[Mapping[str, Any]]
+) -> None:
+    """Both columns of one density."""
+    for line, row in zip(lines, results, strict=True):
+        line[f"{name} KL(p ‖ q)"] = f"{row['divergences']['forward']:.3f}"
+        line[f"{name} KL(q ‖ p)"] = f"{row['divergences']['reverse']:.3f}"
 
 
 def _finish(out: Path, text: str) -> None:

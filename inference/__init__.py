@@ -1,13 +1,30 @@
-"""SVI training and evidence estimators, for any pair of Pyro callables."""
+"""SVI training, evidence estimators, and what tells whether to believe them; any Pyro pair."""
 
+from inference.adaptive import adaptive_evidence
+from inference.annealing import Annealed, anneal, annealed_evidence
+from inference.arviz_export import to_arviz
+from inference.bidirectional import Bracket, bidirectional_evidence
+from inference.calibration import Calibration, Coverage, simulation_based_calibration
+from inference.comparison import (
+    Comparison,
+    Difference,
+    compare_elbos,
+    compare_evidences,
+    paired_difference,
+)
+from inference.discrepancy import Discrepancy, compare_to_reference
+from inference.divergences import Divergences, grid_divergences, square_grid
 from inference.evidence import (
     Evidence,
     estimate_evidence,
     from_log_weights,
     importance_weighted_evidence,
 )
+from inference.findings import Finding
+from inference.gaps import Gaps, inference_gaps
 from inference.gradient_noise import GradientNoise, gradient_signal_to_noise
 from inference.history import EpochRecord, History
+from inference.latent_diagnostics import LatentDiagnostics, latent_diagnostics
 from inference.objectives import (
     IWAE,
     STL,
@@ -20,6 +37,8 @@ from inference.objectives import (
     ReweightedWakeSleep,
     WakeSleep,
 )
+from inference.preflight import check
+from inference.reference import Reference, nuts_reference
 from inference.training import NonFiniteLossError, Snapshot, fit, restore_tensors
 from inference.weights import log_prob_terms, log_weights
 
@@ -27,25 +46,53 @@ __all__ = [
     "IWAE",
     "STL",
     "AbstractObjective",
+    "Annealed",
     "BetaELBO",
+    "Bracket",
+    "Calibration",
+    "Comparison",
+    "Coverage",
     "DReG",
+    "Difference",
+    "Discrepancy",
+    "Divergences",
     "EpochRecord",
     "Evidence",
+    "Finding",
     "ForwardKL",
     "FreeBits",
+    "Gaps",
     "GradientNoise",
     "History",
+    "LatentDiagnostics",
     "NonFiniteLossError",
+    "Reference",
     "Renyi",
     "ReweightedWakeSleep",
     "Snapshot",
     "WakeSleep",
+    "adaptive_evidence",
+    "anneal",
+    "annealed_evidence",
+    "bidirectional_evidence",
+    "check",
+    "compare_elbos",
+    "compare_evidences",
+    "compare_to_reference",
     "estimate_evidence",
     "fit",
     "from_log_weights",
     "gradient_signal_to_noise",
+    "grid_divergences",
     "importance_weighted_evidence",
+    "inference_gaps",
+    "latent_diagnostics",
     "log_prob_terms",
     "log_weights",
+    "nuts_reference",
+    "paired_difference",
     "restore_tensors",
+    "simulation_based_calibration",
+    "square_grid",
+    "to_arviz",
 ]

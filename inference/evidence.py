@@ -21,7 +21,7 @@ class Evidence:
     would shrink, `data_se` what a larger test set would.
 
     Args:
-        estimator: "elbo", "iw" or "exact".
+        estimator: "elbo", "iw", "ais" or "exact".
         num_particles: S, particles per datum; the most that any datum got, if they differ.
         log_px: the estimates `[B]`.
         log_px_variance: their Monte Carlo variances `[B]`.
@@ -111,10 +111,12 @@ class Evidence:
         tensors = [torch.cat([getattr(part, field) for part in parts]) for field in fields]
         num_particles = max(part.num_particles for part in parts)
         if any(part.particles is not None for part in parts):
-            tensors.append(torch.cat([part._particles_per_datum() for part in parts]))
+            tensors.append(torch.cat([part.particles_per_datum for part in parts]))
         return cls(parts[0].estimator, num_particles, *tensors)
 
-    def _particles_per_datum(self) -> Tensor:
+    @property
+    def particles_per_datum(self) -> Tensor:
+        """The number of particles of each datum `[B]`."""
         if self.particles is not None:
             return self.particles
         return torch.full_like(self.log_px, self.num_particles, dtype=torch.int64)

@@ -1,0 +1,99 @@
+"""How far annealing and importance weighting are off, on data simulated from the model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from experiments.annealing import bracketed
+from experiments.assembly import Assembly
+from experiments.config import Evaluate
+from experiments.estimates import weighted
+from experiments.report import Row, json_number, markdown
+from experiments.runs import RunFolder
+from guides import Unamortized
+from inference import Snapshot
+
+_NUM_SIMULATED = 100
+
+
+def bracket(
+    assembly: Assembly, config: Evaluate, folder: RunFolder, snapshot: Snapshot
+) -> dict[str, Any]:
+    """Bidirectional Monte Carlo on simulated data, and on the same data the guide's bounds."""
+    size = config.num_data or _NUM_SIMULATED
+    found, details = bracketed(assembly, size, config, folder, snapshot)
+    document = {
+        "lower": found.lower,
+        "upper": found.upper,
+        "gap": found.gap,
+        "gap_se": json_number(found.gap_se),
+        "num_data": size,
+        **details,
+    }
+    if assembly.model.knows_evidence:
+        document["exact"] = assembly.model.log_evidence(found.x).mean().item()
+    if isinstance(assembly.guide, Unamortized):  # it knows other data only
+        return document
+    for record in weighted(assembly, found.x, config):
+        below = found.log_px_upper - record.log_px
+        document[record.estimator] = {
+            "nats": record.mean,
+            "num_particles": record.num_particles,
+            "gap": below.mean().item(),
+            "gap_se": _standard_error(below),
+        }
+    return document
+
+
+def is_bracket_of(found: dict[str, Any] | None, config: Evaluate) -> bool:
+    """Whether a bracket is what these options ask for."""
+    if found is None or found["num_data"] != (config.num_data or _NUM_SIMULATED):
+        return False
+    names = ("start", "num_chains", "num_temperatures", "num_leapfrog_steps")
+    return all(found[name] == getattr(config, name) for name in names) and (
+        "iw" not in found or found["iw"]["num_particles"] == config.num_particles
+    )
+
+
+def _standard_error(values: Tensor) -> float | None:
+    """Of the mean of `[B]`; None for a single one."""
+    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else None
+
+
+def bracket_table(rows: Sequence[Row]) -> str:
+    """The Markdown table of the rows' brackets, under a line that says what its numbers are."""
+    lines = [_cells(row["label"], row["bracket"]) for row in rows]
+    return f"{_caption(rows[0]['bracket'])}\n\n{markdown(lines)}"
+
+
+def _caption(found: dict[str, Any]) -> str:
+    return (
+        f"{found['num_data']} data simulated from the model; bidirectional Monte Carlo from the "
+        f"{found['start']}, {found['num_chains']} chains, {found['num_temperatures']:,} "
+        f"temperatures, {found['num_leapfrog_steps']} leapfrog steps. Nats per datum; both bounds "
+        "hold in expectation. Of real data the gap proves nothing: there, AIS is a lower bound."
+    )
+
+
+def _cells(label: str, found: dict[str, Any]) -> dict[str, str]:
+    cells = {"guide": label}
+    for name, heading in (("elbo", "ELBO"), ("iw", "IW")):
+        if name in found:
+            count = f"-{found[name]['num_particles']}" if name == "iw" else ""
+            cells[f"{heading}{count}"] = f"{found[name]['nats']:.3f}"
+    cells["AIS lower bound"] = f"{found['lower']:.3f}"
+    if "exact" in found:
+        cells["exact"] = f"{found['exact']:.3f}"
+    cells["BDMC upper bound"] = f"{found['upper']:.3f}"
+    cells["BDMC gap"] = _plus_minus(found["gap"], found["gap_se"])
+    if "iw" in found:
+        cells["upper − IW"] = _plus_minus(found["iw"]["gap"], found["iw"]["gap_se"])
+    cells["time"] = f"{found['seconds']:.0f} s"
+    cells["peak memory"] = f"{found['peak_memory_mib']:,.0f} MiB"
+    return cells
+
+
+def _plus_minus(value: float, se: float | None) -> str:
+    return f"{value:.3f} ± {'?' if se is None else f'{se:.3f}'}"

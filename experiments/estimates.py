@@ -1,0 +1,48 @@
+"""The estimates of log p(x) of a trained pair on data."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.annealing import annealed
+from experiments.assembly import Assembly
+from experiments.config import Evaluate
+from experiments.runs import RunFolder
+from inference import Evidence, Snapshot, adaptive_evidence, estimate_evidence
+from inference.random_state import isolated_rng
+
+_ELBO_PARTICLES = 200  # beside an adaptive number of weights
+
+
+def estimate(
+    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder, snapshot: Snapshot
+) -> tuple[list[Evidence], dict[str, Any] | None]:
+    """The records asked for, the exact one among them where there is one; and of the annealing."""
+    records = weighted(assembly, x, config)
+    details = None
+    if config.estimator == "ais":
+        record, details = annealed(assembly, x, config, folder, snapshot)
+        records.append(record)
+    if assembly.model.knows_evidence:
+        records.append(Evidence.exact(assembly.model.log_evidence(x)))
+    return records, details
+
+
+@torch.no_grad()
+def weighted(assembly: Assembly, x: Tensor, config: Evaluate) -> list[Evidence]:
+    """The records that come from the guide's importance weights."""
+    pair = assembly.model, assembly.guide
+    with (
+        isolated_rng(assembly.config.seed, x.device),
+        tqdm(total=len(x), unit="datum", disable=not sys.stderr.isatty()) as bar,
+    ):
+        bar.set_description("importance weights")
+        if config.target_se is not None:
+            options = {"target_se": config.target_se, "max_particles": config.max_particles}
+            iw = adaptive_evidence(*pair, x, **options, progress=bar.update)
+            return [estimate_evidence(*pair, x, _ELBO_PARTICLES)["elbo"], iw]
+        records = estimate_evidence(*pair, x, config.num_particles, progress=bar.update)
+    return [records["elbo"]] if config.estimator == "elbo" else [records["elbo"], records["iw"]]

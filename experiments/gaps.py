@@ -1,0 +1,119 @@
+"""`evidence gaps`: what of the ELBO's shortfall is the family's, and what the encoder's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments import plots
+from experiments.assembly import Assembly, load_run
+from experiments.config import Gaps
+from experiments.evaluate import chosen_rows, expect_evidence, row_so_far
+from experiments.report import Row, json_number, markdown
+from experiments.runs import RunFolder
+from guides import Unamortized
+from inference import Difference, Evidence, inference_gaps
+from inference.random_state import isolated_rng
+
+_PARTS = ("approximation", "amortization", "total")
+
+
+def gaps(config: Gaps) -> None:
+    """Measure the gaps of every run, write them into its results.json, print and draw them."""
+    for name in ("num_data", "num_particles", "max_steps"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"expected --{name} of at least 1, got {getattr(config, name)}")
+    rows = [gaps_run(run, config) for run in config.runs]
+    print(gaps_table(rows))
+    picture = RunFolder(config.runs[0]).path / "gaps.png"
+    plots.save(plots.gap_bars(rows), picture)
+    print(f"\nwrote {picture} and the results.json of every run")
+
+
+def gaps_run(run: str, config: Gaps) -> Row:
+    """Measure the gaps of a run on its evaluation data; returns its row of results.json."""
+    folder = RunFolder(run)
+    assembly, snapshot = load_run(folder, device=config.device, data_root=config.data_root)
+    _expect_encoder(assembly)
+    chosen = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.seed)
+    row = row_so_far(folder, assembly, snapshot)
+    row["gaps"] = _measure(assembly, assembly.x_test[chosen.to(assembly.x_test.device)], config)
+    folder.write_results("gaps", [row])
+    return row
+
+
+def _expect_encoder(assembly: Assembly) -> None:
+    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
+    if isinstance(assembly.guide, Unamortized):
+        raise ValueError(
+            f"{assembly.config.guide} has no encoder, so it has no amortization gap: name the run "
+            "of the guide inside"
+        )
+
+
+def _measure(assembly: Assembly, x: Tensor, config: Gaps) -> dict[str, Any]:
+    """The gaps as JSON."""
+    exact = None
+    if assembly.model.knows_evidence:
+        exact = Evidence.exact(assembly.model.log_evidence(x).detach())
+    with isolated_rng(assembly.config.seed, x.device):
+        found = inference_gaps(
+            assembly.model,
+            assembly.guide,
+            x,
+            num_particles=config.num_particles,
+            max_steps=config.max_steps,
+            evidence=exact,
+        )
+    return {
+        **{part: _difference(getattr(found, part)) for part in _PARTS},
+        "evidence": {"estimator": found.evidence.estimator, "nats": found.evidence.mean},
+        "share_bad": json_number(found.evidence.share_bad),
+        "num_data": len(x),
+        "num_particles": config.num_particles,
+        "num_steps": found.num_steps,
+        "converged": found.converged,
+    }
+
+
+@torch.no_grad()
+def _difference(found: Difference) -> dict[str, float | None]:
+    return {
+        "nats": found.mean,
+        "mc_se": json_number(found.mc_se),
+        "data_se": json_number(found.data_se),
+    }
+
+
+def gaps_table(rows: Sequence[Row]) -> str:
+    """The Markdown table of the rows' gaps, under a line that says what its numbers are."""
+    lines = [_cells(row["label"], row["gaps"]) for row in rows]
+    return f"{_caption(rows[0]['gaps'])}\n\n{markdown(lines)}"
+
+
+def _cells(label: str, found: dict[str, Any]) -> dict[str, str]:
+    cells = {"guide": label, "log p(x)": _evidence(found)}
+    cells |= {f"{part} gap": _with_errors(found[part]) for part in _PARTS}
+    if found["share_bad"] is not None:
+        cells["bad k̂ of log p(x)"] = f"{100 * found['share_bad']:.1f}%"
+    done = "yes" if found["converged"] else f"no, {found['num_steps']:,} steps"
+    return cells | {"search converged": done}
+
+
+def _caption(found: dict[str, Any]) -> str:
+    return (
+        f"{found['num_data']} data. Nats per datum; ± Monte Carlo SE ± data SE. Approximation: "
+        "what a richer family could gain; amortization: what a better encoder could gain. An "
+        "importance-weighted log p(x) is a lower bound, and with it the approximation gap."
+    )
+
+
+def _evidence(found: dict[str, Any]) -> str:
+    name = {"exact": "exact", "iw": f"IW-{found['num_particles']}"}[found["evidence"]["estimator"]]
+    return f"{found['evidence']['nats']:.3f} ({name})"
+
+
+def _with_errors(part: dict[str, float | None]) -> str:
+    numbers = [part["nats"], part["mc_se"], part["data_se"]]
+    return " ± ".join("?" if number is None else f"{number:.4f}" for number in numbers)

@@ -1,0 +1,274 @@
+"""`evaluate` with every estimator, `gaps`, `check`, and the verdicts of `compare`."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import annealing, checkpoints, evaluate, per_datum, plots, verdicts
+from experiments.cli import main
+from inference import Evidence
+from tests.test_cli import refused, results, run
+
+MODEL = ["--model", "LinearGaussian(latent_dim=3)", "--data", "toy"]
+FIT = ["--num_epochs", "12", "--lr", "0.02"]
+SHORT = ["--num_temperatures", "60", "--num_leapfrog_steps", "3", "--num_data", "40"]
+SHORT += ["--num_particles", "100"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def trained():
+    run("train", *MODEL, *FIT, "--guide", "MeanField", "--out", "run")
+    return "run"
+
+
+def row_of(folder):
+    (row,) = results(folder)["rows"]
+    return row
+
+
+def estimates(folder):
+    return {e["estimator"]: e for e in row_of(folder)["estimates"]}
+
+
+def test_annealing_stands_beside_the_exact_evidence(trained, capsys):
+    run("evaluate", trained, "--estimator", "ais", *SHORT)
+    out = capsys.readouterr().out
+    assert "AIS lower bound" in out
+    assert "AIS, a lower bound in expectation: from the prior, 16 chains, 60 temperatures" in out
+    found = estimates(trained)
+    assert list(found) == ["elbo", "iw", "ais", "exact"]
+    ais, exact = found["ais"], found["exact"]
+    assert ais["num_particles"] == 16
+    assert abs(ais["nats"] - exact["nats"]) < 5 * ais["mc_se"] + 0.05  # bias of few temperatures
+    assert found["elbo"]["nats"] < exact["nats"]
+    details = row_of(trained)["annealing"]
+    assert details["num_temperatures"] == 60
+    assert 0.2 < details["acceptance"] < 1
+    assert details["seconds"] > 0
+    assert details["peak_memory_mib"] > 50
+    assert not Path("run/annealing").exists()
+
+
+def test_the_bracket_of_simulated_data_holds_the_exact_evidence(trained, capsys):
+    run("evaluate", trained, "--num_particles", 50)
+    before = estimates(trained)
+    run("evaluate", trained, "--estimator", "bdmc", *SHORT)
+    out = capsys.readouterr().out
+    assert "BDMC gap" in out
+    assert "Of real data the gap proves nothing" in out
+    row = row_of(trained)
+    found = row["bracket"]
+    slack = 3 * found["gap_se"]
+    assert found["lower"] - slack < found["exact"] < found["upper"] + slack
+    assert math.isclose(found["gap"], found["upper"] - found["lower"], abs_tol=1e-6)
+    assert found["elbo"]["gap"] > found["iw"]["gap"]
+    assert (found["num_data"], found["num_chains"]) == (40, 16)
+    assert estimates(trained) == before  # of the real data, which the bracket is not about
+    run("evaluate", trained, "--num_particles", 60)
+    assert row_of(trained)["bracket"] == found
+
+
+def test_interrupted_annealing_goes_on_to_the_same_numbers(trained, monkeypatch, capsys):
+    command = ["evaluate", trained, "--estimator", "ais", *SHORT]
+    run(*command)
+    expected = estimates(trained)["ais"]
+    save, saved = checkpoints.save, []
+
+    def interrupted(*arguments):
+        saved.append(save(*arguments))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        return saved[-1]
+
+    monkeypatch.setattr(annealing.checkpoints, "save", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in command])
+    assert stop.value.code == 130
+    assert "annealing goes on from its last snapshot" in capsys.readouterr().err
+    assert saved[-1].exists()
+    resumed = []
+    load = checkpoints.load
+    monkeypatch.setattr(annealing.checkpoints, "save", save)
+    monkeypatch.setattr(checkpoints, "load", lambda p: (resumed.append(p), load(p))[1])
+    run(*command)
+    assert saved[-1] in resumed
+    assert estimates(trained)["ais"] == expected
+    assert not Path("run/annealing").exists()
+
+
+def test_particles_are_added_where_the_target_needs_them(trained, capsys):
+    run("evaluate", trained, "--target_se", "0.1", "--num_data", "60")
+    assert "IW, adaptive" in capsys.readouterr().out
+    found = estimates(trained)
+    assert 200 <= found["iw"]["mean_num_particles"] <= found["iw"]["num_particles"]
+    _, records = per_datum.read(Path(trained))
+    particles = records["iw"].particles
+    assert particles.min() == 200 < particles.max()
+    assert records["iw"].log_px_variance.sqrt().median() <= 0.1
+
+
+def test_the_elbo_alone(trained, capsys):
+    run("evaluate", trained, "--estimator", "elbo", "--num_particles", 30)
+    assert "IW" not in capsys.readouterr().out
+    assert list(estimates(trained)) == ["elbo", "exact"]
+
+
+def test_every_datum_is_written_and_read_back(trained):
+    run("evaluate", trained, "--num_particles", 50, "--num_data", 30)
+    rows, records = per_datum.read(Path(trained))
+    assert len(rows) == 30 == len(set(rows))
+    for name, estimate in estimates(trained).items():
+        for field in ("nats", "mc_se", "data_se"):
+            ours = getattr(records[name], "mean" if field == "nats" else field)
+            assert math.isclose(ours, estimate[field], rel_tol=1e-6, abs_tol=1e-6)
+    iw = records["iw"]
+    assert iw.ess.max() <= 50
+    assert math.isclose(iw.share_bad, row_of(trained)["k_hat"]["share_bad"], abs_tol=1e-6)
+    Path("run/per_datum.csv").write_text("datum,iw_nats\n1,x\n")
+    with pytest.raises(ValueError, match="run `evidence evaluate run` anew"):
+        per_datum.read(Path(trained))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num_chains", "0"], "expected --num_chains of at least 1, got 0"),
+        (["--estimator", "elbo", "--target_se", "0.1"], "leave out one"),
+        (["--target_se", "-1"], "expected a finite target_se > 0"),
+        (["--estimator", "nuts"], "nuts"),
+    ],
+)
+def test_bad_options_of_an_estimator_get_one_line(trained, capsys, options, message):
+    capsys.readouterr()
+    before = results(trained)
+    assert message in refused(capsys, "evaluate", trained, *options)
+    assert results(trained) == before
+
+
+def test_gaps_of_the_family_and_of_the_encoder(trained, capsys):
+    run("train", *MODEL, *FIT, "--guide", "FullRank", "--out", "full")
+    run("gaps", trained, "full", "--num_data", 50, "--num_particles", 300)
+    out = capsys.readouterr().out
+    assert "approximation gap" in out
+    mean_field, full_rank = row_of(trained)["gaps"], row_of("full")["gaps"]
+    for found in (mean_field, full_rank):
+        parts = [found[name]["nats"] for name in ("approximation", "amortization", "total")]
+        assert math.isclose(parts[0] + parts[1], parts[2], abs_tol=1e-6)
+        assert found["evidence"]["estimator"] == "exact"
+    family = mean_field["approximation"]
+    assert family["nats"] > 5 * family["mc_se"]
+    family = full_rank["approximation"]
+    assert abs(family["nats"]) < 5 * family["mc_se"] + 1e-3
+    assert Path("run/gaps.png").exists()
+
+
+def test_gaps_need_an_encoder(capsys):
+    run("compare", *MODEL, *FIT, "--guides", "MeanField", "Unamortized(guide=MeanField)",
+        "--decoder", "frozen", "--num_particles", 20, "--out", "c")  # fmt: skip
+    capsys.readouterr()
+    assert "no amortization gap" in refused(capsys, "gaps", "c/Unamortized-guide-MeanField")
+    assert "expected --num_data" in refused(capsys, "gaps", "c/MeanField", "--num_data", 0)
+
+
+def test_gap_bars_are_drawn_to_scale():
+    gap = {"nats": 0.1, "mc_se": 0.01, "data_se": None}
+    rows = [{"label": "A", "gaps": {"approximation": gap, "amortization": gap}}]
+    (axes,) = plots.gap_bars(rows).axes
+    assert [bar.get_height() for bar in axes.patches] == [0.1, 0.1]
+    assert axes.patches[1].get_y() == 0.1
+
+
+def test_check_finds_no_fault_or_names_it(capsys):
+    run("check", "VAE(latent_dim=2, hidden_dims=[16])", "Planar(num_flows=2)")
+    assert "no fault found" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "VAE(latent_dim=2, hidden_dims=[16])", "Delta"])
+    assert stop.value.code == 1
+    out = capsys.readouterr().out
+    assert "1 found" in out
+    assert "choose another guide" in out
+    assert "at least 2" in refused(capsys, "check", "VAE", "MeanField", "--num_data", 1)
+
+
+def test_guides_of_one_model_are_judged_by_their_elbos(capsys):
+    run("compare", *MODEL, *FIT, "--guides", "MeanField", "FullRank", "--decoder", "frozen",
+        "--num_particles", 100, "--out", "c")  # fmt: skip
+    assert "FullRank beats MeanField" in capsys.readouterr().out
+    (found,) = results("c")["comparisons"]
+    assert found["winner"] == "FullRank"
+    assert found["gap"] == 0
+    low, high = found["interval_95"]
+    assert low < found["difference"] < high < 0
+    assert found["data_se"] < estimates("c/FullRank")["elbo"]["data_se"] / 2  # paired
+
+
+def test_models_are_judged_only_where_the_gap_is_known(capsys):
+    model = ["--model", "VAE(latent_dim=2, hidden_dims=[8])", "--num_epochs", "1"]
+    command = ["compare", *model, "--guides", "MeanField", "Planar(num_flows=2)", *SHORT]
+    run(*command, "--out", "c")
+    assert "how far the lower bounds lie below is unknown" in capsys.readouterr().out
+    run(*command, "--estimator", "bdmc", "--out", "c")
+    out = capsys.readouterr().out
+    assert "AIS lower bound" in out
+    assert "BDMC gap" in out
+    (found,) = results("c")["comparisons"]
+    brackets = [row["bracket"] for row in results("c")["rows"]]
+    limits = [max(b["gap"], 0) + 2 * b["gap_se"] for b in brackets]
+    assert math.isclose(found["gap"], max(limits))
+    beats = abs(found["difference"]) - found["gap"] > 2 * math.hypot(
+        found["mc_se"], found["data_se"]
+    )
+    assert (found["winner"] is not None) == beats
+
+
+def test_a_bracket_with_other_options_is_no_bound_of_the_gap():
+    options = {"start": "prior", "num_chains": 16, "num_temperatures": 60, "num_leapfrog_steps": 3}
+    row = {
+        "bracket": {"gap": 0.1, "gap_se": 0.01, **options},
+        "annealing": options,
+        "estimates": [{"estimator": "iw", "num_particles": 100}],
+    }
+    assert math.isclose(verdicts._gap(row, "ais"), 0.12)
+    other = row | {"annealing": options | {"num_temperatures": 30}}
+    assert verdicts._gap(other, "ais") is None
+    row["bracket"]["iw"] = {"gap": 0.5, "gap_se": 0.1, "num_particles": 100}
+    assert math.isclose(verdicts._gap(row, "iw"), 0.7)
+    row["bracket"]["iw"]["num_particles"] = 10
+    assert verdicts._gap(row, "iw") is None
+
+
+def test_rows_on_different_data_are_not_compared(tmp_path):
+    rows = []
+    for label, chosen in (("A", [0, 1]), ("B", [0, 2])):
+        folder = tmp_path / label
+        folder.mkdir()
+        record = dataclasses.replace(Evidence.exact(torch.zeros(2)), estimator="exact")
+        (folder / per_datum.NAME).write_text(per_datum.to_csv(torch.tensor(chosen), [record]))
+        rows.append({"label": label, "folder": str(folder), "decoder": "joint",
+                     "num_model_parameters": 1, "bracket": None})  # fmt: skip
+    with pytest.raises(ValueError, match="A and B were evaluated on different data"):
+        verdicts.comparisons(rows)
+
+
+def test_collapsed_latents_are_warned_of(trained, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "_DRAWS", 20)
+    run("train", "--model", "VAE(latent_dim=8, hidden_dims=[8])", "--num_epochs", 1, "--out", "few")
+    run("evaluate", "few", "--num_particles", 9)
+    latents = row_of("few")["latents"]
+    assert latents["of"] == 8
+    assert len(latents["kl"]["z"]) == 8
+    assert (latents["warning"] is None) == (latents["active"] == 8)
+    if latents["warning"]:
+        assert "posterior collapse" in capsys.readouterr().out
+    run("evaluate", trained, "--num_particles", 9)
+    assert row_of(trained)["latents"]["warning"] is None
+    json.dumps(row_of("few"), allow_nan=False)
