@@ -60,11 +60,11 @@ PICTURED = (
 # One minibatch holds 256 draws of the one density; the likelihood warms up, or modes are missed.
 FIT: dict[str, Any] = {"batch_size": 256, "num_particles": 5000, "num_data": 20, "clip_norm": 5.0}
 PLANAR_FIT = FIT | {"num_epochs": 40, "likelihood_warmup_epochs": 15.0, "lr": 0.03, "lr_decay": 0.9}
-PLANE_FIT = FIT | {"num_epochs": 12, "likelihood_warmup_epochs": 5.0, "lr": 0.02, "lr_decay": 0.75}
+PLANE_FIT = FIT | {"num_epochs": 12, "likelihood_warmup_epochs": 5.0, "lr": 0.01, "lr_decay": 0.8}
 MIXTURE_FIT = FIT | {"num_epochs": 60, "lr": 0.005, "lr_decay": 0.95}
 PARTICLES = (1, 4, 16, 64, 256)
 OBJECTIVES: tuple[type[ELBO], ...] = (Trace_ELBO, STL, IWAE, DReG)
-_DRAWS = 1000  # gradients for one ratio
+_DRAWS = 4000  # gradients for one ratio
 
 
 def planar(out: Path) -> None:
@@ -123,7 +123,7 @@ def _ratios(kind: type[ELBO]) -> list[tuple[float, float]]:
     # Near the optimum, not at it, nor so far that the weights' variance could be infinite.
     with torch.no_grad():
         for parameter in guide.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+            parameter.add_(0.05 * torch.randn_like(parameter))
     found = []
     for k in PARTICLES:
         noise = gradient_signal_to_noise(

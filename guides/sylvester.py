@@ -10,6 +10,7 @@ from guides.transforms.sylvester import (
     SylvesterLayers,
     orthonormal_by_qr,
     orthonormal_by_reflections,
+    with_the_last_column,
 )
 from models.networks import expect_choice
 
@@ -53,33 +54,42 @@ class Sylvester(AbstractFlow):
         units = min(latent_dim, 8) if num_units is None else num_units
         if not 1 <= units <= latent_dim:
             raise ValueError(f"expected num_units from 1 to {latent_dim} latents, got {units}")
+        # Of Z orthonormal columns the last one is no longer free.
+        columns = min(units, latent_dim - 1) if kind == "orthogonal" else units
         super().__init__(
             latent_dim,
             data_dim,
             num_flows=num_flows,
-            layer_dim=units * (latent_dim + units + 2),
+            layer_dim=latent_dim * columns + units * (units + 2),
             **encoder,
         )
         self.num_units = units
+        self.num_columns = columns
         self.kind = expect_choice("kind", kind, get_args(Kind))
 
     def layers(self, parameters: Tensor) -> SylvesterLayers:
-        """K Sylvester layers from Q, R with R̃, diag R̃ and b, `[B, K, Z M + M (M + 2)]`.
+        """K Sylvester layers from Q, R with R̃, diag R̃ and b, `[B, K, P]`.
 
         As in the authors' code one square matrix holds R above the diagonal and on it, and R̃
         below, and tanh bounds the diagonals.
         """
         units = self.num_units
-        sizes = (self.latent_dim * units, units * units, units, units)
+        sizes = (self.latent_dim * self.num_columns, units * units, units, units)
         raw_basis, square, diagonal, bias = parameters.split(sizes, dim=-1)
-        basis_of = orthonormal_by_qr if self.kind == "orthogonal" else orthonormal_by_reflections
         square = square.unflatten(-1, (units, units))
         return SylvesterLayers(
-            basis_of(raw_basis.unflatten(-1, (self.latent_dim, units))),
+            self._basis(raw_basis.unflatten(-1, (self.latent_dim, self.num_columns))),
             _triangular(square, square.diagonal(dim1=-2, dim2=-1)),
             _triangular(square.mT, diagonal),
             bias,
         )
+
+    def _basis(self, raw: Tensor) -> Tensor:
+        """Q of every layer, `[B, K, Z, M]`."""
+        if self.kind == "householder":
+            return orthonormal_by_reflections(raw)
+        basis = orthonormal_by_qr(raw)
+        return basis if self.num_columns == self.num_units else with_the_last_column(basis)
 
 
 def _triangular(square: Tensor, diagonal: Tensor) -> Tensor:

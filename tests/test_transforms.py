@@ -18,6 +18,7 @@ from guides.transforms.sylvester import (
     SylvesterLayers,
     orthonormal_by_qr,
     orthonormal_by_reflections,
+    with_the_last_column,
 )
 
 DOUBLE = {"dtype": torch.float64}
@@ -149,6 +150,25 @@ def test_a_basis_moves_smoothly():
     assert (orthonormal_by_qr(before) - orthonormal_by_qr(after)).abs().max() < 1e-7
     plain = [torch.linalg.qr(eye + m).Q for m in (before, after)]
     assert (plain[0] - plain[1]).abs().max() > 0.1
+
+
+def test_the_last_column_of_a_square_basis_follows_the_others():
+    raw = randn(20, 4, 3).requires_grad_()
+    basis = with_the_last_column(orthonormal_by_qr(raw))
+    assert (basis.mT @ basis - torch.eye(4, **DOUBLE)).abs().max() < 1e-12
+    assert torch.allclose(torch.linalg.det(basis), torch.ones(20, **DOUBLE))
+    assert torch.autograd.gradcheck(lambda r: with_the_last_column(orthonormal_by_qr(r)), raw)
+    assert with_the_last_column(randn(2, 1, 0)).tolist() == [[[1.0]], [[1.0]]]
+
+
+def test_a_square_basis_does_not_jump_where_qr_jumps():
+    """Two columns that are nearly parallel, on either side of determinant zero."""
+    parallel = torch.tensor([[1.0, 1.0], [1.0, 1.0]], **DOUBLE)
+    nudge = torch.tensor([[0.0, 0.0], [0.0, 1e-9]], **DOUBLE)
+    before, after = (parallel + sign * nudge - torch.eye(2, **DOUBLE) for sign in (-1, 1))
+    assert (orthonormal_by_qr(before) - orthonormal_by_qr(after)).abs().max() > 1
+    first = [with_the_last_column(orthonormal_by_qr(raw[:, :1])) for raw in (before, after)]
+    assert (first[0] - first[1]).abs().max() < 1e-7
 
 
 def test_a_basis_of_reflections_is_their_product():

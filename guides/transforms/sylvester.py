@@ -88,6 +88,20 @@ def orthonormal_by_qr(raw: Tensor) -> Tensor:
     return basis * torch.where(signs == 0, 1.0, signs).unsqueeze(-2)
 
 
+def with_the_last_column(basis: Tensor) -> Tensor:
+    """Z orthonormal columns out of Z − 1, the last such that their determinant is 1: `[..., Z, Z]`.
+
+    QR of a square matrix would give a last column too, but one that turns round wherever the
+    determinant changes sign, and training crosses that. This one follows the others smoothly.
+    """
+    with torch.no_grad():
+        last = torch.linalg.qr(basis, mode="complete").Q[..., -1:]
+        last = last * torch.linalg.det(torch.cat([basis, last], -1)).sign()[..., None, None]
+    # The complement is a line: what projection leaves of any vector is the column, exactly.
+    last = last - basis @ (basis.mT @ last)
+    return torch.cat([basis, last / last.norm(dim=-2, keepdim=True)], -1)
+
+
 def orthonormal_by_reflections(raw: Tensor) -> Tensor:
     """The first M columns of a product of M reflections, for `raw` `[..., Z, M]`: `[..., Z, M]`.
 
