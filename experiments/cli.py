@@ -11,7 +11,19 @@ from typing import NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from experiments.config import Check, Compare, Evaluate, Gaps, Guides, Models, Sample, Train
+from experiments.config import (
+    Calibrate,
+    Check,
+    Compare,
+    Evaluate,
+    Export,
+    Gaps,
+    Guides,
+    Models,
+    Reference,
+    Sample,
+    Train,
+)
 from experiments.versions import version_of
 
 COMMANDS: dict[str, type] = {
@@ -19,6 +31,9 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "gaps": Gaps,
+    "calibrate": Calibrate,
+    "reference": Reference,
+    "export": Export,
     "sample": Sample,
     "check": Check,
     "guides": Guides,
@@ -28,13 +43,18 @@ COMMANDS: dict[str, type] = {
 _LIST_HELP = {
     "guides": 'guides with their options, such as MeanField FullRank "Planar(num_flows=16)".',
     "runs": "run folders.",
+    "rows": "rows of the evaluation data, such as 0 1 2.",
 }
+_LIST_TYPES = {"rows": int}
 _POSITIONAL_LISTS = {"runs"}
 
 _GOING_ON = {
     "train": "--resume true goes on from the newest checkpoint",
     "compare": "the same command goes on from the newest checkpoint",
     "evaluate": "annealing goes on from its last snapshot when the same command is given again",
+    "calibrate": "nothing was written; the same command starts anew",
+    "reference": "nothing was written; the same command starts anew",
+    "export": "nothing was written; the same command starts anew",
 }
 
 
@@ -76,7 +96,8 @@ def _command_parser(options: type) -> Parser:
         if name in _POSITIONAL_LISTS:
             arguments = command.add_argument(name, nargs="+", type=str)
         else:
-            arguments = command.add_argument(f"--{name}", nargs="+", type=str, default=default())
+            kind = _LIST_TYPES.get(name, str)
+            arguments = command.add_argument(f"--{name}", nargs="+", type=kind, default=default())
         arguments.help = _LIST_HELP[name]
     command.add_class_arguments(options, as_positional=True, skip=set(lists))
     return command

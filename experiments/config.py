@@ -157,6 +157,95 @@ class Gaps:
 
 
 @dataclass
+class Calibrate:
+    """Check a guide's posteriors by simulation-based calibration: ranks, bands, coverage.
+
+    Writes calibration.json and calibration.png into the run folder.
+
+    Args:
+        run: run folder.
+        num_simulations: data simulated from the model, each with the latents that made it.
+        num_draws: draws from the guide for each of them.
+        seed: decides every random choice.
+        data_root: folder with the archives of mnist or fashion [default: as in training].
+        device: auto, cpu, cuda, cuda:1, ...
+    """
+
+    run: str
+    num_simulations: int = 1000
+    num_draws: int = 99
+    seed: int = 0
+    data_root: str | None = None
+    device: str = "auto"
+
+
+@dataclass
+class Reference:
+    """Compare the guides of runs that share one model with NUTS, on a few chosen data.
+
+    Writes reference.json and reference.png.
+
+    Args:
+        runs: run folders.
+        rows: rows of the evaluation data, such as 0 1 2.
+        out: folder to write into [default: the first run's].
+        num_samples: draws of every chain.
+        num_warmup: steps of every chain that adapt it, and are dropped.
+        num_chains: chains, run one after the other.
+        target_accept_prob: nearer to 1 for smaller steps, against divergences.
+        classifier: what is to tell the guide's draws from those of NUTS.
+        seed: decides every random choice.
+        data_root: folder with the archives of mnist or fashion [default: as in training].
+        device: auto, cpu, cuda, cuda:1, ...
+    """
+
+    runs: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=lambda: [0])
+    out: str | None = None
+    num_samples: int = 1000
+    num_warmup: int = 500
+    num_chains: int = 4
+    target_accept_prob: float = 0.8
+    classifier: Literal["knn", "logistic", "mlp"] = "knn"
+    seed: int = 0
+    data_root: str | None = None
+    device: str = "auto"
+
+
+@dataclass
+class Export:
+    """Save draws, predictions and weights of runs that share one model as netCDF, for ArviZ.
+
+    A file is written in full or not at all; one that is there is kept, unless told otherwise.
+
+    Args:
+        runs: run folders.
+        out: the file [default: posterior.nc in the first run's folder].
+        overwrite: replace the file if there is one.
+        num_draws: draws per chain and datum.
+        num_chains: chains; draws of a guide are independent, and have chains for ArviZ's sake.
+        num_data: so many evaluation data, chosen by the runs' seed.
+        prior: draw from the prior too.
+        predictive: draw data too, which take the most room.
+        seed: decides every draw.
+        data_root: folder with the archives of mnist or fashion [default: as in training].
+        device: auto, cpu, cuda, cuda:1, ...
+    """
+
+    runs: list[str] = field(default_factory=list)
+    out: str | None = None
+    overwrite: bool = False
+    num_draws: int = 250
+    num_chains: int = 4
+    num_data: int = 20
+    prior: bool = True
+    predictive: bool = True
+    seed: int = 0
+    data_root: str | None = None
+    device: str = "auto"
+
+
+@dataclass
 class Check:
     """Check that a model and a guide fit each other and the data, before anything is trained.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inference.draws import Block, visit_draws
 from inference.random_state import isolated_rng
+from inference.supports import register_mixtures
 from inference.weights import Program, evaluation_mode
 
 R_HAT_LIMIT = 1.01
@@ -109,6 +110,7 @@ def nuts_reference(
         if value < least:
             raise ValueError(f"expected {name} of at least {least}, got {value}")
     block = _one_run(model, x)
+    register_mixtures()
     runs = []
     with isolated_rng(device=x.device), evaluation_mode(model):
         for chain in range(num_chains):

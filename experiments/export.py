@@ -1,0 +1,121 @@
+"""`evidence export`: draws, predictions and weights of trained runs as netCDF, for ArviZ."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray
+from torch import Tensor
+
+from experiments import datasets
+from experiments.assembly import Assembly
+from experiments.atomic import replaced
+from experiments.config import Export
+from experiments.evaluate import chosen_rows
+from experiments.one_model import load_runs
+from experiments.report import markdown
+from experiments.runs import RunFolder
+from inference.arviz_export import to_arviz
+
+NAME = "posterior.nc"
+_ENGINE = "h5netcdf"
+
+Groups = Mapping[str, xarray.Dataset]
+
+
+def export(config: Export) -> None:
+    """Draw, write the file in full or not at all, and print what is in it."""
+    for name in ("num_draws", "num_chains", "num_data"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"expected --{name} of at least 1, got {getattr(config, name)}")
+    path = _free_path(config)
+    pairs = load_runs(config.runs, device=config.device, data_root=config.data_root)
+    first = next(iter(pairs.values()))
+    rows = chosen_rows(len(first.x_test), config.num_data, first.config.seed)
+    result = to_arviz(
+        first.model,
+        _guides(pairs),
+        first.x_test[rows.to(first.x_test.device)],
+        num_draws=config.num_draws,
+        num_chains=config.num_chains,
+        prior=config.prior,
+        predictive=config.predictive,
+        dims=_dims(first, config),
+        coords={"datum": rows.tolist()},
+        seed=config.seed,
+    )
+    result.attrs.update(_attributes(first, rows))
+    with replaced(path) as unfinished:
+        result.to_netcdf(str(unfinished), engine=_ENGINE)
+    print(group_table(groups_of(result)))
+    print(f"\nwrote {path} ({path.stat().st_size / 2**20:.1f} MiB): arviz.from_netcdf reads it")
+
+
+def _free_path(config: Export) -> Path:
+    """Where to write, before anything is drawn.
+
+    Raises:
+        ValueError: the folder is missing, or there is a file and no leave to replace it.
+    """
+    path = Path(config.out) if config.out else RunFolder(config.runs[0]).path / NAME
+    if config.out and not path.parent.is_dir():
+        raise ValueError(f"--out {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder: expected the name of a file, such as {NAME}")
+    if path.exists() and not config.overwrite:
+        raise ValueError(
+            f"{path} exists already: pass --overwrite true to replace it, or choose another --out"
+        )
+    return path
+
+
+def _guides(pairs: Mapping[str, Assembly]) -> Any:
+    """One guide, or several by label along a dim `guide`."""
+    guides = {label: assembly.guide for label, assembly in pairs.items()}
+    return guides if len(guides) > 1 else next(iter(guides.values()))
+
+
+def _dims(assembly: Assembly, config: Export) -> dict[str, list[str]]:
+    """Names of the dims of latents and data: `latent` of a single site, `pixel` of images."""
+    model, images = assembly.model, assembly.dataset.image_shape is not None
+    sites = list(model.latents)
+    latents = {site: ["latent" if len(sites) == 1 else f"{site}_entry"] for site in sites}
+    # A labelled image has its one-hot label behind its pixels.
+    return latents | {"x": ["pixel" if images and not model.labelled else "entry"]}
+
+
+def _attributes(assembly: Assembly, rows: Tensor) -> dict[str, Any]:
+    """Which model, data and software: what a result must be recorded with."""
+    config = assembly.config
+    return {
+        "model": config.model,
+        "data": config.data,
+        "split": config.split,
+        "binarize": config.binarize,
+        "data_sha256": assembly.dataset.sha256,
+        "test_sha256": datasets.digest(assembly.x_test),
+        "num_data": len(rows),
+    }
+
+
+def groups_of(result: Any) -> dict[str, xarray.Dataset]:
+    """The datasets by group, of `InferenceData` (ArviZ 0.x) or `DataTree` (1.x)."""
+    if isinstance(result, xarray.DataTree):
+        return {name: node.to_dataset() for name, node in result.children.items()}
+    return {name: result[name] for name in result.groups()}
+
+
+def group_table(groups: Groups) -> str:
+    """The Markdown table of the groups: their variables with dims and sizes."""
+    lines = [
+        {
+            "group": group,
+            "variable": str(name),
+            "dims": ", ".join(f"{dim} {size:,}" for dim, size in variable.sizes.items()),
+            "type": str(variable.dtype),
+            "MiB": f"{variable.nbytes / 2**20:.2f}",
+        }
+        for group, dataset in groups.items()
+        for name, variable in dataset.data_vars.items()
+    ]
+    return markdown(lines, left=["variable", "dims", "type"])
