@@ -1,4 +1,5 @@
 PYTHON ?= python3
+PYTHON_NEWER ?= python3.12
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -6,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Waiting OpenMP threads sleep instead of spinning: other work on the machine costs little then.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all test-lowest lint notebooks bench zoo clean
+.PHONY: demo test test-all test-lowest test-newer lint notebooks planted bench zoo clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
@@ -17,14 +18,22 @@ test: $(INSTALLED)  ## lint and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 
-test-all: $(INSTALLED)  ## every test, the notebooks, and the oldest supported dependencies
-	$(MAKE) test notebooks test-lowest
+test-all: $(INSTALLED)  ## every test, the notebooks, the oldest dependencies and ArviZ 1.x
+	$(MAKE) test notebooks test-lowest test-newer
 
 test-lowest:  ## the tests with the lower bounds of pyproject.toml (Python 3.11)
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
 		pytest tensorboard --constraint tests/lowest-requirements.txt
 	.venv-lowest/bin/python -m pytest -W default  # old libraries warn of each other
+
+test-newer:  ## the export and all that asks ArviZ, with ArviZ 1.x (Python 3.12 or newer)
+	test -x .venv-newer/bin/python || $(PYTHON_NEWER) -m venv .venv-newer
+	.venv-newer/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+		pytest tensorboard "arviz>=1"
+	.venv-newer/bin/python -m pytest -W default tests/test_arviz_export.py tests/test_estimators.py \
+		tests/test_adaptive.py tests/test_reference.py tests/test_calibration.py \
+		tests/test_export_command.py tests/test_reference_command.py
 
 lint: $(INSTALLED)  ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
@@ -33,9 +42,13 @@ lint: $(INSTALLED)  ## mend what can be mended by itself
 notebooks: $(INSTALLED)  ## build and execute notebooks/*.ipynb
 	$(BIN)/python notebooks/build.py
 
+planted: $(INSTALLED)  ## errors planted in the estimators, and which check catches each
+	$(BIN)/python -m tests.planted_errors
+
 bench: $(INSTALLED)  ## speed, side by side with peers, in one run
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/weights_memory.py
+	$(BIN)/python benchmarks/annealing.py
 
 zoo: $(INSTALLED)  ## the guides beside known posteriors: tables and pictures
 	$(BIN)/python -m experiments.zoo

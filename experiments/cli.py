@@ -123,14 +123,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The module of a command bears its name, and holds the function of that name.
         command = getattr(importlib.import_module(f"experiments.{name}"), name)
         command(COMMANDS[name](**options))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         if os.environ.get("EVIDENCE_DEBUG"):
             raise
         fail(_one_line(str(error)))
     except KeyboardInterrupt:
-        print(
-            f"evidence: interrupted; {_GOING_ON.get(name, 'nothing was changed')}", file=sys.stderr
-        )
+        going_on = _GOING_ON.get(name, "nothing was changed")
+        print(f"evidence: interrupted; {going_on}", file=sys.stderr)
         sys.exit(130)
     return 0
 
@@ -143,4 +145,4 @@ def fail(message: str) -> NoReturn:
 
 def _one_line(message: str) -> str:
     """The part of a message that speaks to the user; Pyro appends a table of shapes."""
-    return " ".join(message.split("\nTrace Shapes", maxsplit=1)[0].split())
+    return " ".join(re.split(r"\n\s*Trace Shapes", message, maxsplit=1)[0].split())

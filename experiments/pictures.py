@@ -41,7 +41,7 @@ def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
             title = f"{label}: decoded means of draws from the prior"
             figure = plots.gallery(prior_means(model, 100), shape, title=title)
             plots.save(figure, folder / "samples.png")
-            if model.latent_dim == 2:
+            if model.latent_dim == 2 and not model.labelled:
                 plots.save(plots.manifold(model, shape), folder / "manifold.png")
 
 

@@ -142,6 +142,7 @@ def inference_gaps(
     search = _Search(lr, num_draws, max_steps, restart)
     if num_particles < 2:
         raise ValueError(f"expected num_particles of at least 2, got {num_particles}")
+    x = x.detach()  # data simulated from a model remember its parameters
     start = _start(guide, x)
     if evidence is not None and evidence.num_data != len(x):
         raise ValueError(f"expected an evidence of {len(x)} data, got {evidence.num_data}")

@@ -164,6 +164,7 @@ def fit(
         snapshot_every,
     )
     check_data(x_train, "x_train")
+    x_train = x_train.detach()  # data simulated from a model remember its parameters
     if x_test is not None:
         check_data(x_test, "x_test")
     with (

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from experiments import checkpoints, compare
 from experiments.cli import main
 
+ROOT = Path(__file__).parents[1]
 QUICK = ["--model", "VAE(latent_dim=2, hidden_dims=[16])", "--num_epochs", "2"]
 
 
@@ -403,3 +404,17 @@ def _wait_for_a_new_checkpoint(process):
     while newest() == before:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "-m", "experiments", "guides"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_a_labelled_model_with_two_latents_draws_its_pictures():
+    run("train", "--model", "ConditionalVAE(latent_dim=2)", "--num_epochs", 1, "--out", "run")
+    assert Path("run/samples.png").exists()

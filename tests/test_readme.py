@@ -31,7 +31,13 @@ def quickly(words):
     """The same command with few epochs and particles."""
     if "--num_epochs" in words:
         words[words.index("--num_epochs") + 1] = "1"
-    return [*words, "--num_particles", "9"] if words[1] in ("evaluate", "compare") else words
+    if words[1] in ("evaluate", "compare"):
+        words += ["--num_particles", "9"]
+    if "--target_se" in words:
+        words += ["--max_particles", "300", "--num_data", "9"]
+    if "ais" in words or "bdmc" in words:
+        words += ["--num_temperatures", "9", "--num_data", "9"]
+    return [*words, "--max_steps", "100", "--num_data", "9"] if words[1] == "gaps" else words
 
 
 def test_there_is_something_to_check():

@@ -27,7 +27,7 @@ from inference.optimizer import JointOptim
 from inference.parameters import trainable_parameters
 from inference.random_state import rng_state, set_rng_state
 from inference.tempering import TemperLatents
-from models import VAE, Autoencoder
+from models import VAE, Autoencoder, LinearGaussian
 from tests.conftest import make_oracle
 
 # Two patterns and 5% of flipped pixels.
@@ -592,3 +592,11 @@ def test_bad_input_is_named_and_changes_nothing(options, message):
     with pytest.raises(ValueError, match=message):
         quick(model, guide, **options)
     assert torch.equal(weights_of(model, guide), before)
+
+
+def test_data_that_remember_the_parameters_that_made_them_are_data():
+    """`model(None, size=n)` outside of `torch.no_grad` returns a tensor with a history."""
+    model = LinearGaussian(6, 2)
+    x = model(None, size=20)
+    assert x.requires_grad
+    fit(model, FullRank(2, 6, hidden_dims=()), x, num_epochs=2, progress=False)
