@@ -10,7 +10,8 @@ from experiments.annealing import bracketed
 from experiments.assembly import Assembly
 from experiments.config import Evaluate
 from experiments.estimates import weighted
-from experiments.report import Row, json_number, markdown
+from experiments.numbers import json_number
+from experiments.report import Row, markdown
 from experiments.runs import RunFolder
 from guides import Unamortized
 from inference import Snapshot

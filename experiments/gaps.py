@@ -10,7 +10,8 @@ from experiments import plots
 from experiments.assembly import Assembly, load_run
 from experiments.config import Gaps
 from experiments.evaluate import chosen_rows, expect_evidence, row_so_far
-from experiments.report import Row, json_number, markdown
+from experiments.numbers import json_number
+from experiments.report import Row, markdown
 from experiments.runs import RunFolder
 from guides import Unamortized
 from inference import Difference, Evidence, inference_gaps

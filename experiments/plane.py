@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.numbers import json_number
 from guides import AbstractPosterior
 from inference.divergences import Divergences, grid_divergences, square_grid
 from models import AbstractModel
@@ -57,6 +58,7 @@ def mean_divergences(
 ) -> dict[str, Any] | None:
     """Both KL divergences, averaged over the first data; None for a model not in the plane.
 
+    A divergence that is infinite, or not known as the guide lies off the grid, is None itself.
     Without information in x, one datum stands for all.
     """
     if model.plane is None:
@@ -64,8 +66,8 @@ def mean_divergences(
     rows = x[:_DATA].unique(dim=0)
     found = [plane_of(model, guide, row).divergences for row in rows.split(1)]
     return {
-        "forward": sum(d.forward.item() for d in found) / len(found),
-        "reverse": sum(d.reverse.item() for d in found) / len(found),
+        "forward": json_number(sum(d.forward.item() for d in found) / len(found)),
+        "reverse": json_number(sum(d.reverse.item() for d in found) / len(found)),
         "mass": min(d.mass.item() for d in found),
         "num_data": len(found),
     }

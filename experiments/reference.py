@@ -15,9 +15,10 @@ from experiments.assembly import Assembly
 from experiments.atomic import replaced
 from experiments.catalogue import Spec
 from experiments.config import Reference
+from experiments.numbers import json_number
 from experiments.one_model import load_runs
 from experiments.pictures_posterior import draw_reference
-from experiments.report import json_number, markdown
+from experiments.report import markdown
 from experiments.runs import RunFolder
 from inference.discrepancy import Discrepancy, compare_to_reference
 from inference.reference import Reference as Draws

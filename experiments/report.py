@@ -1,6 +1,5 @@
 """Rows of results.json, and the table that people read."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from tabulate import tabulate
 
 from experiments.assembly import Assembly
 from experiments.catalogue import Spec
+from experiments.numbers import json_number
 from experiments.preprocessing import bits_per_dim
 from inference import Evidence, History
 
@@ -116,11 +116,6 @@ def markdown(lines: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) ->
     return tabulate(body, headers, tablefmt="github", colalign=align, disable_numparse=True)
 
 
-def json_number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
-
-
 def caption(rows: Sequence[Row]) -> str:
     """What the numbers of the table are."""
     first = rows[0]
@@ -162,12 +157,15 @@ def cells(row: Row) -> dict[str, str]:
             filled[f"{_heading(estimate)} bits/dim"] = f"{estimate['bits_per_dim']:.3f}"
     if row["k_hat"] is not None and row["k_hat"]["median"] is not None:
         filled["k̂ median"] = f"{row['k_hat']['median']:.2f}"
-        filled[f"k̂ > {row['k_hat']['threshold']:.2f}"] = f"{100 * row['k_hat']['share_bad']:.1f}%"
+        adaptive = any("mean_num_particles" in estimate for estimate in row["estimates"])
+        limit = "its limit" if adaptive else f"{row['k_hat']['threshold']:.2f}"
+        filled[f"k̂ > {limit}"] = f"{100 * row['k_hat']['share_bad']:.1f}%"
     if row["ess"] is not None and row["ess"]["median"] is not None:
         filled["ESS median"] = f"{row['ess']['median']:,.0f}"
     if row["divergences"] is not None:
-        filled["KL(p ‖ q)"] = f"{row['divergences']['forward']:.3f}"
-        filled["KL(q ‖ p)"] = f"{row['divergences']['reverse']:.3f}"
+        for name, heading in (("forward", "KL(p ‖ q)"), ("reverse", "KL(q ‖ p)")):
+            nats = row["divergences"][name]
+            filled[heading] = "?" if nats is None else f"{nats:.3f}"
     if row["active_units"] is not None:
         filled["active units"] = f"{row['active_units']['count']}/{row['active_units']['of']}"
     if not row["estimates"] and row["history"]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import per_datum
-from experiments.report import Row, json_number, markdown
+from experiments.numbers import json_number
+from experiments.report import Row, markdown
 from inference import Comparison, Evidence, compare_elbos, compare_evidences
 
 _PAIRS_SHOWN = 6

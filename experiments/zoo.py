@@ -24,7 +24,7 @@ from experiments.assembly import load_run
 from experiments.compare import compare
 from experiments.config import Compare
 from experiments.plane import plane_of
-from experiments.report import markdown
+from experiments.report import cells, markdown
 from experiments.runs import RunFolder
 from guides import FullRank
 from inference import IWAE, STL, DReG, fit, gradient_signal_to_noise
@@ -175,8 +175,10 @@ def _add_divergences(
 ) -> None:
     """Both columns of one density."""
     for line, row in zip(lines, results, strict=True):
-        line[f"{name} KL(p ‖ q)"] = f"{row['divergences']['forward']:.3f}"
-        line[f"{name} KL(q ‖ p)"] = f"{row['divergences']['reverse']:.3f}"
+        found = cells(row)
+        line |= {
+            f"{name} {direction}": found[direction] for direction in ("KL(p ‖ q)", "KL(q ‖ p)")
+        }
 
 
 def _finish(out: Path, text: str) -> None:

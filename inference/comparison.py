@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from inference.evidence import Evidence
@@ -59,15 +60,23 @@ class Difference:
         return math.hypot(self.mc_se, self.data_se)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Confidence interval of the mean over all data there might be, by the normal law.
+        """Confidence interval of the mean over all data there might be, by Student's t.
 
         Raises:
             ValueError: a level outside of 0..1.
         """
         if not 0 < level < 1:
             raise ValueError(f"expected a level between 0 and 1, got {level}")
-        half = NormalDist().inv_cdf(0.5 + level / 2) * self.se
+        half = self._quantile(0.5 + level / 2) * self.se
         return self.mean - half, self.mean + half
+
+    @property
+    def two_se(self) -> float:
+        """2 SE, and with few data more: half the 95.4% interval by Student's t."""
+        return self._quantile(NormalDist().cdf(2.0)) * self.se
+
+    def _quantile(self, probability: float) -> float:
+        return float(student_t.ppf(probability, self.num_data - 1))
 
     def __str__(self) -> str:
         return (
@@ -106,6 +115,8 @@ class Comparison:
             return "no difference shown: how far the lower bounds lie below is unknown; pass gaps"
         if math.isnan(self.difference.se):
             return "no difference shown: there is no standard error"
+        if self.gap == 0:
+            return "no difference shown: not more than 2 SE"
         return f"no difference shown: not more than the gap of {self.gap:.4f} and 2 SE"
 
     def __str__(self) -> str:
@@ -218,6 +229,6 @@ def _compare_all(
 
 def _winner(first: str, second: str, difference: Difference, gap: float) -> str | None:
     """Who is better by more than the gap and 2 SE; a NaN among them shows nothing."""
-    if not abs(difference.mean) - gap > 2 * difference.se:
+    if not abs(difference.mean) - gap > difference.two_se:
         return None
     return first if difference.mean > 0 else second

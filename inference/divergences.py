@@ -12,7 +12,8 @@ class Divergences:
 
     Args:
         forward: KL(p(z | x) ‖ q(z | x)) `[B]`; large where q misses what p has.
-        reverse: KL(q(z | x) ‖ p(z | x)) `[B]`, evidence − ELBO; large where q has what p lacks.
+        reverse: KL(q(z | x) ‖ p(z | x)) `[B]`, evidence − ELBO; large where q has what p lacks. NaN
+            where more than 1% of q lies off the grid.
         log_px: log p(x) `[B]`, the integral of p(x, z) over the grid.
         mass: what of q lies on the grid `[B]`; near 1, or the divergences are not to be trusted.
     """
@@ -21,6 +22,9 @@ class Divergences:
     reverse: Tensor
     log_px: Tensor
     mass: Tensor
+
+
+_LEAST_MASS = 0.99
 
 
 def square_grid(low: float, high: float, size: int, like: Tensor | None = None) -> Tensor:
@@ -55,9 +59,10 @@ def grid_divergences(log_p_xz: Tensor, log_q_z: Tensor, cell_area: float) -> Div
     def expectation(mass: Tensor, difference: Tensor) -> Tensor:
         return torch.where(mass > 0, mass * difference, 0.0).sum(0)
 
+    mass, reverse = q.sum(0), expectation(q, log_q - log_p)
     return Divergences(
         forward=expectation(p, log_p - log_q),
-        reverse=expectation(q, log_q - log_p),
+        reverse=torch.where(mass < _LEAST_MASS, torch.nan, reverse),
         log_px=log_px,
-        mass=q.sum(0),
+        mass=mass,
     )

@@ -64,6 +64,9 @@ def test_names_that_other_code_relies_on():
     assert {"Autoencoder", "LinearGaussian", "VAE"} <= set(models.__all__)
     assert {"Delta", "MeanField", "FullRank", "Planar"} <= set(guides.__all__)
     assert {"fit", "log_weights", "importance_weighted_evidence"} <= set(inference.__all__)
+    assert {"annealed_evidence", "bidirectional_evidence", "to_arviz"} <= set(inference.__all__)
+    assert {"inference_gaps", "adaptive_evidence", "check"} <= set(inference.__all__)
+    assert inference.check.__module__ == "inference.preflight"
 
 
 def test_functions_are_short():

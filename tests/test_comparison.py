@@ -46,16 +46,20 @@ def test_the_difference_is_of_pairs_and_its_error_bars_are_kept_apart():
     assert math.hypot(first.data_se, second.data_se) > 40 * difference.data_se
 
 
-def test_the_interval_covers():
-    """95% of 2,000 intervals, within 2%; half as long they cover 67%."""
-    draws = 0.3 + torch.randn(2000, 100, dtype=torch.float64)
-    differences = [Difference(row, torch.zeros(100)) for row in draws]
+@pytest.mark.parametrize("num_data", [5, 100])
+def test_the_interval_covers(num_data):
+    """95% of 4,000 intervals, within 1%; those of the normal law cover five data too seldom."""
+    draws = 0.3 + torch.randn(4000, num_data, dtype=torch.float64)
+    differences = [Difference(row, torch.zeros(num_data)) for row in draws]
     hits = [low < 0.3 < high for low, high in (d.interval() for d in differences)]
-    planted = [abs(d.mean - 0.3) < 0.98 * d.se for d in differences]
-    assert sum(hits) / 2000 == pytest.approx(0.95, abs=0.02)
-    assert sum(planted) / 2000 < 0.8
+    planted = [abs(d.mean - 0.3) < (0.98 if num_data > 5 else 1.96) * d.se for d in differences]
+    assert sum(hits) / 4000 == pytest.approx(0.95, abs=0.01)
+    assert sum(planted) / 4000 < 0.9
     low, high = differences[0].interval(0.5)
-    assert high - low == pytest.approx(2 * 0.6745 * differences[0].se, rel=1e-3)
+    quartile = {5: 0.7407, 100: 0.6770}[num_data]  # of Student's t with one degree less
+    assert high - low == pytest.approx(2 * quartile * differences[0].se, rel=1e-3)
+    two_se = {5: 2.869, 100: 2.025}[num_data]
+    assert differences[0].two_se == pytest.approx(two_se * differences[0].se, rel=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,14 @@ def test_the_normalizer_is_found_and_changes_neither():
 
 
 def test_mass_off_the_grid_shows():
-    assert divergences(q=gaussian([8.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])).mass.item() < 0.51
+    half, none = (
+        divergences(q=gaussian([place, 0.0], [[1.0, 0.0], [0.0, 1.0]])) for place in (8, 99)
+    )
+    assert half.mass.item() < 0.51
+    assert none.mass.item() == 0.0
+    assert half.reverse.isnan()
+    assert none.reverse.isnan()  # not the 0 of a perfect fit
+    assert none.forward.item() > 1000
 
 
 def test_a_support_without_density_counts_nothing():
