@@ -60,6 +60,16 @@ def test_more_steps_are_better(oracle, data, untrained):
     assert elbo(oracle, untrained, data) < values[0] < values[1] < values[2]
 
 
+def test_a_single_draw_is_not_overfitted(oracle, data, untrained, monkeypatch):
+    """Steps on one draw each help; steps that all see the same one make matters worse."""
+    start = elbo(oracle, untrained, data)
+    refined = Refined(untrained, oracle, num_steps=100, num_particles=1)
+    assert elbo(oracle, refined, data) > start + 1.0
+    seed = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda step: seed(0))  # the planted error
+    assert elbo(oracle, refined, data) < start - 1.0
+
+
 def test_a_refined_posterior_is_a_function_of_x(oracle, data, untrained):
     refined = Refined(untrained, oracle, num_steps=5)
     state = torch.get_rng_state()
