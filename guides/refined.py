@@ -16,10 +16,10 @@ class Refined(AbstractPosterior):
 
     λ₀ = encoder(x),  λ_{t+1} = λ_t + Adam(∇_λ L(λ_t; x)),  q(z | x) = q(z; λ_T),
 
-    with L the ELBO of the datum, estimated with `num_particles` noise draws, new ones at every step,
-    as a few draws that stay are soon overfitted, and the same ones at every call, so that q(z | x)
-    is a function of x. Training takes λ_T − λ₀ as a constant: the encoder learns by the gradient at
-    λ_T, without second derivatives of the model.
+    with L the ELBO of the datum, estimated with `num_particles` noise draws: new ones at every
+    step, as a few draws that stay are soon overfitted, and the same ones at every call, so that
+    q(z | x) is a function of x. Training takes λ_T − λ₀ as a constant: the encoder learns by the
+    gradient at λ_T, without second derivatives of the model.
 
     Reference: Y. Kim, S. Wiseman, A. C. Miller, D. Sontag, A. M. Rush, "Semi-Amortized Variational
     Autoencoders", 2018, https://arxiv.org/abs/1802.02550, algorithm 1.
