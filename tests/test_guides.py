@@ -60,8 +60,14 @@ def layered(latent_dim):
     return {f"z{2 - i}": (size, constraints.real_vector) for i, size in enumerate(sizes)}
 
 
+def network_flow(kind, latent_dim, dtype, /, **options):
+    """With networks that are small, for speed."""
+    return plain(kind, latent_dim, dtype, layer_hidden_dims=(8,), context_dim=4, **options)
+
+
 # Guides that are not made of sizes alone, by the name of their class.
 SPECIAL: dict[str, Callable[..., AbstractPosterior]] = {
+    **dict.fromkeys(("IAF", "MAF", "NeuralSpline", "RealNVP"), network_flow),
     "Hierarchical": lambda kind, latent_dim, dtype, /, **options: plain(
         kind, latent_dim, dtype, latents=layered(latent_dim), layer_hidden_dims=(8,), **options
     ),
@@ -244,17 +250,18 @@ def check_jacobian(build, num_draws=1000, num_points=10):
     """log q(z) = log N(ε) − log|det ∂z/∂ε|, with the Jacobian by automatic differentiation.
 
     For guides that turn standard normal ε of z's size into z, at large weights, for z that are
-    drawn and z that come from elsewhere. Left out are the few places where the smallest singular
-    value or the determinant is below 1e-4, and double precision does not hold 1e-8. Where a network
-    turns a latent into a log-scale, less is large already: exp underflows.
+    drawn and z that come from elsewhere. Left out are the places where the smallest singular value
+    or the determinant is below 1e-4, and double precision does not hold 1e-8: of networks with
+    large weights that is much of the space, for splines nearly all. Beyond these weights it is not
+    enough: at a gain of 1.5 MAF returns from a point of 30,000 with an error of 1.2e-8, as its
+    layers stretch what the next ones shrink.
     """
     deep = has_global_weights(build())
-    std = 0.7 if deep else 2.0
-    for seed in range(3 if deep else 1):
+    std = 0.7 if deep else 2.0  # where a network makes a log-scale, less is large already
+    shares = []
+    for seed, gain in enumerate((0.5, 1.0, 1.25) if deep else (0.0,)):
         guide = build()
-        # Network flows are milder: at 0.3 most of their z are too ill-conditioned to check, and
-        # MAF's inverse is off by 1.2e-8.
-        randomize_global_weights(guide, seed, std=0.1 if hasattr(guide, "networks") else 0.3)
+        randomize_global_weights(guide, seed, gain)
         local = draws_of(guide, num_draws, std)
         noise = torch.randn(num_points, num_draws, 3, dtype=torch.float64).requires_grad_()
         posterior = at(guide, local)
@@ -265,7 +272,7 @@ def check_jacobian(build, num_draws=1000, num_points=10):
         ladj = torch.linalg.slogdet(jacobian).logabsdet
         regular = torch.linalg.svdvals(jacobian)[..., -1] > 1e-4
         regular &= ladj > math.log(1e-4)
-        assert regular.double().mean() > 0.8
+        shares.append(regular.double().mean().item())
         expected = dist.Normal(0.0, 1.0).log_prob(noise).sum(-1) - ladj
         with torch.no_grad():
             own, foreign = posterior.log_prob(z), posterior.log_prob(z.clone())
@@ -273,6 +280,8 @@ def check_jacobian(build, num_draws=1000, num_points=10):
         assert worst(foreign - expected, regular) < 1e-8
         if hasattr(posterior, "transforms"):
             assert worst(round_trip_error(posterior, noise), regular) < 1e-8
+    assert shares[0] > 0.8
+    assert sum(shares) > 1.0  # of the larger weights too
 
 
 @torch.no_grad()
@@ -294,7 +303,7 @@ def check_integral(build):
     Moderate weights keep it from spikes that a grid would miss; networks between latents make some.
     """
     guide = build(latent_dim=2)
-    randomize_global_weights(guide, 0, std=0.1)
+    randomize_global_weights(guide, 0, gain=0.3)
     for local in draws_of(guide, 2, 0.25 if has_global_weights(guide) else 0.5).split(1):
         with torch.no_grad():
             posterior = at(guide, local)
@@ -316,7 +325,7 @@ def plane_around(posterior, steps=700):
 def check_gradients_at_any_z(build):
     """Of log q at a z from elsewhere, to z, to λ and to the global weights: finite differences."""
     guide = build()
-    randomize_global_weights(guide, 0, std=0.1)  # finite differences err where it is steep
+    randomize_global_weights(guide, 0, gain=0.5)  # finite differences err where it is steep
     local = draws_of(guide, 4, 0.5)
     z = at(guide, local).sample((3,)).clone()
     weights = torch.randn(3, 4, dtype=torch.float64)
@@ -451,10 +460,16 @@ def has_global_weights(guide):
 
 
 @torch.no_grad()
-def randomize_global_weights(guide, seed, std=0.3):
+def randomize_global_weights(guide, seed, gain):
+    """Add N(0, gain² / fan-in) to every weight, N(0, gain² / 10) to every bias.
+
+    Weights start with a gain of about one. Flows trained on the energies in the plane have 0.9 in
+    the median and 1.8 at the most, as the square root of fan-in times the mean square.
+    """
     pyro.set_rng_seed(seed)
     for parameter in guide.given(guide.local_parameters(X)).parameters():
-        parameter.add_(std * torch.randn_like(parameter))
+        fan_in = parameter.shape[-1] if parameter.ndim > 1 else 10
+        parameter.add_(gain / math.sqrt(fan_in) * torch.randn_like(parameter))
 
 
 def jacobian_of(z, noise):
@@ -467,7 +482,7 @@ def jacobian_of(z, noise):
 
 
 def worst(error, where):
-    return error.abs()[where].max()
+    return (error.abs() * where).max()
 
 
 def draw_with(posterior, noise) -> Tensor | None:
