@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_FEWEST_FOR_A_TAIL = 25  # ArviZ 1.x wants so many, 0.x is content with 21
+_ROUNDING = 1e-13  # of a log-weight in float64, relative
+
 
 def elbo(log_w: Tensor) -> Tensor:
     """Evidence lower bound, the mean of log w: `[S, B] -> [B]`."""
@@ -88,20 +91,21 @@ def k_hat(log_w: Tensor) -> Tensor:
     """Shape of the generalized Pareto tail of the weights, by ArviZ: `[S, B] -> [B]`, float64.
 
     Above `k_hat_threshold(S)` the weights' tail is too heavy for L_S and its error bar to be
-    trusted. Where the largest weights are all equal there is no tail: 0; where all are zero: inf.
-    With 20 particles or fewer there are not enough to fit a tail: NaN.
+    trusted. Where the largest weights are all equal, up to rounding, there is no tail: 0; where all
+    are zero: inf. With fewer than 25 particles there are not enough to fit a tail: NaN.
 
     Reference: A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto Smoothed Importance
     Sampling", 2024, https://jmlr.org/papers/v25/19-556.html, section 3.
     """
     num_particles = len(_expect_weights(log_w))
     log_w = log_w.detach().cpu().double()
-    if num_particles <= 20:
+    if num_particles < _FEWEST_FOR_A_TAIL:
         return torch.full((log_w.shape[1],), math.nan, dtype=torch.float64)
     largest = log_w.max(0).values
     log_w = log_w - largest
     tail_size = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
-    has_tail = log_w.topk(tail_size, dim=0).values[-1].exp() < 1
+    rounding = _ROUNDING * (1 + largest.abs())
+    has_tail = log_w.topk(tail_size, dim=0).values[-1] < -rounding
     shapes = torch.zeros(log_w.shape[1], dtype=torch.float64)
     if has_tail.any():
         by_datum = log_w[:, has_tail].mT.contiguous().numpy()  # [B, S]

@@ -101,7 +101,16 @@ def test_k_hat_finds_the_shape_of_a_pareto_tail(k):
 
 def test_k_hat_of_equal_weights_is_zero_and_of_too_few_unknown():
     assert estimators.k_hat(torch.full((100, 2), -7.0)).eq(0).all()
-    assert estimators.k_hat(torch.randn(20, 2)).isnan().all()
+    assert estimators.k_hat(torch.randn(24, 2)).isnan().all()
+    assert estimators.k_hat(torch.randn(25, 2)).isfinite().all()
+
+
+def test_k_hat_of_weights_that_differ_by_rounding_is_zero():
+    """As those of a guide that is the posterior: a tail of rounding errors has any shape."""
+    noise = torch.randint(-4, 5, (500, 50), dtype=torch.float64)
+    log_w = -20.0 + 3.6e-15 * noise  # units in the last place
+    assert estimators.k_hat(log_w).eq(0).all()
+    assert not estimators.k_hat(-20.0 + 1e-9 * torch.randn_like(noise)).eq(0).any()
 
 
 def test_k_hat_of_weights_that_are_all_zero_is_bad():
