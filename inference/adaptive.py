@@ -10,7 +10,8 @@ from torch import Tensor
 
 from inference import estimators
 from inference.evidence import Evidence, check_log_weights
-from inference.weights import DEFAULT_CHUNK_SIZE, Program, log_weights
+from inference.traces import Program
+from inference.weights import DEFAULT_CHUNK_SIZE, log_weights
 
 # Data at work together: each holds its largest weights, 3·√max_particles numbers.
 _DATA_AT_WORK = 1024

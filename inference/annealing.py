@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
+from inference.evaluation import evaluation_mode
 from inference.evidence import Evidence, from_log_weights
 from inference.precision import fast_matmul
 from inference.random_state import isolated_rng
+from inference.traces import Program
 from inference.training import Snapshot
-from inference.weights import DEFAULT_CHUNK_SIZE, Program, evaluation_mode
+from inference.weights import DEFAULT_CHUNK_SIZE
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from inference.arviz_datasets import Axes, Groups, Labels, arviz_object, library
 from inference.draws import Block, Record, visit_draws
 from inference.psis import smoothed_log_weights
 from inference.random_state import isolated_rng
-from inference.weights import DEFAULT_CHUNK_SIZE, Program
+from inference.traces import Program
+from inference.weights import DEFAULT_CHUNK_SIZE
 
 
 def to_arviz(

@@ -14,8 +14,9 @@ from inference.annealing import annealing_mode
 from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
 from inference.guide_path import path_of
+from inference.traces import Program, random_sites
 from inference.training import Snapshot
-from inference.weights import DEFAULT_CHUNK_SIZE, Program, _random_sites
+from inference.weights import DEFAULT_CHUNK_SIZE
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Bracket:
         """Standard error of `gap`, over data and chains; NaN for a single datum."""
         gaps = self.log_px_upper - self.log_px_lower
         return (gaps.std() / math.sqrt(len(gaps))).item() if len(gaps) > 1 else math.nan
+
+    @property
+    def likely_gap(self) -> float:
+        """The most that the lower bound is likely to be off, gap + 2 SE; for `compare_evidences`."""
+        return max(self.gap, 0.0) + 2 * self.gap_se
 
     def __str__(self) -> str:
         return (
@@ -147,7 +153,7 @@ def _simulate(
         raise ValueError("expected either a size or a template of the data to simulate")
     if template is not None:
         trace = poutine.trace(poutine.uncondition(model)).get_trace(template)
-        observed = [s for s in _random_sites(trace).values() if s["infer"].get("was_observed")]
+        observed = [s for s in random_sites(trace).values() if s["infer"].get("was_observed")]
         if len(observed) != 1 or observed[0]["value"].shape != template.shape:
             raise ValueError(
                 f"expected a model with one observed site of the template's shape "
@@ -162,7 +168,7 @@ def _simulate(
         x = trace.nodes["_RETURN"]["value"]
         if not isinstance(x, Tensor) or len(x) != size:
             raise ValueError(f"expected model(None, size={size}) to return {size} data")
-    return x, {name: site["value"] for name, site in _random_sites(trace).items()}
+    return x, {name: site["value"] for name, site in random_sites(trace).items()}
 
 
 def _check_simulates(model: Program) -> None:

@@ -11,10 +11,12 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from inference.draws import Block, Record, visit_draws
+from inference.evaluation import evaluation_mode
 from inference.random_state import isolated_rng
 from inference.simulation import device_of, simulate
+from inference.traces import Layout, Program, random_sites
 from inference.uniformity import rank_counts, simultaneous_band, uniformity_p_value
-from inference.weights import DEFAULT_CHUNK_SIZE, Program, _Layout, _random_sites, evaluation_mode
+from inference.weights import DEFAULT_CHUNK_SIZE
 
 LOG_P_X = "log p(x | z)"
 LOG_Q_Z = "log q(z | x)"
@@ -177,7 +179,7 @@ def _quantities(block: Block) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _at_truth(
-    model: Program, guide: Program, data: Tensor, truth: Trace, layout: _Layout
+    model: Program, guide: Program, data: Tensor, truth: Trace, layout: Layout
 ) -> dict[str, Tensor]:
     """All that is ranked, at the truth, `[N, ...]` each."""
     size = len(data)
@@ -197,7 +199,7 @@ def _guide_at(
     """Log q(z* | x*) `[N]`, or None from a guide that cannot score a given z."""
     try:
         trace = poutine.trace(poutine.replay(guide, trace=truth)).get_trace(block.x)
-        sites = _random_sites(trace)
+        sites = random_sites(trace)
         if sites.keys() == values.keys():
             return sum(block.log_prob(site)[0] for site in sites.values())
         return _packed_log_prob(guide, block.x, values)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from inference.draws import Block, Record, visit_draws
+from inference.evaluation import evaluation_mode
 from inference.random_state import isolated_rng
 from inference.reference import Reference, diagnostic, with_batch_dims
+from inference.traces import Program, random_sites
 from inference.two_samples import Accuracy, classifier_accuracy, sliced_wasserstein
 from inference.unconstrained import Given, log_prob_of, trace_of
-from inference.weights import Program, _random_sites, evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _log_q_z(
     x, (num_chains, num_draws, num_data, _) = reference.x, reference.draws.shape
     blocks: list[Block] = []
     visit_draws(model, guide, x, 1, blocks.append, chunk_size=num_data)
-    sites = _random_sites(blocks[0].guide)
+    sites = random_sites(blocks[0].guide)
     try:
         with evaluation_mode(model, guide):
             if not any(site["infer"].get("is_auxiliary") for site in sites.values()):
@@ -160,7 +161,7 @@ def _score(guide: Program, block: Block, reference: Reference, vectorize: bool) 
 
     def log_prob(values: dict[str, Tensor], num_draws: int | None) -> Tensor:
         with Given(values):
-            sites = _random_sites(trace_of(guide, x, num_draws, layout)).values()
+            sites = random_sites(trace_of(guide, x, num_draws, layout)).values()
         size = num_draws or 1
         total = sum(log_prob_of(site, size, len(x), layout) for site in sites)
         return total.expand(size, len(x))

@@ -11,20 +11,17 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from inference.checks import check_data, check_support
-from inference.weights import (
-    DEFAULT_CHUNK_SIZE,
-    LogProbs,
+from inference.evaluation import evaluation_mode
+from inference.traces import (
+    Layout,
     Program,
-    _inspect,
-    _Layout,
-    _per_datum,
-    _random_sites,
-    _slices,
-    _terms,
-    _trace_pair,
-    _Traces,
-    evaluation_mode,
+    Traces,
+    layout_of,
+    log_prob_per_datum,
+    random_sites,
+    trace_pair,
 )
+from inference.weights import DEFAULT_CHUNK_SIZE, LogProbs, slices, terms_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Block:
     x: Tensor
     guide: Trace
     model: Trace
-    layout: _Layout
+    layout: Layout
 
     @property
     def num_particles(self) -> int:
@@ -55,18 +52,18 @@ class Block:
     @property
     def terms(self) -> LogProbs:
         """The terms of log w, each `[s, b]`, in nats."""
-        traces = _Traces(self.guide, self.model)
-        return _terms(traces, self.num_particles, len(self.x), self.layout)
+        traces = Traces(self.guide, self.model)
+        return terms_of(traces, self.num_particles, len(self.x), self.layout)
 
     @property
     def latents(self) -> dict[str, dict]:
         """The model's latent sites, by name."""
-        return {n: s for n, s in _random_sites(self.model).items() if not s["is_observed"]}
+        return {n: s for n, s in random_sites(self.model).items() if not s["is_observed"]}
 
     @property
     def observed(self) -> dict[str, dict]:
         """The model's observed sites, by name."""
-        return {n: s for n, s in _random_sites(self.model).items() if s["is_observed"]}
+        return {n: s for n, s in random_sites(self.model).items() if s["is_observed"]}
 
     def sites(self, names: Iterable[str]) -> dict[str, dict]:
         """The model's sites of these names."""
@@ -74,7 +71,7 @@ class Block:
 
     def log_prob(self, site: dict) -> Tensor:
         """The site's log-probability in nats, summed over all but particles and data: `[s, b]`."""
-        log_p = _per_datum(site, self.num_particles, len(self.x), self.layout)
+        log_p = log_prob_per_datum(site, self.num_particles, len(self.x), self.layout)
         return log_p.expand(self.num_particles, len(self.x))
 
     def value(self, site: dict) -> Tensor:
@@ -135,7 +132,7 @@ def visit_draws(
     *,
     vectorize_particles: bool = True,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
-) -> _Layout:
+) -> Layout:
     """Draw `num_particles` latents per datum, some at a time, and hand over each block.
 
     Args:
@@ -159,12 +156,12 @@ def visit_draws(
             raise ValueError(f"expected {name} of at least 1, got {number}")
     at_once = min(num_particles, chunk_size) if vectorize_particles else 1
     with evaluation_mode(model, guide) as refuse_new_parameters:
-        layout = _inspect(model, guide, x[:chunk_size], require_density=True)
+        layout = layout_of(model, guide, x[:chunk_size], require_density=True)
         refuse_new_parameters()
-        for columns in _slices(len(x), chunk_size // at_once):
-            for rows in _slices(num_particles, at_once):
+        for columns in slices(len(x), chunk_size // at_once):
+            for rows in slices(num_particles, at_once):
                 size, batch = rows.stop - rows.start, x[columns]
-                traces = _trace_pair(model, guide, batch, size, layout.particle_dim)
+                traces = trace_pair(model, guide, batch, size, layout.particle_dim)
                 check_support(traces.model)
                 visit(Block(rows, columns, batch, traces.guide, traces.model, layout))
     return layout

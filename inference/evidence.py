@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from inference import estimators
-from inference.weights import DEFAULT_CHUNK_SIZE, Program, log_weights
+from inference.traces import Program
+from inference.weights import DEFAULT_CHUNK_SIZE, log_weights
 
 _DATA_PER_REDUCTION = 128
 

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from inference.checks import check_data
 from inference.comparison import Difference, paired_difference
+from inference.evaluation import evaluation_mode
 from inference.evidence import Evidence, from_log_weights
 from inference.random_state import rng_state, set_rng_state
-from inference.weights import Program, _random_sites, evaluation_mode, log_weights
+from inference.traces import Program, random_sites
+from inference.weights import log_weights
 
 # Weights in one call of the evaluation, which takes all particles of a datum at once.
 _WEIGHTS_AT_WORK = 2**13
@@ -327,7 +329,7 @@ def _loss(family: _Family, parameters: Tensor, num_draws: int) -> Tensor:
     repeated = parameters.repeat_interleave(num_draws, 0)
     guide = family.guide.given(repeated)
     drawn = poutine.trace(guide).get_trace(x)
-    if not all(site["fn"].has_rsample for site in _random_sites(drawn).values()):
+    if not all(site["fn"].has_rsample for site in random_sites(drawn).values()):
         return Trace_ELBO().differentiable_loss(family.model, guide, x) / num_draws
     scored = poutine.replay(family.model, trace=drawn)
     held_fixed = poutine.replay(family.guide.given(repeated.detach()), trace=drawn)
@@ -339,5 +341,5 @@ def _loss(family: _Family, parameters: Tensor, num_draws: int) -> Tensor:
 
 def _log_prob_sum(trace: Trace) -> Tensor:
     """The sum of all unscaled log-probabilities."""
-    sites = _random_sites(trace).values()
+    sites = random_sites(trace).values()
     return sum(scale_and_mask(s["fn"].log_prob(s["value"]), 1.0, s["mask"]).sum() for s in sites)

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from inference.weights import Program
+from inference.traces import Program
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from inference.checks import check_density
 from inference.log_joint import AbstractPath, PriorPath, latents_of
 from inference.random_state import isolated_rng
+from inference.traces import Program, layout_of, random_sites
 from inference.unconstrained import (
     Assignment,
     Given,
@@ -18,7 +19,6 @@ from inference.unconstrained import (
     trace_of,
     transform_to,
 )
-from inference.weights import Program, _inspect, _random_sites
 
 
 class GuideTerms(NamedTuple):
@@ -49,11 +49,11 @@ class GuidePath(AbstractPath):
     def __init__(
         self, model: Program, guide: Program, x: Tensor, *, vectorize_particles: bool = True
     ) -> None:
-        layout = _inspect(model, guide, x, require_density=True)
+        layout = layout_of(model, guide, x, require_density=True)
         with isolated_rng(device=x.device):
             trace = trace_of(guide, x, None, layout)
         check_density(trace)
-        sites = _random_sites(trace)
+        sites = random_sites(trace)
         drawn = {name: site for name, site in sites.items() if not is_point(site)}
         latents = latents_of(model, x, layout)
         packing = Packing(drawn, layout, _narrower_supports(drawn, latents))

@@ -10,7 +10,8 @@ from torch.distributions import Independent
 from inference import estimators
 from inference.draws import Block, Record, visit_draws
 from inference.random_state import isolated_rng
-from inference.weights import DEFAULT_CHUNK_SIZE, Program, _random_sites
+from inference.traces import Program, random_sites
+from inference.weights import DEFAULT_CHUNK_SIZE
 
 ByName = dict[str, Tensor]
 
@@ -141,7 +142,7 @@ def latent_diagnostics(
 
 def _log_ratios(block: Block) -> ByName:
     """Log q(z | x) − log p(z) of every draw, as finely as the densities allow: `[s, b, ...]`."""
-    drawn, latents = _random_sites(block.guide), block.latents
+    drawn, latents = random_sites(block.guide), block.latents
     if drawn.keys() != latents.keys():  # through auxiliary sites: one density for all
         return {", ".join(latents): block.terms.log_q_z - block.terms.log_p_z}
     return {name: _site_log_ratio(block, drawn[name], site) for name, site in latents.items()}

@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.random_state import isolated_rng
+from inference.traces import Layout, Program, layout_of, random_sites
 from inference.unconstrained import (
     Assignment,
     Given,
@@ -21,7 +22,6 @@ from inference.unconstrained import (
     log_prob_of,
     trace_of,
 )
-from inference.weights import Program, _inspect, _Layout, _random_sites
 
 
 class PriorTerms(NamedTuple):
@@ -56,7 +56,7 @@ class AbstractPath(ABC):
         self,
         model: Program,
         x: Tensor,
-        layout: _Layout,
+        layout: Layout,
         packing: Packing,
         *,
         vectorize_particles: bool,
@@ -117,7 +117,7 @@ class AbstractPath(ABC):
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]: ...
 
     def _run(self, program: Program, plate: int | None) -> dict[str, Site]:
-        return _random_sites(trace_of(program, self.x, plate, self.layout))
+        return random_sites(trace_of(program, self.x, plate, self.layout))
 
     def _log_prob(self, site: Site, plate: int | None) -> Tensor:
         num_chains = plate or 1
@@ -151,7 +151,7 @@ class PriorPath(AbstractPath):
     def __init__(self, model: Program, x: Tensor, *, vectorize_particles: bool = True) -> None:
         prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
         try:
-            layout = _inspect(model, prior, x, require_density=False)
+            layout = layout_of(model, prior, x, require_density=False)
         except NotImplementedError:
             raise ValueError(
                 "a latent site of the model has a prior that cannot be drawn from: without a "
@@ -191,8 +191,8 @@ class PriorPath(AbstractPath):
         return self.packing.values(sites, plate or 1, len(self.x))
 
 
-def latents_of(model: Program, x: Tensor, layout: _Layout) -> dict[str, Site]:
+def latents_of(model: Program, x: Tensor, layout: Layout) -> dict[str, Site]:
     """The model's latent sites, from a run without chains whose draws are not used."""
     with isolated_rng(device=x.device):
-        sites = _random_sites(trace_of(model, x, None, layout))
+        sites = random_sites(trace_of(model, x, None, layout))
     return {name: site for name, site in sites.items() if not site["is_observed"]}

@@ -16,7 +16,7 @@ from inference.parameters import evaluation_store
 from inference.preflight_probes import PROBES
 from inference.preflight_structure import OF_ONE, OF_THE_PAIR, check_shapes, check_sites
 from inference.random_state import isolated_rng
-from inference.weights import Program
+from inference.traces import Program
 
 
 def check(model: Program, guide: Program, x: Tensor, *, seed: int = 0) -> list[Finding]:

@@ -8,17 +8,12 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from inference.evaluation import evaluation_mode
 from inference.findings import Finding, from_error
 from inference.parameters import named_parameters
 from inference.random_state import isolated_rng
-from inference.weights import (
-    Program,
-    _inspect,
-    _per_datum,
-    _random_sites,
-    evaluation_mode,
-    log_weights,
-)
+from inference.traces import Program, layout_of, log_prob_per_datum, random_sites
+from inference.weights import log_weights
 
 _JITTER = 0.01  # added to parameters to tell a dead one from one whose gradient is 0 at the start
 
@@ -64,7 +59,7 @@ def _check_batch_size(model: Program, guide: Program, x: Tensor) -> Iterator[Fin
         return
     with evaluation_mode(model, guide), torch.no_grad():
         try:
-            _inspect(model, guide, x[:-1], require_density=False)
+            layout_of(model, guide, x[:-1], require_density=False)
         except Exception as error:
             found = from_error("batch", error, f"fails on {len(x) - 1} of the {len(x)} data")
             mend = "take every size from len(x), the plate's too"
@@ -123,7 +118,7 @@ class _Scores:
 
     def __init__(self, model: Program, guide: Program, x: Tensor) -> None:
         self.model, self.guide = model, guide
-        self.layout = _inspect(model, guide, x, require_density=False)
+        self.layout = layout_of(model, guide, x, require_density=False)
         self.latents = poutine.trace(guide).get_trace(x)
 
     def at(self, x: Tensor) -> Scores:
@@ -134,14 +129,14 @@ class _Scores:
                 for role, program in (("guide", self.guide), ("model", self.model))
             }
         return {
-            (role, name): _per_datum(site, 1, len(x), self.layout)[0].expand(len(x))
+            (role, name): log_prob_per_datum(site, 1, len(x), self.layout)[0].expand(len(x))
             for role, trace in traces.items()
-            for name, site in _random_sites(trace).items()
+            for name, site in random_sites(trace).items()
         }
 
     def rolled(self) -> "_Scores":
         """The same latents, each one row further."""
-        for site in _random_sites(self.latents).values():
+        for site in random_sites(self.latents).values():
             dim = self.layout.data_dim - site["fn"].event_dim
             if -dim <= site["value"].ndim:
                 site["value"] = site["value"].roll(1, dim)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from inference.checks import base_distribution
 from inference.findings import Finding
-from inference.weights import _random_sites
+from inference.traces import random_sites
 
 _PLATE = 'put it inside `with pyro.plate("data", len(x)):`'
 
 
 def check_sites(guide: Trace, model: Trace) -> Iterator[Finding]:
     """Latents that one of the two lacks; nothing observed, or something in the guide."""
-    sites, guided = _random_sites(model), _random_sites(guide)
+    sites, guided = random_sites(model), random_sites(guide)
     latents = {name for name, site in sites.items() if not site["is_observed"]}
     for name in sorted(latents - guided.keys()):
         mend = f"add pyro.sample({name!r}, ...) to the guide, or observe it in the model"
@@ -61,7 +61,7 @@ def _check_supports(guide: Trace, model: Trace) -> Iterator[Finding]:
 
 def _check_plates(role: str, trace: Trace, size: int) -> Iterator[Finding]:
     """Sites outside the plate over the data, and dimensions that belong to no plate."""
-    for name, site in _random_sites(trace).items():
+    for name, site in random_sites(trace).items():
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
         batch = site["fn"].batch_shape
         dims = {frame.dim for frame in frames}
@@ -77,7 +77,7 @@ def _check_plates(role: str, trace: Trace, size: int) -> Iterator[Finding]:
 
 def _check_scales(role: str, trace: Trace, size: int) -> Iterator[Finding]:
     """Scales other than 1, by `poutine.scale` or a subsampled plate."""
-    for name, site in _random_sites(trace).items():
+    for name, site in random_sites(trace).items():
         scale = torch.as_tensor(site["scale"])
         if (scale == 1).all():
             continue
@@ -90,7 +90,7 @@ def _check_scales(role: str, trace: Trace, size: int) -> Iterator[Finding]:
 
 def _check_finite(role: str, trace: Trace, _: int) -> Iterator[Finding]:
     """Log-probabilities that are NaN or infinite."""
-    for name, site in _random_sites(trace).items():
+    for name, site in random_sites(trace).items():
         log_p = site["fn"].log_prob(site["value"])
         if not torch.isfinite(log_p).all():
             bad = log_p[~torch.isfinite(log_p)].flatten()[0].item()
@@ -103,8 +103,8 @@ OF_ONE = {"plate": _check_plates, "scale": _check_scales, "finite": _check_finit
 
 
 def _both(guide: Trace, model: Trace) -> Iterator[tuple[str, dict, dict]]:
-    drawn = _random_sites(guide)
-    for name, site in _random_sites(model).items():
+    drawn = random_sites(guide)
+    for name, site in random_sites(model).items():
         if name in drawn and not site["is_observed"]:
             yield name, drawn[name], site
 

@@ -14,9 +14,10 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from inference.draws import Block, visit_draws
+from inference.evaluation import evaluation_mode
 from inference.random_state import isolated_rng
 from inference.supports import register_mixtures
-from inference.weights import Program, evaluation_mode
+from inference.traces import Program
 
 R_HAT_LIMIT = 1.01
 

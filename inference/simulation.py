@@ -5,7 +5,8 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
-from inference.weights import Program, evaluation_mode
+from inference.evaluation import evaluation_mode
+from inference.traces import Program
 
 
 @torch.no_grad()

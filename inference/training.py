@@ -24,7 +24,8 @@ from inference.parameters import own_parameter_store, tensors_of, trainable_para
 from inference.precision import fast_matmul
 from inference.random_state import isolated_rng, rng_state, set_rng_state
 from inference.tempering import TemperLatents, TemperLikelihood
-from inference.weights import Program, log_prob_terms
+from inference.traces import Program
+from inference.weights import log_prob_terms
 
 # What a crash may cost at the most, whatever a step takes.
 _SECONDS_UNSAVED = 10.0

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from inference.checks import base_distribution
-from inference.weights import Program, _Layout, _per_datum
+from inference.traces import Layout, Program, log_prob_per_datum
 
 Site = dict[str, Any]  # of a Pyro trace
 
@@ -56,7 +56,7 @@ class Packing:
     def __init__(
         self,
         sites: dict[str, Site],
-        layout: _Layout,
+        layout: Layout,
         supports: dict[str, constraints.Constraint] | None = None,
     ) -> None:
         self._layout, self._supports = layout, supports or {}
@@ -177,7 +177,7 @@ class Given(Messenger):
 
 
 @contextmanager
-def chain_plate(num_chains: int | None, layout: _Layout) -> Iterator[None]:
+def chain_plate(num_chains: int | None, layout: Layout) -> Iterator[None]:
     """A plate of chains left of all the program's plates; none if `num_chains` is None."""
     if num_chains is None:
         yield
@@ -186,15 +186,15 @@ def chain_plate(num_chains: int | None, layout: _Layout) -> Iterator[None]:
             yield
 
 
-def trace_of(program: Program, x: Tensor, num_chains: int | None, layout: _Layout) -> Trace:
+def trace_of(program: Program, x: Tensor, num_chains: int | None, layout: Layout) -> Trace:
     """A run of the program on the batch, under a plate of chains unless `num_chains` is None."""
     with chain_plate(num_chains, layout):
         return poutine.trace(program).get_trace(x)
 
 
-def log_prob_of(site: Site, num_chains: int, num_data: int, layout: _Layout) -> Tensor:
+def log_prob_of(site: Site, num_chains: int, num_data: int, layout: Layout) -> Tensor:
     """The site's unscaled log-probability per chain and datum: `[C, B]`, or 1 where constant."""
-    return _per_datum(site, num_chains, num_data, layout)
+    return log_prob_per_datum(site, num_chains, num_data, layout)
 
 
 def is_point(site: Site) -> bool:
@@ -224,7 +224,7 @@ def transform_to(name: str, support: constraints.Constraint) -> Transform | None
         ) from None
 
 
-def _check_latent(site: Site, layout: _Layout) -> None:
+def _check_latent(site: Site, layout: Layout) -> None:
     name, fn = site["name"], site["fn"]
     if layout.data_dim not in {frame.dim for frame in site["cond_indep_stack"]}:
         raise ValueError(

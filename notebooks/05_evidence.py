@@ -391,7 +391,7 @@ evidences = {n: annealed_evidence(m, x_both, guide=g, **annealing) for n, (m, g)
 gaps = {}
 for name, (one, guide) in pairs.items():
     bracket = bracket_of(one, 50, guide, 30)
-    gaps[name] = max(bracket.gap, 0.0) + 2 * bracket.gap_se
+    gaps[name] = bracket.likely_gap
     print(f"{name}: BDMC gap {bracket.gap:.3f} ± {bracket.gap_se:.3f}, taken as {gaps[name]:.3f}")
 print("without gaps:", compare_evidences(evidences)[0].verdict)
 verdict = compare_evidences(evidences, gaps=gaps)[0]

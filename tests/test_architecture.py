@@ -52,6 +52,15 @@ def test_a_forbidden_import_is_found(package, line):
     assert forbidden_imports(package, line)
 
 
+def test_private_names_stay_in_their_module():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
+                    private = [a.name for a in node.names if a.name.startswith("_")]
+                    assert not private, f"{path} imports {private} from {node.module}"
+
+
 def test_only_experiments_opens_files_or_imports_matplotlib():
     for package in ("models", "guides", "inference"):
         for path in (ROOT / package).rglob("*.py"):

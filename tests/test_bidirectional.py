@@ -116,6 +116,7 @@ def test_the_gap_closes_with_the_number_of_temperatures():
     short, medium, long = brackets_of({100: 2000, 1000: 2000, 10_000: 100})
     assert short.gap > medium.gap + 3 * math.hypot(short.gap_se, medium.gap_se)
     assert medium.gap + 5 * medium.gap_se < 0.05
+    assert medium.likely_gap == pytest.approx(max(medium.gap, 0) + 2 * medium.gap_se)
     assert abs(long.gap) < 0.01
     assert spread(short) > 2 * spread(medium) > 4 * spread(long)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from inference import hmc
+from inference.evaluation import evaluation_mode
 from inference.log_joint import PriorPath
 from inference.unconstrained import Assignment
-from inference.weights import evaluation_mode
 from tests.conftest import make_oracle
 
 COVARIANCE = torch.tensor(

@@ -11,7 +11,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from inference.objectives.draws import Pair, plate_nesting
-from inference.weights import Program
+from inference.traces import Program
 
 
 class AbstractObjective(ELBO):

@@ -18,7 +18,7 @@ from inference.checks import base_distribution
 from inference.objectives.paths import DetachDraws, detached, gradient_only, subset
 from inference.objectives.plates import PARTICLES, Plates, Run, Site, nesting, shared_plates
 from inference.random_state import isolated_rng
-from inference.weights import Program, _check_sites, _random_sites
+from inference.traces import Program, check_sites, random_sites
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Pair:
         runs: list[Run] = []
         for _ in range(self.num_particles if self.particle_dim is None else 1):
             runs.append(self._run(_subsamples(runs), detach, show or _all))
-        _check_sites(runs[0])
+        check_sites(runs[0])
         if not detach:
             _check_reparameterized(runs[0].guide)
         return Draws(self, runs, shared_plates(runs[0], self.particle_dim))
@@ -104,7 +104,7 @@ class Draws:
     @cached_property
     def log_q_z(self) -> Tensor:
         """All sites of the guide."""
-        return self._sum_sites([list(_random_sites(run.guide).values()) for run in self.runs])
+        return self._sum_sites([list(random_sites(run.guide).values()) for run in self.runs])
 
     @property
     def log_p_xz(self) -> Tensor:
@@ -126,7 +126,7 @@ class Draws:
         return self.log_q_z - gradient_only(self._log_q_of_fixed_draws())
 
     def _log_q_of_fixed_draws(self) -> Tensor:
-        per_run = [list(_random_sites(run.guide).values()) for run in self.runs]
+        per_run = [list(random_sites(run.guide).values()) for run in self.runs]
         if len(per_run[0]) > 1:  # a later site may depend on an earlier draw: detach that, too
             per_run = [self._fixed_sites(run.guide) for run in self.runs]
         return self._sum_sites(per_run, detach=True)
@@ -143,9 +143,7 @@ class Draws:
         )
         with self.pair.particle_plate():
             guide = poutine.trace(poutine.replay(self.pair.guide, trace=fixed))
-            return list(
-                _random_sites(guide.get_trace(*self.pair.args, **self.pair.kwargs)).values()
-            )
+            return list(random_sites(guide.get_trace(*self.pair.args, **self.pair.kwargs)).values())
 
     def total(self, per_weight: Tensor) -> Tensor:
         """The sum over all data, `[M] -> []`; a subsample stands for all N."""
@@ -185,7 +183,7 @@ def plate_nesting(
 
 
 def _check_reparameterized(guide_trace: Trace) -> None:
-    for name, site in _random_sites(guide_trace).items():
+    for name, site in random_sites(guide_trace).items():
         if not site["is_observed"] and not site["fn"].has_rsample:
             raise ValueError(
                 f"expected guide site {name!r} to be reparameterized, got "
@@ -195,7 +193,7 @@ def _check_reparameterized(guide_trace: Trace) -> None:
 
 
 def _sites(trace: Trace, *, observed: bool) -> list[Site]:
-    return [site for site in _random_sites(trace).values() if site["is_observed"] == observed]
+    return [site for site in random_sites(trace).values() if site["is_observed"] == observed]
 
 
 def _subsamples(runs: list[Run]) -> Trace:

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 from inference.objectives.base import AbstractObjective, expect_number
 from inference.objectives.draws import Draws, Pair
 from inference.objectives.plates import Run, Site, total_weight
-from inference.weights import _random_sites
+from inference.traces import random_sites
 
 
 class BetaELBO(AbstractObjective):
@@ -116,8 +116,8 @@ def _site_kls(run: Run) -> dict[str, _SiteKL]:
     Raises:
         ValueError: the guide has auxiliary draws for several latent sites.
     """
-    latents = {n: s for n, s in _random_sites(run.model).items() if not s["is_observed"]}
-    guided = {n: s for n, s in _random_sites(run.guide).items() if not s["is_observed"]}
+    latents = {n: s for n, s in random_sites(run.model).items() if not s["is_observed"]}
+    guided = {n: s for n, s in random_sites(run.guide).items() if not s["is_observed"]}
     if latents.keys() == guided.keys():
         ordered = list(latents) == list(guided)
         return {n: _site_kl(site, guided[n], closed_form=ordered) for n, site in latents.items()}

@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from inference.weights import _random_sites
+from inference.traces import random_sites
 
 PARTICLES = "_particles"
 
@@ -81,7 +81,7 @@ def shared_plates(run: Run, particle_dim: int | None) -> Plates:
     depth = nesting(run) + 1 if particle_dim is None else -particle_dim
     model_frames, guide_frames = _in_common(run.model), _in_common(run.guide)
     sizes = {frame.dim: frame.size for frame in model_frames}
-    if _random_sites(run.guide):
+    if random_sites(run.guide):
         theirs = {(frame.dim, frame.size) for frame in guide_frames}
         sizes = {dim: size for dim, size in sizes.items() if (dim, size) in theirs}
     return Plates(depth, sizes, _subsampling(f for f in model_frames if f.dim in sizes))
@@ -93,7 +93,7 @@ def nesting(run: Run) -> int:
     Raises:
         ValueError: a site has more, and they belong to no plate.
     """
-    sites = [site for trace in run for site in _random_sites(trace).values()]
+    sites = [site for trace in run for site in random_sites(trace).values()]
     deepest = max((-frame.dim for site in sites for frame in _frames(site)), default=0)
     for site in sites:
         batch_shape = site["fn"].batch_shape
@@ -106,7 +106,7 @@ def nesting(run: Run) -> int:
 
 
 def _in_common(trace: Trace) -> set[CondIndepStackFrame]:
-    stacks = [set(_frames(site)) for site in _random_sites(trace).values()]
+    stacks = [set(_frames(site)) for site in random_sites(trace).values()]
     return set.intersection(*stacks) if stacks else set()
 
 

@@ -13,7 +13,7 @@ from inference.estimators import iwae
 from inference.objectives.base import AbstractObjective
 from inference.objectives.draws import Draws, Pair
 from inference.objectives.paths import gradient_only
-from inference.weights import _random_sites
+from inference.traces import random_sites
 
 
 class ReweightedWakeSleep(AbstractObjective):
@@ -115,7 +115,7 @@ def _sleep_loss(pair: Pair, draws: Draws) -> Tensor:
     dream = _dream(pair)
     args, kwargs = _in_place_of_data(pair, dream)
     guide = poutine.trace(poutine.replay(pair.guide, trace=dream))
-    sites = _random_sites(guide.get_trace(*args, **kwargs)).values()
+    sites = random_sites(guide.get_trace(*args, **kwargs)).values()
     return -draws.total(sum(draws.plates.sum_rest(site) for site in sites).sum(0))
 
 
@@ -133,7 +133,7 @@ def _in_place_of_data(pair: Pair, dream: Trace) -> tuple[tuple[Any, ...], dict[s
     """
     arguments = {id(value) for value in (*pair.args, *pair.kwargs.values())}
     dreamt = {}
-    for name, site in _random_sites(dream).items():
+    for name, site in random_sites(dream).items():
         if not site["infer"].get("was_observed"):
             continue
         observed = site["infer"]["obs"]
@@ -148,7 +148,7 @@ def _in_place_of_data(pair: Pair, dream: Trace) -> tuple[tuple[Any, ...], dict[s
 
 
 def _check_no_auxiliary(draws: Draws) -> None:
-    for name, site in _random_sites(draws.runs[0].guide).items():
+    for name, site in random_sites(draws.runs[0].guide).items():
         if site["infer"].get("is_auxiliary"):
             raise ValueError(
                 f"expected a guide that draws the model's latents themselves, got auxiliary site "
