@@ -58,7 +58,7 @@ class Bracket:
 
     @property
     def likely_gap(self) -> float:
-        """The most that the lower bound is likely to be off, gap + 2 SE; for `compare_evidences`."""
+        """The most that the lower bound is likely off by, gap + 2 SE; for `compare_evidences`."""
         return max(self.gap, 0.0) + 2 * self.gap_se
 
     def __str__(self) -> str:
