@@ -47,6 +47,7 @@ planted: $(INSTALLED)  ## errors planted in the estimators, and which check catc
 
 bench: $(INSTALLED)  ## speed, side by side with peers, in one run
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/guide_speed.py
 	$(BIN)/python benchmarks/weights_memory.py
 	$(BIN)/python benchmarks/annealing.py
 
