@@ -281,7 +281,7 @@ def check_jacobian(build, num_draws=1000, num_points=10):
         if hasattr(posterior, "transforms"):
             assert worst(round_trip_error(posterior, noise), regular) < 1e-8
     assert shares[0] > 0.8
-    assert sum(shares) > 1.0  # of the larger weights too
+    assert not deep or sum(shares[1:]) > 0.1  # of larger weights there is something left to check
 
 
 @torch.no_grad()

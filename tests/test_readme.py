@@ -73,7 +73,7 @@ def test_every_command_on_bundled_data_runs_in_order(tmp_path, monkeypatch, caps
     (guide,) = [code for code in blocks("python") if "AbstractGuide" in code]
     Path("my_guides.py").write_text(guide)
     for words in commands():
-        if words[0] == "evidence" and "mnist" not in words:
+        if words[0] == "evidence" and not any("mnist" in word for word in words):
             assert main(quickly(words)[1:]) == 0, words
 
 
