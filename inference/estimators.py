@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_FEWEST_FOR_A_TAIL = 25  # ArviZ 1.x wants so many, 0.x is content with 21
+_FEWEST_FOR_A_TAIL = 30  # ArviZ 1.x wants so many, 0.x is content with 21
 _ROUNDING = 1e-13  # of a log-weight in float64, relative
 
 
@@ -92,7 +92,7 @@ def k_hat(log_w: Tensor) -> Tensor:
 
     Above `k_hat_threshold(S)` the weights' tail is too heavy for L_S and its error bar to be
     trusted. Where the largest weights are all equal, up to rounding, there is no tail: 0; where all
-    are zero: inf. With fewer than 25 particles there are not enough to fit a tail: NaN.
+    are zero: inf. With fewer than 30 particles there are not enough to fit a tail: NaN.
 
     Reference: A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto Smoothed Importance
     Sampling", 2024, https://jmlr.org/papers/v25/19-556.html, section 3.

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyro
@@ -133,7 +134,9 @@ def _reference(x: Tensor, block: Block, runs: Sequence[MCMC]) -> Reference:
     divergences = (run.diagnostics()["divergences"]["chain 0"] for run in runs)
     packed = [_pack(block, chain) for chain in chains]
     draws = torch.stack([torch.cat(list(sites.values()), dim=-1) for sites in packed])
-    ess = torch.minimum(diagnostic("ess", draws), diagnostic("ess", draws, method="tail"))
+    ess = torch.minimum(
+        diagnostic("ess", draws), diagnostic("ess", draws, method="tail", prob=(0.05, 0.95))
+    )
     return Reference(
         x,
         draws,
@@ -171,7 +174,7 @@ def with_batch_dims(value: Tensor, ndim: int) -> Tensor:
     return value.reshape(len(value), *(1,) * (ndim - value.ndim), *value.shape[1:])
 
 
-def diagnostic(name: str, draws: Tensor, **options: str) -> Tensor:
+def diagnostic(name: str, draws: Tensor, **options: Any) -> Tensor:
     """A diagnostic of ArviZ for every latent: `[C, N, B, Z] -> [B, Z]`."""
     values = draws.detach().cpu().double().numpy()
     result = np.empty(values.shape[2:])
