@@ -14,11 +14,9 @@ from torch import Tensor
 
 from experiments import checkpoints, datasets
 from experiments.assembly import Assembly
-from experiments.config import Evaluate
+from experiments.config import ANNEALING, Evaluate
 from experiments.runs import RunFolder
 from inference import Bracket, Evidence, Snapshot, anneal, bidirectional_evidence
-
-_OPTIONS = ("start", "num_chains", "num_temperatures", "num_leapfrog_steps")
 
 
 def annealed(
@@ -55,7 +53,7 @@ def _resumable(
     snapshot: Snapshot,
 ) -> tuple[Any, dict[str, Any]]:
     """Run with snapshots into the folder, from the newest of the very same run if there is any."""
-    options = {name: getattr(config, name) for name in _OPTIONS}
+    options = {name: getattr(config, name) for name in ANNEALING}
     epoch_and_step = [snapshot.meta["position"][name] for name in ("epoch", "step")]
     identity = {**purpose, **options, "weights": epoch_and_step, "seed": assembly.config.seed}
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
@@ -77,11 +75,13 @@ def _resumable(
         on_snapshot=save,
         **options,
     )
-    details = {name: getattr(config, name) for name in _OPTIONS} | {
+    details = {name: getattr(config, name) for name in ANNEALING} | {
         "seconds": time.monotonic() - started,
         "peak_memory_mib": _peak_memory_mib(),
     }
-    shutil.rmtree(folder.path / "annealing")
+    shutil.rmtree(place)
+    if not any(place.parent.iterdir()):  # snapshots of another annealing stay
+        place.parent.rmdir()
     return result, details
 
 

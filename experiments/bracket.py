@@ -8,10 +8,10 @@ from torch import Tensor
 
 from experiments.annealing import bracketed
 from experiments.assembly import Assembly
-from experiments.config import Evaluate
+from experiments.config import ANNEALING, Evaluate
 from experiments.estimates import weighted
 from experiments.numbers import json_number
-from experiments.report import Row, markdown
+from experiments.report import Row, annealing_words, markdown
 from experiments.runs import RunFolder
 from guides import Unamortized
 from inference import Snapshot
@@ -52,8 +52,7 @@ def is_bracket_of(found: dict[str, Any] | None, config: Evaluate) -> bool:
     """Whether a bracket is what these options ask for."""
     if found is None or found["num_data"] != (config.num_data or _NUM_SIMULATED):
         return False
-    names = ("start", "num_chains", "num_temperatures", "num_leapfrog_steps")
-    return all(found[name] == getattr(config, name) for name in names) and (
+    return all(found[name] == getattr(config, name) for name in ANNEALING) and (
         "iw" not in found or found["iw"]["num_particles"] == config.num_particles
     )
 
@@ -71,10 +70,9 @@ def bracket_table(rows: Sequence[Row]) -> str:
 
 def _caption(found: dict[str, Any]) -> str:
     return (
-        f"{found['num_data']} data simulated from the model; bidirectional Monte Carlo from the "
-        f"{found['start']}, {found['num_chains']} chains, {found['num_temperatures']:,} "
-        f"temperatures, {found['num_leapfrog_steps']} leapfrog steps. Nats per datum; both bounds "
-        "hold in expectation. Of real data the gap proves nothing: there, AIS is a lower bound."
+        f"{found['num_data']} data simulated from the model; bidirectional Monte Carlo "
+        f"{annealing_words(found)}. Nats per datum; both bounds hold in expectation. Of "
+        "real data the gap proves nothing: there, AIS is a lower bound."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import plots_posterior
+from experiments import plots, plots_posterior
 from experiments.assembly import Assembly, load_run
 from experiments.atomic import replaced
 from experiments.catalogue import Spec
@@ -50,7 +50,7 @@ def calibrate(config: Calibrate) -> None:
     document = _document(found, assembly, config, label=run_label(folder, assembly))
     figure = plots_posterior.calibration(found, document)
     with replaced(folder.path / PICTURE) as picture:
-        plots_posterior.save(figure, picture)
+        plots.save(figure, picture)
         folder.write_text(NAME, json.dumps(document, indent=1, allow_nan=False) + "\n")
     print(calibration_table(document))
     print(f"\nwrote {folder.path}: {NAME}, {PICTURE}\n\n{document['verdict']}")

@@ -70,7 +70,7 @@ def _evaluated(config: Compare, out: Path) -> Row:
     wanted = Evaluate(**where, **options)
     on_data = replace(wanted, estimator="ais") if config.estimator == "bdmc" else wanted
     row = _row_of(out)
-    if row is None or row["evaluation"] != settings(on_data):
+    if row is None or row.get("evaluation") != settings(on_data):
         row = evaluate_run(on_data)
     if config.estimator == "bdmc" and not is_bracket_of(row["bracket"], wanted):
         row = bracket_run(wanted)

@@ -7,6 +7,9 @@ Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
 Estimator = Literal["elbo", "iw", "ais", "bdmc"]
 Start = Literal["prior", "guide"]
 
+# The options of Estimation that make one annealing another than the next.
+ANNEALING = ("start", "num_chains", "num_temperatures", "num_leapfrog_steps")
+
 
 @dataclass(kw_only=True)
 class Experiment:

@@ -9,7 +9,7 @@ from torch import Tensor
 from experiments import per_datum
 from experiments.assembly import Assembly, load_run
 from experiments.bracket import bracket, bracket_table
-from experiments.config import Evaluate
+from experiments.config import ANNEALING, Evaluate
 from experiments.estimates import estimate
 from experiments.plane import mean_divergences
 from experiments.report import ESTIMATED, Row, table, training_row, with_estimates
@@ -96,7 +96,7 @@ def settings(config: Evaluate) -> dict[str, Any]:
     if config.target_se is not None:
         names += ["target_se", "max_particles"]
     if config.estimator == "ais":
-        names += ["start", "num_chains", "num_temperatures", "num_leapfrog_steps"]
+        names += ANNEALING
     return {name: getattr(config, name) for name in names}
 
 

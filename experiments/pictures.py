@@ -47,7 +47,7 @@ def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
 
 def draw_comparison(folder: Path, rows: list[Row], histories: dict[str, History]) -> None:
     """Evidence per guide with error bars, and the training curves of all guides."""
-    if any(row["estimates"] for row in rows):
+    if all(any(e["estimator"] == "iw" for e in row["estimates"]) for row in rows):
         plots.save(plots.evidence_bars(rows), folder / "evidence.png")
     plots.save(plots.training_curves(histories), folder / "training_curves.png")
 

@@ -1,12 +1,11 @@
 """Pictures of posteriors beside what they should be: calibration, and guides over the truth.
 
-Every function returns a matplotlib `Figure`; `save` writes it. Colours are those of Okabe and Ito,
-which the colour-blind can tell apart, and every curve has a line style of its own besides.
+Every function returns a matplotlib `Figure`; `plots.save` writes it. Colours are those of Okabe and
+Ito, which the colour-blind can tell apart, and every curve has a line style of its own besides.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -205,8 +204,3 @@ def _histograms(axes: Axes, truth: np.ndarray, guides: Mapping[str, np.ndarray])
         axes.plot(0.5 * (bins[1:] + bins[:-1]), heights, label=label, **style)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG at 150 dpi."""
-    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)

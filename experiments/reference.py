@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import plots_posterior
+from experiments import plots
 from experiments.assembly import Assembly
 from experiments.atomic import replaced
 from experiments.catalogue import Spec
@@ -50,7 +50,7 @@ def reference(config: Reference) -> None:
     figure = draw_reference(first.model, guides, draws, config.rows, seed=config.seed)
     path.mkdir(parents=True, exist_ok=True)
     with replaced(path / PICTURE) as picture:
-        plots_posterior.save(figure, picture)
+        plots.save(figure, picture)
         RunFolder(path).write_text(NAME, json.dumps(document, indent=1, allow_nan=False) + "\n")
     print(reference_table(document))
     print(f"\nwrote {path}: {NAME}, {PICTURE}\n\n{document['verdict']}")

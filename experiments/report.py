@@ -139,10 +139,14 @@ def _annealing(rows: Sequence[Row]) -> str:
     found = next((row["annealing"] for row in rows if row.get("annealing")), None)
     if found is None:
         return ""
+    return f" AIS, a lower bound in expectation: {annealing_words(found)}."
+
+
+def annealing_words(found: Mapping[str, Any]) -> str:
+    """How something was annealed."""
     return (
-        f" AIS, a lower bound in expectation: from the {found['start']}, {found['num_chains']} "
-        f"chains, {found['num_temperatures']:,} temperatures, {found['num_leapfrog_steps']} "
-        f"leapfrog steps."
+        f"from the {found['start']}, {found['num_chains']} chains, {found['num_temperatures']:,} "
+        f"temperatures, {found['num_leapfrog_steps']} leapfrog steps"
     )
 
 

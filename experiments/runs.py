@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from experiments.atomic import replaced
 from experiments.config import Compare, Train, differences
 
 RESULTS_VERSION = 1
@@ -120,6 +120,5 @@ class RunFolder:
     @staticmethod
     def _write(path: Path, text: str) -> None:
         """Write in full or not at all."""
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(text)
-        unfinished.replace(path)
+        with replaced(path) as unfinished:
+            unfinished.write_text(text)

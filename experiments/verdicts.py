@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import per_datum
+from experiments.config import ANNEALING
 from experiments.numbers import json_number
 from experiments.report import Row, markdown
 from inference import Comparison, Evidence, compare_elbos, compare_evidences
 
 _PAIRS_SHOWN = 6
-_ANNEALING = ("start", "num_chains", "num_temperatures", "num_leapfrog_steps")
 
 
 def comparisons(rows: Sequence[Row]) -> list[Comparison]:
@@ -53,7 +53,7 @@ def _gap(row: Row, name: str) -> float | None:
         return None
     part: Mapping[str, Any] | None = found.get(name)
     if name == "ais":
-        same = all(found[option] == row["annealing"][option] for option in _ANNEALING)
+        same = all(found[option] == row["annealing"][option] for option in ANNEALING)
         part = found if same else None
     elif part is not None:
         counts = {e["estimator"]: e["num_particles"] for e in row["estimates"]}

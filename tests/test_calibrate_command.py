@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from experiments import calibrate, plots_posterior
+from experiments import calibrate, plots, plots_posterior
 from experiments.cli import main
 from inference.calibration import LOG_P_X, LOG_Q_Z, Calibration, simulation_based_calibration
 from tests.test_cli import refused, run
@@ -208,7 +208,7 @@ def test_an_interrupted_calibration_leaves_nothing(trained, capsys, monkeypatch)
         path.write_text("half a picture")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plots_posterior, "save", interrupt)
+    monkeypatch.setattr(plots, "save", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["calibrate", "run", "--num_simulations", "20"])
     assert stop.value.code == 130

@@ -105,6 +105,22 @@ def test_interrupted_annealing_goes_on_to_the_same_numbers(trained, monkeypatch,
     assert not Path("run/annealing").exists()
 
 
+def test_one_annealing_leaves_the_snapshots_of_another(trained):
+    other = Path("run/annealing/other/epoch-00000-step-000001")
+    other.mkdir(parents=True)
+    run("evaluate", trained, "--estimator", "ais", *SHORT)
+    assert [path.name for path in Path("run/annealing").iterdir()] == ["other"]
+    assert other.exists()
+
+
+def test_guides_are_compared_by_the_elbo_alone(capsys):
+    run("compare", *MODEL, *FIT, "--guides", "MeanField", "FullRank", "--decoder", "frozen",
+        "--estimator", "elbo", "--num_particles", 50, "--out", "c")  # fmt: skip
+    out = capsys.readouterr().out
+    assert "IW" not in out
+    assert "FullRank beats MeanField" in out
+
+
 def test_particles_are_added_where_the_target_needs_them(trained, capsys):
     run("evaluate", trained, "--target_se", "0.1", "--num_data", "60")
     assert "IW, adaptive" in capsys.readouterr().out
