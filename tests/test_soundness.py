@@ -251,7 +251,7 @@ WIDE = {
         lambda x: _uniform_model(x),
         lambda x: torch.log(dist.Normal(0.0, 0.1).cdf(1 - x) - dist.Normal(0.0, 0.1).cdf(-x)),
         0.1,
-        torch.tensor([0.5, 0.1, 0.0, -0.05], dtype=torch.float64).repeat(40),
+        torch.tensor([0.3, 0.1, 0.0, -0.05], dtype=torch.float64).repeat(40),
     ),
 }
 
