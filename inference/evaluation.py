@@ -12,7 +12,7 @@ from inference.modules import modules_of
 from inference.parameters import evaluation_store
 from inference.traces import Program
 
-__all__ = ["evaluation_mode", "modules_of"]
+__all__ = ["evaluation_mode", "modules_of", "no_training"]
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def evaluation_mode(*programs: Program | None) -> Iterator[Callable[[], None]]:
         The check of `evaluation_store`.
     """
     with (
-        _no_training(*programs),
+        no_training(*programs),
         pyro.validation_enabled(False),
         evaluation_store() as refuse_new_parameters,
     ):
@@ -31,7 +31,7 @@ def evaluation_mode(*programs: Program | None) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _no_training(*programs: Program | None) -> Iterator[None]:
+def no_training(*programs: Program | None) -> Iterator[None]:
     """Modules in evaluation mode: those of the programs, and whatever other they call."""
     switched: list[nn.Module] = []
 

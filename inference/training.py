@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -16,19 +16,24 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inference.checks import check_all_data, check_data, check_support
+from inference.checks import check_data
+from inference.first_steps import NUM_WATCHED, GradientWatch
 from inference.history import EpochRecord, History
 from inference.objectives.base import AbstractObjective
 from inference.optimizer import JointOptim
 from inference.parameters import own_parameter_store, tensors_of, trainable_parameters
 from inference.precision import fast_matmul
 from inference.random_state import isolated_rng, rng_state, set_rng_state
+from inference.support import CheckSupport, check_all_data, takes_subsamples
 from inference.tempering import TemperLatents, TemperLikelihood
-from inference.traces import Program
+from inference.traces import Program, Traces, checked_traces, random_sites
+from inference.validation import InvalidArgumentError, advice_on_scale, in_one_line, validated
 from inference.weights import log_prob_terms
 
 # What a crash may cost at the most, whatever a step takes.
 _SECONDS_UNSAVED = 10.0
+# After the first epoch, every so many steps what a transform makes is checked; it takes 3% of one.
+_STEPS_PER_CHECK = 10
 
 
 class NonFiniteLossError(ValueError):
@@ -179,24 +184,24 @@ def fit(
             "ignore", "Encountered NaN"
         )  # we stop, where Pyro warns and goes on
         batch = x_train[:batch_size]
-        model_trace = _first_run(model, guide, batch if transform is None else transform(batch))
-        check_all_data(model_trace, batch, x_train)
+        traces = _first_run(model, guide, batch if transform is None else transform(batch))
+        if transform is None:
+            check_all_data(model, guide, x_train, batch=batch, model_trace=traces.model)
         refuse_taken_names()
-        run = _Run(model, guide, x_train, options, elbo or Trace_ELBO(), x_test, transform, writer)
+        elbo = elbo or Trace_ELBO()
+        run = _Run(model, guide, x_train, options, elbo, x_test, transform, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
         return run.train(progress, on_snapshot)
 
 
-def _first_run(model: Program, guide: Program, x: Tensor) -> Trace:
-    """Run the pair once under Pyro's validation: it creates lazy parameters and checks the data."""
-    with pyro.validation_enabled():
-        guide_trace = poutine.trace(guide).get_trace(x)
-        with pyro.validation_enabled(False):  # its own message on the support is a page long
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
-        check_support(model_trace)
-        model_trace.compute_log_prob()
-    return model_trace
+def _first_run(model: Program, guide: Program, x: Tensor) -> Traces:
+    """Run the pair once: it creates lazy parameters and shows what is wrong with it."""
+    traces = checked_traces(model, guide, x, may_enumerate=True)
+    with validated(x):
+        for trace in traces:
+            trace.compute_log_prob()
+    return traces
 
 
 class _Run:
@@ -212,7 +217,9 @@ class _Run:
         x_test: Tensor | None,
         transform: Callable[[Tensor], Tensor] | None,
         writer: ScalarWriter | None,
+        first: Traces,
     ) -> None:
+        batch = x_train[: options.batch_size]
         self.model, self.guide, self.elbo = model, guide, elbo
         self.x_train, self.x_test, self.transform = x_train, x_test, transform
         self.options, self.writer = options, writer
@@ -222,6 +229,9 @@ class _Run:
         self.svi = SVI(
             model, guide, self.optim, loss=elbo.loss, loss_and_grads=self._loss_and_grads
         )
+        self.plate_total = _plate_total(first.model, len(batch))
+        self.takes_subsamples = takes_subsamples(first.model, batch)
+        self.gradients = GradientWatch(_to_be_trained(self.parameters, elbo, first.guide))
         self.steps_per_epoch = math.ceil(len(x_train) / options.batch_size)
         self.last_snapshot = time.monotonic()
         if x_test is not None:
@@ -240,6 +250,7 @@ class _Run:
                         on_snapshot(self.snapshot())
                         self.last_snapshot = time.monotonic()
                 self._end_epoch()
+        self.gradients.warn()
         if on_snapshot:
             on_snapshot(self.snapshot())
         return History.from_rows(self.position.history)
@@ -273,10 +284,24 @@ class _Run:
 
     def _step(self, x: Tensor) -> float:
         try:
-            with self._tempered():
+            with self._tempered(), self._guarded(x):
                 return self.svi.step(x)
-        except FloatingPointError as error:
-            raise NonFiniteLossError(self._stopped(str(error))) from None
+        except (FloatingPointError, InvalidArgumentError) as error:
+            raise NonFiniteLossError(self._stopped(str(error), x)) from None
+
+    @contextmanager
+    def _guarded(self, x: Tensor) -> Iterator[None]:
+        """Pyro's guards, which take time, for the first steps; data that no check has seen."""
+        with (
+            validated(x) if self.steps_done < NUM_WATCHED else in_one_line(x),
+            CheckSupport() if self._has_unseen_data() else nullcontext(),
+        ):
+            yield
+
+    def _has_unseen_data(self) -> bool:
+        """Whether to check this batch: what a transform makes, for an epoch, then now and then."""
+        is_due = self.position.epoch == 0 or self.steps_done % _STEPS_PER_CHECK == 0
+        return self.takes_subsamples or (self.transform is not None and is_due)
 
     def _loss_and_grads(self, model: Program, guide: Program, x: Tensor) -> float:
         """What SVI calls for a step: loss and gradients per datum; stops before a ruinous update.
@@ -284,25 +309,23 @@ class _Run:
         Parameters are hidden from SVI, which would look for them in Pyro's store by name, where
         two modules can meet; `JointOptim` knows them all.
         """
+        num_data = self.plate_total or len(x)
         with poutine.block(hide_types=["param"]):
             if not hasattr(self.elbo, "differentiable_loss"):
-                loss = self.elbo.loss_and_grads(model, guide, x) / len(x)
+                loss = self.elbo.loss_and_grads(model, guide, x) / num_data
                 for parameter in self.parameters.values():
                     if parameter.grad is not None:
-                        parameter.grad /= len(x)
+                        parameter.grad /= num_data
             else:
-                surrogate = self.elbo.differentiable_loss(model, guide, x) / len(x)
+                surrogate = self.elbo.differentiable_loss(model, guide, x) / num_data
                 loss = surrogate.item()
                 if math.isfinite(loss):
                     surrogate.backward()
         if not math.isfinite(loss):
             self.optim.zero_grad()
             raise NonFiniteLossError(self._stopped(f"the loss is {loss}", x))
-        if self.steps_done == 0 and all(p.grad is None for p in self.parameters.values()):
-            raise ValueError(
-                "no parameter got a gradient: announce the parameters of plain modules with "
-                "pyro.module, or make the module a PyroModule"
-            )
+        if self.steps_done < NUM_WATCHED:
+            self.gradients.observe(self.parameters, x)
         return loss
 
     @contextmanager
@@ -395,22 +418,27 @@ class _Run:
         options = {k: v for k, v in asdict(self.options).items() if k not in varying}
         return {**options, "elbo": _describe(self.elbo), "num_data": len(self.x_train)}
 
-    def _stopped(self, what: str, x: Tensor | None = None) -> str:
+    def _stopped(self, what: str, x: Tensor) -> str:
         at = self.position
         return (
             f"{what} at epoch {at.epoch + 1}, step {at.step + 1} of {self.steps_per_epoch}; "
             f"stopped before the update. {self._likely_cause(x)}"
         )
 
-    def _likely_cause(self, x: Tensor | None) -> str:
+    def _likely_cause(self, x: Tensor) -> str:
+        if not torch.isfinite(x).all():
+            return "Likely cause: the transform makes NaN or infinite data"
+        site = self._non_finite_site(x)
+        if self.steps_done == 0:
+            where = f"the log-probability of site {site!r} overflows" if site else "the start"
+            mend = advice_on_scale(x) or "start from smaller weights, or look at the data"
+            return f"Likely cause, as nothing was updated yet: {where}: {mend}"
         lower = f"lower the learning rate (lr = {self.options.lr:g})"
         lower += " or set clip_norm" if self.options.clip_norm is None else ""
-        if x is not None and not torch.isfinite(x).all():
-            return "Likely cause: the transform makes NaN or infinite data"
+        lower += f"; {advice}" if (advice := advice_on_scale(x)) else ""
         for name, parameter in self.parameters.items():
             if not torch.isfinite(parameter).all():
                 return f"Likely cause: parameter {name} overflowed in an earlier update: {lower}"
-        site = self._non_finite_site(x) if x is not None else None
         if site is not None:
             return f"Likely cause: the log-probability of site {site!r} overflowed: {lower}"
         return f"Likely cause: the optimizer diverged: {lower}"
@@ -467,6 +495,22 @@ def _describe(elbo: ELBO) -> str:
     if isinstance(elbo, AbstractObjective):
         return repr(elbo)
     return f"{type(elbo).__name__}(num_particles={getattr(elbo, 'num_particles', 1)})"
+
+
+def _plate_total(model_trace: Trace, size: int) -> int | None:
+    """N of the plate over the data, if a batch is a subsample of it: the loss stands for all N."""
+    observed = [site for site in random_sites(model_trace).values() if site["is_observed"]]
+    frames = [frame for site in observed for frame in site["cond_indep_stack"]]
+    subsampled = (f.full_size for f in frames if f.size == size and f.full_size not in (None, size))
+    return next(subsampled, None)
+
+
+def _to_be_trained(names: Iterable[str], elbo: ELBO, guide_trace: Trace) -> list[str]:
+    """The parameters that the objective trains: some leave the model's alone."""
+    if getattr(elbo, "trains_model", True):
+        return list(names)
+    of_functions = {f"param.{n}" for n, s in guide_trace.nodes.items() if s["type"] == "param"}
+    return [name for name in names if name.startswith("guide.") or name in of_functions]
 
 
 def _log(writer: ScalarWriter, record: EpochRecord) -> None:
