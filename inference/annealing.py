@@ -15,8 +15,8 @@ from inference.evaluation import evaluation_mode, modules_of
 from inference.evidence import Evidence, from_log_weights
 from inference.precision import fast_matmul
 from inference.random_state import isolated_rng
+from inference.snapshots import Snapshot
 from inference.traces import Program
-from inference.training import Snapshot
 from inference.weights import DEFAULT_CHUNK_SIZE
 
 

@@ -15,8 +15,8 @@ from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
 from inference.guide_path import path_of
 from inference.simulation import device_of
+from inference.snapshots import Snapshot
 from inference.traces import Program, random_sites
-from inference.training import Snapshot
 from inference.weights import DEFAULT_CHUNK_SIZE
 
 
