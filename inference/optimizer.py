@@ -138,7 +138,7 @@ class Schedule:
         """Go on by an epoch that had this loss."""
         with warnings.catch_warnings():
             # On resumption there has been no update yet, which torch warns of.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step()` before")
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
             if isinstance(self._scheduler, ReduceLROnPlateau):
                 self._scheduler.step(loss)
             else:

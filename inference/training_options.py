@@ -33,9 +33,7 @@ class TrainingOptions:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"expected a finite lr > 0, got {self.lr}")
         if not 0 < self.lr_decay <= 1:
-            raise ValueError(
-                f"expected a factor lr_decay of at most 1, above 0, got {self.lr_decay}"
-            )
+            raise ValueError(f"expected a factor lr_decay > 0 of at most 1, got {self.lr_decay}")
         for name in ("kl_warmup_epochs", "likelihood_warmup_epochs"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"expected a finite {name} >= 0, got {getattr(self, name)}")

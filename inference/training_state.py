@@ -1,6 +1,6 @@
 """Where a training run is, and whether a snapshot is of this one."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from inference.history import History
@@ -27,8 +27,9 @@ def position_of(snapshot: Snapshot, steps_per_epoch: int, num_epochs: int | None
     try:
         position = Position(**snapshot.meta["position"])
         History.from_rows(position.history)
-        is_readable = position.epoch == len(position.history)
-        is_readable = is_readable and 0 <= position.step <= steps_per_epoch
+        is_readable = asdict(position).keys() == snapshot.meta["position"].keys()
+        is_readable &= position.epoch == len(position.history)
+        is_readable &= 0 <= position.step <= steps_per_epoch
     except (KeyError, TypeError):
         is_readable = False
     if not is_readable:
