@@ -99,8 +99,22 @@ def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The Markdown table of the rows, under a line that says what its numbers are."""
-    return f"{caption(rows)}\n\n{markdown([cells(row) for row in rows])}"
+    """The Markdown table of the rows, under a line that says what its numbers are.
+
+    Below it stands whose ELBO was still rising when its training ended.
+    """
+    parts = [caption(rows), markdown([cells(row) for row in rows]), *_still_rising(rows)]
+    return "\n\n".join(parts)
+
+
+def _still_rising(rows: Sequence[Row]) -> list[str]:
+    gains = {row["label"]: History.from_rows(row["history"]).still_rising for row in rows}
+    return [
+        f"{label}: the ELBO was still rising when training ended, by {gain:.2g} nats per datum "
+        "over the last half of its epochs: train longer, or without --num_epochs until it is flat."
+        for label, gain in gains.items()
+        if gain is not None
+    ]
 
 
 def markdown(lines: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) -> str:
@@ -129,9 +143,14 @@ def caption(rows: Sequence[Row]) -> str:
     count = f" ({', '.join(f'{n:,}' for n in sorted(num_data))} data)" if num_data else ""
     return (
         f"{first['model']}({options}) on {first['data']}, {first['split']} split{count}{pixels}, "
-        f"decoder {first['decoder']}, {first['num_epochs']} epochs. Nats per datum, larger is "
+        f"decoder {first['decoder']}, {_epochs(rows)} epochs. Nats per datum, larger is "
         f"better; ± Monte Carlo SE ± data SE.{_annealing(rows)}"
     )
+
+
+def _epochs(rows: Sequence[Row]) -> str:
+    counts = sorted({row["num_epochs"] for row in rows})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _annealing(rows: Sequence[Row]) -> str:
