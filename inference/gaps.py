@@ -13,7 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from inference.checks import check_data
-from inference.comparison import Difference, paired_difference
+from inference.difference import Difference, paired_difference
 from inference.evaluation import evaluation_mode
 from inference.evidence import Evidence, from_log_weights
 from inference.random_state import rng_state, set_rng_state
