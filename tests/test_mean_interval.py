@@ -53,7 +53,7 @@ def test_the_level_holds_for_skewed_data_of_mean_zero(law, size):
 
 @pytest.mark.parametrize(("law", "size"), [("normal", 360), ("exponential", 360), ("normal", 30)])
 def test_true_differences_are_found(law, size):
-    """A mean 3.5 standard errors from 0 is seen in most samples, and Student's t does no wonders."""
+    """A mean 3.5 standard errors from 0 is seen in most samples."""
     values = draws(law, size)
     shift = 3.5 * values.std() / math.sqrt(size)
     assert excludes_zero(values + shift) > 0.8
@@ -61,7 +61,7 @@ def test_true_differences_are_found(law, size):
 
 
 def test_a_mean_that_is_large_for_all_its_skew_is_found():
-    """Every difference of these is positive: a rule that only asks for the skewness shows nothing."""
+    """Every difference of these is positive: asking for little skewness would miss it."""
     assert excludes_zero(draws("log-normal 1.0", 360) + math.exp(0.5)) > 0.95
 
 
