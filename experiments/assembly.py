@@ -13,6 +13,7 @@ from experiments import catalogue, checkpoints, datasets
 from experiments.catalogue import Spec
 from experiments.config import Experiment, Train
 from experiments.datasets import Dataset
+from experiments.labels import folder_name
 from experiments.preprocessing import prepare, resolve_binarization
 from experiments.runs import RunFolder
 from experiments.versions import RECORDED, version_of
@@ -73,7 +74,7 @@ def assemble(config: Train) -> Assembly:
             dataset.x_test,
             binarize=binarize,
             num_levels=dataset.num_levels,
-            seed=config.seed,
+            seed=config.data_seed,
             dequantized=model.pixels != "levels",
         )
         guide, guide_spec = catalogue.build_guide(Spec.parse(config.guide), model, x_test)
@@ -102,8 +103,10 @@ def load_with_model(config: Experiment) -> tuple[Dataset, AbstractModel, Spec]:
     spec = Spec.parse(config.model)
     kind = catalogue.find_model(spec.name)
     if config.data == "simulated":
-        model, full = catalogue.build_model(spec, data_dim=kind.fixed_data_dim or _SIMULATED_DIM)
-        return datasets.simulated(model, split=config.split), model, full
+        with isolated_rng(config.data_seed):  # the truth, where every fit starts
+            size = kind.fixed_data_dim or _SIMULATED_DIM
+            model, full = catalogue.build_model(spec, data_dim=size)
+            return datasets.simulated(model, split=config.split), model, full
     dataset = datasets.load(config.data, split=config.split, data_root=config.data_root)
     if kind.labelled:
         dataset = datasets.with_labels(dataset)
@@ -203,4 +206,4 @@ def _freeze(model: AbstractModel, spec: Spec, run: Path, dataset: Dataset) -> No
 def run_name(*parts: str) -> str:
     """A folder name below `runs` out of specs and names."""
     words = ("".join(c if c.isalnum() or c in "._" else "-" for c in part) for part in parts)
-    return os.path.join("runs", "-".join(word.strip("-") for word in words))
+    return os.path.join("runs", folder_name("-".join(word.strip("-") for word in words)))

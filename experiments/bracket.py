@@ -10,6 +10,7 @@ from experiments.annealing import bracketed
 from experiments.assembly import Assembly
 from experiments.config import ANNEALING, Evaluate
 from experiments.estimates import weighted
+from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.report import Row, annealing_words, markdown
 from experiments.runs import RunFolder
@@ -64,7 +65,8 @@ def _standard_error(values: Tensor) -> float | None:
 
 def bracket_table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows' brackets, under a line that says what its numbers are."""
-    lines = [_cells(row["label"], row["bracket"]) for row in rows]
+    short = shortened(row["label"] for row in rows)
+    lines = [_cells(short[row["label"]], row["bracket"]) for row in rows]
     return f"{_caption(rows[0]['bracket'])}\n\n{markdown(lines)}"
 
 

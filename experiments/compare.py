@@ -8,6 +8,8 @@ from experiments.bracket import bracket_table, is_bracket_of
 from experiments.catalogue import Spec, build_guide
 from experiments.config import Compare, Estimation, Evaluate, Experiment, Train
 from experiments.evaluate import bracket_run, evaluate_run, expect_evidence, settings
+from experiments.fits import over_fits, summary
+from experiments.labels import folder_name
 from experiments.pictures import draw_comparison, draw_planes
 from experiments.report import Row, table
 from experiments.runs import RunFolder
@@ -23,22 +25,23 @@ def compare(config: Compare) -> None:
     """
     if len(set(config.guides)) < len(config.guides) or not config.guides:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
+    if config.seeds < 1:
+        raise ValueError(f"expected --seeds of at least 1, got {config.seeds}")
     _expect_guides(config)
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
     with folder.opened(config, resume=True):
-        frozen = _train_model(config, folder.path) if config.decoder == "frozen" else None
-        rows = [_run_guide(config, guide, folder.path, frozen) for guide in config.guides]
-        found = comparisons(rows)
+        rows = [row for fit in range(config.seeds) for row in _fit(config, fit, folder.path)]
+        found, joined = comparisons(rows), over_fits(rows)
         text = "\n\n".join(
-            [table(rows)]
-            + ([bracket_table(rows)] if config.estimator == "bdmc" else [])
+            [table(joined)]
+            + ([bracket_table(_by_seed(rows))] if config.estimator == "bdmc" else [])
             + ([verdict_table(found)] if found else [])
         )
-        folder.write_results("compare", rows, comparisons=to_json(found))
+        folder.write_results("compare", rows, summary=summary(joined), comparisons=to_json(found))
         folder.write_text("table.md", text + "\n")
-        histories = {row["label"]: History.from_rows(row["history"]) for row in rows}
-        draw_comparison(folder.path, rows, histories)
-        _draw_planes(config, rows, folder.path)
+        histories = {row["label"]: History.from_rows(row["history"]) for row in joined}
+        draw_comparison(folder.path, joined, histories)
+        _draw_planes(config, joined, folder.path)
     print(text)
     print(f"\nwrote {folder.path}")
 
@@ -49,6 +52,23 @@ def _expect_guides(config: Compare) -> None:
     x = first.x_test[:1]
     for guide in config.guides:
         expect_evidence(first.model, build_guide(Spec.parse(guide), first.model, x)[0].to(x), x)
+
+
+def _fit(config: Compare, number: int, path: Path) -> list[Row]:
+    """Every guide, with one seed. The first fit lies in the folder itself, as if it were alone."""
+    seed = config.seed + number
+    config = replace(config, seed=seed)
+    if number > 0:
+        path /= f"seed-{seed}"
+    frozen = _train_model(config, path) if config.decoder == "frozen" else None
+    return [_run_guide(config, guide, path, frozen) for guide in config.guides]
+
+
+def _by_seed(rows: list[Row]) -> list[Row]:
+    """The rows with their seeds in their labels, if there are several."""
+    if len({row["seed"] for row in rows}) == 1:
+        return rows
+    return [row | {"label": f"{row['label']}, seed {row['seed']}"} for row in rows]
 
 
 def _train_model(config: Compare, path: Path) -> str:
@@ -99,4 +119,4 @@ def _train_config(config: Compare, guide: str, out: str) -> Train:
 def _folder_name(guide: str) -> str:
     spec = Spec.parse(guide)
     words = [spec.name, *(f"{name}-{value}" for name, value in spec.options.items())]
-    return "-".join(words).translate({ord(c): "_" for c in " /[](),'\""})
+    return folder_name("-".join(words).translate({ord(c): "_" for c in " /[](),'\""}))

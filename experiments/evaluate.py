@@ -39,7 +39,7 @@ def evaluate(config: Evaluate) -> None:
 def evaluate_run(config: Evaluate) -> Row:
     """Estimate the evidence of a run on its evaluation data; returns its row of results.json."""
     folder, assembly, snapshot = _loaded(config)
-    rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.seed)
+    rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
     x = assembly.x_test[rows.to(assembly.x_test.device)]
     records, details = estimate(assembly, x, config, folder, snapshot)
     row = with_estimates(row_so_far(folder, assembly, snapshot), records, assembly)

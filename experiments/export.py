@@ -31,7 +31,7 @@ def export(config: Export) -> None:
     path = _free_path(config)
     pairs = load_runs(config.runs, device=config.device, data_root=config.data_root)
     first = next(iter(pairs.values()))
-    rows = chosen_rows(len(first.x_test), config.num_data, first.config.seed)
+    rows = chosen_rows(len(first.x_test), config.num_data, first.config.data_seed)
     result = to_arviz(
         first.model,
         _guides(pairs),

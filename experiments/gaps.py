@@ -10,6 +10,7 @@ from experiments import plots
 from experiments.assembly import Assembly, load_run
 from experiments.config import Gaps
 from experiments.evaluate import chosen_rows, expect_evidence, row_so_far
+from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.report import Row, markdown
 from experiments.runs import RunFolder
@@ -37,7 +38,7 @@ def gaps_run(run: str, config: Gaps) -> Row:
     folder = RunFolder(run)
     assembly, snapshot = load_run(folder, device=config.device, data_root=config.data_root)
     _expect_encoder(assembly)
-    chosen = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.seed)
+    chosen = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
     row = row_so_far(folder, assembly, snapshot)
     row["gaps"] = _measure(assembly, assembly.x_test[chosen.to(assembly.x_test.device)], config)
     folder.write_results("gaps", [row])
@@ -89,7 +90,8 @@ def _difference(found: Difference) -> dict[str, float | None]:
 
 def gaps_table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows' gaps, under a line that says what its numbers are."""
-    lines = [_cells(row["label"], row["gaps"]) for row in rows]
+    short = shortened(row["label"] for row in rows)
+    lines = [_cells(short[row["label"]], row["gaps"]) for row in rows]
     return f"{_caption(rows[0]['gaps'])}\n\n{markdown(lines)}"
 
 

@@ -79,7 +79,8 @@ def test_train_evaluate_and_sample(capsys):
     assert [e["estimator"] for e in row["estimates"]] == ["elbo", "iw"]
     for estimate in row["estimates"]:
         assert set(estimate) == {
-            "estimator", "nats", "mc_se", "data_se", "num_particles", "num_data",
+            "estimator", "nats", "reliable", "reason", "mc_se", "data_se", "num_particles",
+            "num_data",
         }  # fmt: skip
         assert estimate["num_data"] == 360
         assert 0 < estimate["mc_se"] < estimate["data_se"]
