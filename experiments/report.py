@@ -84,7 +84,7 @@ def with_estimates(row: Row, records: Sequence[Evidence], assembly: Assembly) ->
 
 
 def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
-    reason = getattr(record, "not_reliable", None)
+    reason = record.not_reliable
     estimate = {
         "estimator": record.estimator,
         "nats": json_number(record.mean),

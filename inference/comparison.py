@@ -150,7 +150,7 @@ def _compare_all(records: Records, quantity: str, gaps: Mapping[str, float]) -> 
 def _not_reliable(records: Records, label: str) -> str | None:
     """What is wrong with the estimates of a label, by their own diagnostics."""
     for record in fits_of(records[label]):
-        if reason := getattr(record, "not_reliable", None):
+        if reason := record.not_reliable:
             return f"{label} is NOT RELIABLE ({reason})"
     return None
 
