@@ -42,6 +42,8 @@ def bracket(
         below = found.log_px_upper - record.log_px
         document[record.estimator] = {
             "nats": record.mean,
+            "reliable": record.not_reliable is None,
+            "reason": record.not_reliable,
             "num_particles": record.num_particles,
             "gap": below.mean().item(),
             "gap_se": _standard_error(below),
@@ -83,7 +85,8 @@ def _cells(label: str, found: dict[str, Any]) -> dict[str, str]:
     for name, heading in (("elbo", "ELBO"), ("iw", "IW")):
         if name in found:
             count = f"-{found[name]['num_particles']}" if name == "iw" else ""
-            cells[f"{heading}{count}"] = f"{found[name]['nats']:.3f}"
+            doubt = "" if found[name]["reliable"] else "NOT RELIABLE "
+            cells[f"{heading}{count}"] = f"{doubt}{found[name]['nats']:.3f}"
     cells["AIS lower bound"] = f"{found['lower']:.3f}"
     if "exact" in found:
         cells["exact"] = f"{found['exact']:.3f}"

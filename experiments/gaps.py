@@ -70,7 +70,12 @@ def _measure(assembly: Assembly, x: Tensor, config: Gaps) -> dict[str, Any]:
         )
     return {
         **{part: _difference(getattr(found, part)) for part in _PARTS},
-        "evidence": {"estimator": found.evidence.estimator, "nats": found.evidence.mean},
+        "evidence": {
+            "estimator": found.evidence.estimator,
+            "nats": found.evidence.mean,
+            "reliable": found.evidence.not_reliable is None,
+            "reason": found.evidence.not_reliable,
+        },
         "share_bad": json_number(found.evidence.share_bad),
         "num_data": len(x),
         "num_particles": config.num_particles,
@@ -114,7 +119,8 @@ def _caption(found: dict[str, Any]) -> str:
 
 def _evidence(found: dict[str, Any]) -> str:
     name = {"exact": "exact", "iw": f"IW-{found['num_particles']}"}[found["evidence"]["estimator"]]
-    return f"{found['evidence']['nats']:.3f} ({name})"
+    doubt = "" if found["evidence"]["reliable"] else "NOT RELIABLE "
+    return f"{doubt}{found['evidence']['nats']:.3f} ({name})"
 
 
 def _with_errors(part: dict[str, float | None]) -> str:

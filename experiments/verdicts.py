@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ def _records(rows: Sequence[Row]) -> ByFit:
     data: dict[str, list[int]] = {}
     for row in rows:
         chosen, records = per_datum.read(Path(row["folder"]))
+        for estimate in row["estimates"]:  # reasons of other kinds than the weights show again
+            name = estimate["estimator"]
+            if not estimate["reliable"]:
+                records[name] = replace(records[name], caveat=estimate["reason"])
         first = next(iter(data), row["label"])
         if chosen != data.setdefault(first, chosen):
             raise ValueError(
