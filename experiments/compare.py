@@ -40,7 +40,7 @@ def compare(config: Compare) -> None:
         folder.write_results("compare", rows, summary=summary(joined), comparisons=to_json(found))
         folder.write_text("table.md", text + "\n")
         histories = {row["label"]: History.from_rows(row["history"]) for row in joined}
-        draw_comparison(folder.path, joined, histories)
+        draw_comparison(folder.path, joined, found, histories)
         _draw_planes(config, joined, folder.path)
     print(text)
     print(f"\nwrote {folder.path}")
@@ -108,7 +108,9 @@ def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
         return
     options = {"data_root": config.data_root, "device": config.device}
     runs = {row["label"]: load_run(RunFolder(row["folder"]), **options)[0] for row in rows}
-    draw_planes(path, {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()})
+    pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
+    datum = None if config.data == "none" else f"datum 0 of the {config.split} data"
+    draw_planes(path, pairs, datum)
 
 
 def _train_config(config: Compare, guide: str, out: str) -> Train:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import plots
+from experiments import plots, plots_comparison
 from experiments.assembly import Assembly, load_run
 from experiments.config import Gaps
 from experiments.evaluate import chosen_rows, expect_evidence, row_so_far
@@ -29,7 +29,7 @@ def gaps(config: Gaps) -> None:
     rows = [gaps_run(run, config) for run in config.runs]
     print(gaps_table(rows))
     picture = RunFolder(config.runs[0]).path / "gaps.png"
-    plots.save(plots.gap_bars(rows), picture)
+    plots.save(plots_comparison.gap_bars(rows), picture)
     print(f"\nwrote {picture} and the results.json of every run")
 
 

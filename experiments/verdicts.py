@@ -12,6 +12,7 @@ from experiments.fits import by_label
 from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.report import ESTIMATORS, Row, markdown
+from experiments.shortfall import share_a_model
 from inference import Comparison, Difference, Evidence, compare_elbos, compare_evidences
 
 _PAIRS_SHOWN = 6
@@ -30,7 +31,7 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     if len(fits) < 2:
         return []
     records = _records(rows)
-    if rows[0]["decoder"] == "frozen" or rows[0]["num_model_parameters"] == 0:
+    if share_a_model(rows):
         return compare_elbos(_all_of(records, "elbo"))
     name = _nearest(records)
     found = {label: [_gap(row, name) for row in rows] for label, rows in fits.items()}
