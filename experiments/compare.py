@@ -39,7 +39,8 @@ def compare(config: Compare) -> None:
         )
         folder.write_results("compare", rows, summary=summary(joined), comparisons=to_json(found))
         folder.write_text("table.md", text + "\n")
-        histories = {row["label"]: History.from_rows(row["history"]) for row in joined}
+        first = f", seed {config.seed}" if config.seeds > 1 else ""
+        histories = {row["label"] + first: History.from_rows(row["history"]) for row in joined}
         draw_comparison(folder.path, joined, found, histories)
         _draw_planes(config, joined, folder.path)
     print(text)

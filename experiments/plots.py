@@ -206,7 +206,7 @@ def _density(axes: Axes, log_density: Tensor, bounds: tuple[float, float]) -> No
     descending = np.sort(masses, axis=None)[::-1]
     levels = [descending[np.searchsorted(descending.cumsum(), share)] for share in (0.9, 0.5)]
     # A single ridge of height is not to blank the rest; a Gaussian's peak is twice its 50% level.
-    darkest = min(2 * levels[1], descending[0])
+    darkest = min(3 * levels[1], descending[0])
     extent = (*bounds, *bounds)
     axes.imshow(masses, origin="lower", extent=extent, cmap="Blues", vmin=0.0, vmax=darkest)
     if levels[0] < levels[1]:

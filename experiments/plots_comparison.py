@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.labels import wrapped
 from experiments.report import ESTIMATORS, Row
@@ -118,7 +119,7 @@ def _shortfalls(axes: Axes, found: Sequence[Shortfall]) -> None:
         axes.annotate(text, (end, place), va="center", fontsize=11)
     judges = dict.fromkeys(_NAMES[one.judge] for one in found)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.margins(x=0.35)
+    axes.margins(x=0.45)
     _title(axes, f"log p(x) − ELBO, smaller is better;\nlog p(x): {' or '.join(judges)}")
 
 
@@ -132,15 +133,17 @@ def _differences(axes: Axes, found: Sequence[Comparison], labels: Sequence[str])
         axes.plot(mean, place, "o", color=colour, markersize=7, **hollow)
         if math.isfinite(high - low) and not hollow:
             axes.plot([low, high], [place, place], color=colour, linewidth=2.2)
+    axes.plot(0, 0, "|", color="black", markersize=16, markeredgewidth=2.5)
     axes.plot([], [], "o-", color=_DIFFERENT, label="shown by the 95% interval")
     axes.plot([], [], "o-", color=_ALIKE, label="no difference shown")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.margins(x=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     fits = found[0].difference.num_fits
-    scope = f"{fits} fits and all their data" if fits > 1 else "these fits alone"
+    scope = f"data and {fits} fits" if fits > 1 else "data, for these fits"
     first = wrapped(labels)[labels[0]].replace("\n", "")
     what = found[0].quantity.split()[0]  # "ELBO", or "evidence"
-    _title(axes, f"{what} − {first}'s, paired by datum;\n95% intervals, for {scope}")
+    _title(axes, f"{what} − {first}'s, paired by datum;\n95% intervals over {scope}")
     axes.set_xlabel("nats per datum, larger is better", fontdict=_FONT)
     _legend(axes, 2)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import annealing, checkpoints, evaluate, per_datum, plots, verdicts
+from experiments import annealing, checkpoints, evaluate, per_datum, plots_comparison, verdicts
 from experiments.cli import main
 from inference import Evidence
 from tests.test_cli import refused, results, run
@@ -202,10 +202,11 @@ def test_gaps_need_an_encoder(capsys):
 
 def test_gap_bars_are_drawn_to_scale():
     gap = {"nats": 0.1, "mc_se": 0.01, "data_se": None}
-    rows = [{"label": "A", "gaps": {"approximation": gap, "amortization": gap}}]
-    (axes,) = plots.gap_bars(rows).axes
-    assert [bar.get_height() for bar in axes.patches] == [0.1, 0.1]
-    assert axes.patches[1].get_y() == 0.1
+    gaps = {"approximation": gap, "amortization": gap, "evidence": {"reliable": False}}
+    (axes,) = plots_comparison.gap_bars([{"label": "A", "gaps": gaps}]).axes
+    assert [bar.get_width() for bar in axes.patches] == [0.1, 0.1]
+    assert axes.patches[1].get_x() == 0.1
+    assert "NOT RELIABLE" in axes.get_yticklabels()[0].get_text()
 
 
 def test_check_finds_no_fault_or_names_it(capsys):
@@ -275,7 +276,7 @@ def test_rows_on_different_data_are_not_compared(tmp_path):
         record = dataclasses.replace(Evidence.exact(torch.zeros(2)), estimator="exact")
         (folder / per_datum.NAME).write_text(per_datum.to_csv(torch.tensor(chosen), [record]))
         rows.append({"label": label, "folder": str(folder), "decoder": "joint",
-                     "num_model_parameters": 1, "bracket": None})  # fmt: skip
+                     "num_model_parameters": 1, "bracket": None, "estimates": []})  # fmt: skip
     with pytest.raises(ValueError, match="A and B were evaluated on different data"):
         verdicts.comparisons(rows)
 
