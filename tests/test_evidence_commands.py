@@ -246,10 +246,9 @@ def test_models_are_judged_only_where_the_gap_is_known(capsys):
     brackets = [row["bracket"] for row in results("c")["rows"]]
     limits = [max(b["gap"], 0) + 2 * b["gap_se"] for b in brackets]
     assert math.isclose(found["gap"], max(limits))
-    beats = abs(found["difference"]) - found["gap"] > 2 * math.hypot(
-        found["mc_se"], found["data_se"]
-    )
-    assert (found["winner"] is not None) == beats
+    low, high = found["interval_95"]
+    beats = low > found["gap"] or high < -found["gap"]
+    assert (found["winner"] is not None) == (beats and found["reliable"])
 
 
 def test_a_bracket_with_other_options_is_no_bound_of_the_gap():
