@@ -11,8 +11,9 @@ from torch import Tensor
 
 from inference import estimators
 from inference.evidence import Evidence, from_log_weights
+from inference.soundness import expect_sound_pair
 from inference.traces import Program
-from inference.weights import DEFAULT_CHUNK_SIZE, log_weights
+from inference.weights import DEFAULT_CHUNK_SIZE, unchecked_log_weights
 
 # Data at work together; the pilot draws for all of them that still need particles.
 _DATA_AT_WORK = 1024
@@ -84,13 +85,14 @@ def adaptive_evidence(
     """
     rule = _Rule(target_se, max_particles, batch)
     options = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
-    draw = partial(log_weights, model, guide, **options)
+    on_edge = expect_sound_pair(model, guide, x)
+    draw = partial(unchecked_log_weights, model, guide, **options)
     parts = []
     for chunk in x.split(_DATA_AT_WORK):
         parts.append(_estimate(draw, chunk, _pilot(draw, chunk, rule)))
         if progress is not None:
             progress(len(chunk))
-    return Evidence.concatenate(parts)
+    return Evidence.concatenate(parts).with_edges(on_edge)
 
 
 def _pilot(draw: _Draw, x: Tensor, rule: _Rule) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from inference import estimators, reliability
+from inference.soundness import expect_sound_pair
 from inference.traces import Program
-from inference.weights import DEFAULT_CHUNK_SIZE, log_weights
+from inference.weights import DEFAULT_CHUNK_SIZE, unchecked_log_weights
 
 _DATA_PER_REDUCTION = 128
 
@@ -161,6 +162,15 @@ class Evidence:
             **joined,
         )
 
+    def with_edges(self, on_edge: Tensor) -> "Evidence":
+        """This record, knowing the share of the posterior on the edge of supports, `[b]`.
+
+        See `reliability.edge_caveat`.
+        """
+        se = self.mc_se if math.isfinite(self.mc_se) else 0.0
+        caveat = reliability.edge_caveat(on_edge, se, self.dtype)
+        return self if caveat is None else dataclasses.replace(self, caveat=caveat)
+
     @property
     def particles_per_datum(self) -> Tensor:
         """The number of particles of each datum `[B]`."""
@@ -232,9 +242,10 @@ def estimate_evidence(
     Raises:
         ValueError: as `log_weights`.
     """
+    on_edge = expect_sound_pair(model, guide, x)
     parts: list[dict[str, Evidence]] = []
     for chunk in x.split(_DATA_PER_REDUCTION):
-        log_w = log_weights(
+        log_w = unchecked_log_weights(
             model,
             guide,
             chunk,
@@ -245,7 +256,8 @@ def estimate_evidence(
         parts.append(from_log_weights(log_w))
         if progress is not None:
             progress(len(chunk))
-    return {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
+    records = {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: record.with_edges(on_edge) for name, record in records.items()}
 
 
 def importance_weighted_evidence(

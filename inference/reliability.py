@@ -1,5 +1,6 @@
 """Whether the weights behind an estimate support it: what they show, in words, and what helps."""
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -108,6 +109,21 @@ def diagnostics(evidence: "Evidence") -> str:
         return text
     share = evidence.share_bad
     return f"{text} (medians), above {evidence.k_hat_threshold:.2f} for {share:.1%} of the data"
+
+
+def edge_caveat(on_edge: Tensor, mc_se: float, dtype: torch.dtype) -> str | None:
+    """What to say where the mass on the edge of supports `[B]` makes for more than the error bar.
+
+    What lies there is not told from its neighbours: about −log(1 − share) nats are lost.
+    """
+    share = on_edge.mean().item()
+    if not share > 1 - math.exp(-max(mc_se, 1e-3)):
+        return None
+    remedy = "let the model draw it on an unconstrained scale"
+    if dtype != torch.float64:
+        remedy = "compute in double (model.double(), guide.double(), x.double(); --dtype float64)"
+    number = str(dtype).removeprefix("torch.")
+    return f"{share:.1%} of the draws are on the edge of a support, where {number} ends: {remedy}"
 
 
 def _median(values: Tensor) -> float:
