@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
 from experiments import catalogue, checkpoints, datasets
@@ -19,8 +20,9 @@ from experiments.runs import RunFolder
 from experiments.versions import RECORDED, version_of
 from guides import AbstractPosterior, Unamortized
 from inference import Snapshot, restore_tensors
+from inference.checks import base_distribution
 from inference.random_state import isolated_rng
-from models import AbstractModel
+from models import AbstractModel, Autoencoder
 
 _SIMULATED_DIM = 20  # of data simulated from a model that may have any size
 
@@ -78,6 +80,7 @@ def assemble(config: Train) -> Assembly:
             dequantized=model.pixels != "levels",
         )
         guide, guide_spec = catalogue.build_guide(Spec.parse(config.guide), model, x_test)
+    _expect_point(model, guide, config.guide, x_test[:1])
     if isinstance(guide, Unamortized):  # nothing is learnt about other data than these
         x_train, transform = x_test, None
     if config.frozen_model is not None:
@@ -94,6 +97,22 @@ def assemble(config: Train) -> Assembly:
     )
 
 
+def _expect_point(model: AbstractModel, guide: AbstractPosterior, name: str, x: Tensor) -> None:
+    """Check that a model without a prior has a guide without a density.
+
+    Raises:
+        ValueError: nothing would keep the guide's spread from vanishing.
+    """
+    if not isinstance(model, Autoencoder):
+        return
+    with torch.no_grad():
+        if not isinstance(base_distribution(guide.posterior(x)), Delta):
+            raise ValueError(
+                f"Autoencoder has no prior p(z), so a density q(z | x) such as {name} has no "
+                "meaning beside it, nor has their loss: use --guide Delta, or --model VAE"
+            )
+
+
 def load_with_model(config: Experiment) -> tuple[Dataset, AbstractModel, Spec]:
     """The data, in the form that the model takes, the model, and its spec in full.
 
@@ -108,6 +127,12 @@ def load_with_model(config: Experiment) -> tuple[Dataset, AbstractModel, Spec]:
             model, full = catalogue.build_model(spec, data_dim=size)
             return datasets.simulated(model, split=config.split), model, full
     dataset = datasets.load(config.data, split=config.split, data_root=config.data_root)
+    if kind.responses and dataset.image_shape is not None:
+        height, width = dataset.image_shape
+        raise ValueError(
+            f"{spec.name} expects {kind.responses}, got images of {height} × {width} pixels "
+            f"({config.data}): choose --data simulated, or a model of images such as VAE"
+        )
     if kind.labelled:
         dataset = datasets.with_labels(dataset)
     if spec.options.get("likelihood") == "discretized-logistic":
