@@ -17,14 +17,14 @@ from experiments.runs import RunFolder
 from guides import Unamortized
 from inference import Snapshot
 
-_NUM_SIMULATED = 100
+NUM_SIMULATED = 100
 
 
 def bracket(
     assembly: Assembly, config: Evaluate, folder: RunFolder, snapshot: Snapshot
 ) -> dict[str, Any]:
     """Bidirectional Monte Carlo on simulated data, and on the same data the guide's bounds."""
-    size = config.num_data or _NUM_SIMULATED
+    size = config.num_data or NUM_SIMULATED
     found, details = bracketed(assembly, size, config, folder, snapshot)
     document = {
         "lower": found.lower,
@@ -53,7 +53,7 @@ def bracket(
 
 def is_bracket_of(found: dict[str, Any] | None, config: Evaluate) -> bool:
     """Whether a bracket is what these options ask for."""
-    if found is None or found["num_data"] != (config.num_data or _NUM_SIMULATED):
+    if found is None or found["num_data"] != (config.num_data or NUM_SIMULATED):
         return False
     return all(found[name] == getattr(config, name) for name in ANNEALING) and (
         "iw" not in found or found["iw"]["num_particles"] == config.num_particles

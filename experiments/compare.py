@@ -3,10 +3,11 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
-from experiments.assembly import assemble, load_run, run_name
+from experiments.assembly import Assembly, assemble, load_run, run_name
 from experiments.bracket import bracket_table, is_bracket_of
 from experiments.catalogue import Spec, build_guide
 from experiments.config import Compare, Estimation, Evaluate, Experiment, Train
+from experiments.durations import fit_seconds, told
 from experiments.evaluate import bracket_run, evaluate_run, expect_evidence, settings
 from experiments.fits import over_fits, summary
 from experiments.labels import folder_name
@@ -15,6 +16,7 @@ from experiments.report import Row, table
 from experiments.runs import RunFolder
 from experiments.train import train_run
 from experiments.verdicts import comparisons, to_json, verdict_table
+from guides import AbstractPosterior
 from inference import History
 
 
@@ -27,9 +29,10 @@ def compare(config: Compare) -> None:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
     if config.seeds < 1:
         raise ValueError(f"expected --seeds of at least 1, got {config.seeds}")
-    _expect_guides(config)
+    pairs = _expect_guides(config)
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
     with folder.opened(config, resume=True):
+        _announce(config, folder.path, *pairs)
         rows = [row for fit in range(config.seeds) for row in _fit(config, fit, folder.path)]
         found, joined = comparisons(rows), over_fits(rows)
         text = "\n\n".join(
@@ -47,20 +50,51 @@ def compare(config: Compare) -> None:
     print(f"\nwrote {folder.path}")
 
 
-def _expect_guides(config: Compare) -> None:
-    """Build every pair once: a mistake in the last guide shows before the first is trained."""
+def _expect_guides(config: Compare) -> tuple[Assembly, dict[str, AbstractPosterior]]:
+    """Build every pair once: a mistake in the last guide shows before the first is trained.
+
+    Returns:
+        The data and the model, with the first guide; and every guide.
+    """
     first = assemble(_train_config(config, config.guides[0], ""))
-    x = first.x_test[:1]
+    x, guides = first.x_test[:1], {}
     for guide in config.guides:
-        expect_evidence(first.model, build_guide(Spec.parse(guide), first.model, x)[0].to(x), x)
+        guides[guide] = build_guide(Spec.parse(guide), first.model, x)[0].to(x)
+        expect_evidence(first.model, guides[guide], x)
+    return first, guides
+
+
+def _announce(
+    config: Compare, path: Path, pair: Assembly, guides: dict[str, AbstractPosterior]
+) -> None:
+    """Say about how long it will take to train and evaluate what is not there yet."""
+    left = [
+        (number, guide)
+        for number in range(config.seeds)
+        for guide in guides
+        if _row_of(_place(config, number, path) / _folder_name(guide)) is None
+    ]
+    wanted = {guide: guides[guide] for _, guide in left}
+    found = fit_seconds(pair, wanted, config)
+    if not left or found is None:
+        return
+    seconds = [found[guide] for _, guide in left]
+    if config.decoder == "frozen":  # the first guide trains the model, once for each seed
+        training, _ = next(iter(found.values()))
+        seconds += [(training, (0.0, 0.0))] * len({number for number, _ in left})
+    ends = [sum(training + span[end] for training, span in seconds) for end in (0, 1)]
+    print(told(f"training and evaluating {len(left)} fits", (ends[0], ends[1])), flush=True)
+
+
+def _place(config: Compare, number: int, path: Path) -> Path:
+    """Where the fits of a seed lie: the first in the folder itself, as if it were alone."""
+    return path / f"seed-{config.seed + number}" if number > 0 else path
 
 
 def _fit(config: Compare, number: int, path: Path) -> list[Row]:
-    """Every guide, with one seed. The first fit lies in the folder itself, as if it were alone."""
-    seed = config.seed + number
-    config = replace(config, seed=seed)
-    if number > 0:
-        path /= f"seed-{seed}"
+    """Every guide, with one seed."""
+    path = _place(config, number, path)
+    config = replace(config, seed=config.seed + number)
     frozen = _train_model(config, path) if config.decoder == "frozen" else None
     return [_run_guide(config, guide, path, frozen) for guide in config.guides]
 

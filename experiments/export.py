@@ -1,5 +1,6 @@
 """`evidence export`: draws, predictions and weights of trained runs as netCDF, for ArviZ."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def export(config: Export) -> None:
         dims=_dims(first, config),
         coords={"datum": rows.tolist()},
         seed=config.seed,
+        progress=sys.stderr.isatty(),
     )
     result.attrs.update(_attributes(first, rows))
     with replaced(path) as unfinished:

@@ -1,5 +1,6 @@
 """`evidence gaps`: what of the ELBO's shortfall is the family's, and what the encoder's."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,7 @@ def _measure(assembly: Assembly, x: Tensor, config: Gaps) -> dict[str, Any]:
             num_particles=config.num_particles,
             max_steps=config.max_steps,
             evidence=exact,
+            progress=sys.stderr.isatty(),
         )
     return {
         **{part: _difference(getattr(found, part)) for part in _PARTS},
