@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from inference import estimators
+from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.evidence import Evidence, from_log_weights
 from inference.soundness import expect_sound_pair
 from inference.traces import Program
-from inference.weights import DEFAULT_CHUNK_SIZE, unchecked_log_weights
+from inference.weights import unchecked_log_weights
 
 # Data at work together; the pilot draws for all of them that still need particles.
 _DATA_AT_WORK = 1024

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
+from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.evaluation import evaluation_mode, modules_of
 from inference.evidence import Evidence, from_log_weights
 from inference.precision import fast_matmul
@@ -18,7 +19,6 @@ from inference.random_state import isolated_rng
 from inference.snapshots import Snapshot
 from inference.soundness import expect_sound_model, expect_sound_pair
 from inference.traces import Program
-from inference.weights import DEFAULT_CHUNK_SIZE
 
 
 @dataclass(frozen=True)

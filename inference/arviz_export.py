@@ -8,11 +8,10 @@ from torch import Tensor
 
 from inference import estimators
 from inference.arviz_datasets import Axes, Groups, Labels, arviz_object, library_attrs
-from inference.draws import Block, Record, visit_draws
+from inference.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from inference.psis import smoothed_log_weights
 from inference.random_state import isolated_rng
 from inference.traces import Program
-from inference.weights import DEFAULT_CHUNK_SIZE
 
 
 def to_arviz(

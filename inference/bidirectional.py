@@ -13,13 +13,13 @@ from inference import estimators
 from inference.annealing import annealing_mode
 from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
+from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.guide_path import path_of
 from inference.reliability import edge_caveat
 from inference.simulation import device_of
 from inference.snapshots import Snapshot
 from inference.soundness import expect_sound_model, expect_sound_pair
 from inference.traces import Program, random_sites
-from inference.weights import DEFAULT_CHUNK_SIZE
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from inference.draws import Block, Record, visit_draws
+from inference.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from inference.evaluation import evaluation_mode
 from inference.random_state import isolated_rng
 from inference.simulation import device_of, simulate
 from inference.traces import Layout, Program, random_sites
 from inference.uniformity import rank_counts, simultaneous_band, uniformity_p_value
-from inference.weights import DEFAULT_CHUNK_SIZE
 
 LOG_P_X = "log p(x | z)"
 LOG_Q_Z = "log q(z | x)"

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from inference import estimators, reliability
+from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.soundness import expect_sound_pair
 from inference.traces import Program
-from inference.weights import DEFAULT_CHUNK_SIZE, unchecked_log_weights
+from inference.weights import unchecked_log_weights
 
 _DATA_PER_REDUCTION = 128
 

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from inference import estimators
-from inference.draws import Block, Record, visit_draws
+from inference.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from inference.random_state import isolated_rng
 from inference.traces import Program, random_sites
-from inference.weights import DEFAULT_CHUNK_SIZE
 
 ByName = dict[str, Tensor]
 

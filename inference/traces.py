@@ -1,8 +1,8 @@
 """Traces of a pair of Pyro callables: its sites, its plates, and log-probabilities per datum."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -14,11 +14,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from inference.checks import check_density, check_support, is_deterministic
+from inference.data import Data, Program
 from inference.random_state import isolated_rng
 from inference.supports import zero_outside
 from inference.validation import validated
-
-Program = Callable[..., Any]  # a Pyro model or guide, called with a batch x
 
 
 class Traces(NamedTuple):
@@ -30,10 +29,32 @@ class Traces(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the data and the particles are among the batch dimensions, counted from the right."""
+    """Where the data and the particles are among the batch dimensions, counted from the right.
 
-    data_dim: int
+    Every random site inside a plate over the data has a weight for each of them: M = N weights per
+    draw, per datum. A site outside of it, a latent that all data share, leaves one joint weight,
+    M = 1, that of the data set.
+
+    Args:
+        data_dim: of the plate over the data; None for a joint weight.
+        particle_dim: left of all plates.
+    """
+
+    data_dim: int | None
     particle_dim: int
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether there is one weight for all data."""
+        return self.data_dim is None
+
+    def num_weights(self, num_data: int) -> int:
+        """M, the weights of a draw for so many data."""
+        return 1 if self.is_joint else num_data
+
+    def data_axis(self, depth: int) -> int | None:
+        """Which of `depth` batch dimensions is that of the data; None for a joint weight."""
+        return None if self.data_dim is None else depth + self.data_dim
 
 
 def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: bool) -> Layout:
@@ -42,23 +63,40 @@ def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: boo
         traces = checked_traces(model, guide, x)
     if require_density:
         check_density(traces.guide)
-    dims = _data_dims(traces, len(x))
-    if len(dims) > 1:  # a plate of another kind has this size by chance: it will not grow along
-        with isolated_rng(device=x.device):
-            larger = trace_pair(model, guide, torch.cat([x, x[:1]]))
-        dims &= _data_dims(larger, len(x) + 1)
-    if len(dims) != 1:
+    outermost = min((frame.dim for frame in _frames(traces)), default=0)
+    return Layout(_data_dim(model, guide, x, traces), outermost - 1)
+
+
+def _data_dim(model: Program, guide: Program, x: Tensor | Data, traces: Traces) -> int | None:
+    """The dim of the plate over the data that all sites are in, or None if there is no such plate.
+
+    A plate of another kind may have as many entries by chance: it does not grow with the data.
+    """
+    dims = _common_dims(traces, len(x))
+    if not dims:
+        return None
+    rows = torch.arange(len(x) + 1, device=x.device) % len(x)
+    with isolated_rng(device=x.device):
+        try:
+            larger = trace_pair(model, guide, x[rows])
+        except Exception:  # a program for so many data and no others
+            return min(dims) if len(dims) == 1 else None
+    dims &= _common_dims(larger, len(x) + 1)
+    if len(dims) > 1:
         raise ValueError(
-            f"expected one plate over the {len(x)} data, got {len(dims)} of this size: put the "
-            'sites of model and guide inside `with pyro.plate("data", len(x)):`'
+            f"expected one plate over the {len(x)} data, got {len(dims)} of them, one in another"
         )
-    (data_dim,) = dims
-    return Layout(data_dim, min(frame.dim for frame in _frames(traces)) - 1)
+    return next(iter(dims), None)
 
 
-def _data_dims(traces: Traces, size: int) -> set[int]:
-    """The dims of plates of this size. Model and guide may name the plate differently."""
-    return {frame.dim for frame in _frames(traces) if frame.size == size}
+def _common_dims(traces: Traces, size: int) -> set[int]:
+    """The dims of plates of this size that all sites are in; they may have different names."""
+    dims = [
+        {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.size == size}
+        for trace in traces
+        for site in random_sites(trace).values()
+    ]
+    return set.intersection(*dims) if dims else set()
 
 
 def _frames(traces: Traces) -> Iterator[CondIndepStackFrame]:
@@ -159,12 +197,7 @@ def trace_pair(
 
 
 def log_prob_per_datum(site: dict, num_particles: int, num_data: int, layout: Layout) -> Tensor:
-    """The site's unscaled log-probability, summed over all other plates: `[S or 1, B or 1]`."""
-    if layout.data_dim not in {frame.dim for frame in site["cond_indep_stack"]}:
-        raise ValueError(
-            f"site {site['name']!r} is outside the plate over the data: all data share it, so "
-            "there is no weight per datum; move it inside the plate"
-        )
+    """The site's unscaled log-probability, summed over all other plates: `[S or 1, M or 1]`."""
     log_p = zero_outside(site, site["fn"].log_prob(site["value"]))
     log_p = scale_and_mask(log_p, 1.0, site["mask"])
     depth = -layout.particle_dim
@@ -174,15 +207,49 @@ def log_prob_per_datum(site: dict, num_particles: int, num_data: int, layout: La
             "dimensions that belong to no plate: declare them with .to_event()"
         )
     log_p = log_p.reshape((1,) * (depth - log_p.ndim) + log_p.shape)
-    kept = {0, depth + layout.data_dim}
+    kept = {0, layout.data_axis(depth)}
     others = [dim for dim in range(depth) if dim not in kept]
     log_p = log_p.sum(others) if others else log_p
-    if log_p.shape[0] not in (1, num_particles) or log_p.shape[1] not in (1, num_data):
+    log_p = log_p.unsqueeze(1) if layout.is_joint else log_p
+    num_weights = layout.num_weights(num_data)
+    if log_p.shape[0] not in (1, num_particles) or log_p.shape[1] not in (1, num_weights):
         raise ValueError(
             f"site {site['name']!r} did not broadcast over {num_particles} particles and "
             f"{num_data} data: pass vectorize_particles=False"
         )
     return log_p
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """The terms of log w = log p(x | z) + log p(z) − log q(z | x), each `[S, M]`, in nats."""
+
+    log_p_x: Tensor
+    log_p_z: Tensor
+    log_q_z: Tensor
+
+    @property
+    def log_w(self) -> Tensor:
+        """The log importance weights `[S, M]`."""
+        return self.log_p_x + self.log_p_z - self.log_q_z
+
+
+def terms_of(traces: Traces, num_particles: int, num_data: int, layout: Layout) -> LogProbs:
+    """The terms of log w of one run of the pair, each `[S, M]`."""
+    log_p_x = log_p_z = log_q_z = torch.zeros(())
+
+    def per_datum(site: dict) -> Tensor:
+        return log_prob_per_datum(site, num_particles, num_data, layout)
+
+    for site in random_sites(traces.model).values():
+        if site["is_observed"]:
+            log_p_x = log_p_x + per_datum(site)
+        else:
+            log_p_z = log_p_z + per_datum(site)
+    for site in random_sites(traces.guide).values():
+        log_q_z = log_q_z + per_datum(site)
+    shape = num_particles, layout.num_weights(num_data)
+    return LogProbs(log_p_x.expand(shape), log_p_z.expand(shape), log_q_z.expand(shape))
 
 
 def random_sites(trace: Trace) -> dict[str, dict]:

@@ -1,0 +1,114 @@
+"""What a program takes: one tensor, several, or several by name, along whose rows data are cut."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Program = Callable[..., Any]  # a Pyro model or guide, called with data
+
+
+@dataclass(frozen=True)
+class Data:
+    """The arguments of a program, for one that takes other than a single tensor.
+
+    Tensors whose first dimension is that of the first one hold one datum per row; whatever else
+    there is, is passed as it is.
+
+    Args:
+        args: positional arguments.
+        kwargs: arguments by name.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+
+    def __len__(self) -> int:
+        """N, the number of data; 1 if there are no tensors."""
+        sizes = [len(tensor) for tensor in self.tensors if tensor.ndim]
+        return sizes[0] if sizes else 1
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Data":
+        """The same arguments, every tensor with one datum per row changed."""
+        size = len(self)
+
+        def changed(value: Any) -> Any:
+            has_rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
+            return change(value) if has_rows else value
+
+        kwargs = {name: changed(value) for name, value in self.kwargs.items()}
+        return Data(tuple(changed(value) for value in self.args), kwargs)
+
+    def __getitem__(self, rows: Any) -> "Data":
+        return self.map(lambda tensor: tensor[rows])
+
+    def split(self, size: int) -> Iterator["Data"]:
+        """So many data at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def detach(self) -> "Data":
+        """Without the gradients of whatever made the tensors."""
+        return self.map(lambda tensor: tensor.detach())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next((tensor.device for tensor in self.tensors), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first floating-point tensor, or torch's default."""
+        floats = (tensor.dtype for tensor in self.tensors if tensor.is_floating_point())
+        return next(floats, torch.get_default_dtype())
+
+
+def as_data(data: Any) -> "Tensor | Data":
+    """The data in a form that can be cut: a tensor, or `Data` for anything else.
+
+    Args:
+        data: a tensor or array; a tuple or list of them, `model(*data)`; or a mapping such as a
+            dict or a pandas data frame, `model(**data)`. Floating-point arrays become tensors of
+            torch's default dtype.
+    """
+    if isinstance(data, Data | Tensor):
+        return data
+    if data is None:
+        return Data()
+    if isinstance(data, Mapping):
+        return Data(kwargs={str(name): _as_tensor(value) for name, value in data.items()})
+    if hasattr(data, "columns") and hasattr(data, "to_dict"):  # a pandas data frame
+        return Data(kwargs={str(name): _as_tensor(data[name]) for name in data.columns})
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return Data(tuple(_as_tensor(value) for value in data))
+    return _as_tensor(data)
+
+
+def _as_tensor(value: Any) -> Any:
+    """A tensor of an array or a series; all else as it is."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) or hasattr(value, "to_numpy"):
+        array = np.asarray(value)
+        if array.dtype.kind == "f":
+            return torch.as_tensor(array, dtype=torch.get_default_dtype())
+        return torch.as_tensor(array) if array.dtype.kind in "iub" else value
+    return value
+
+
+def takes(program: Program, data: "Tensor | Data") -> Program:
+    """The program as one that takes these data as a single argument."""
+    return partial(_call, program) if isinstance(data, Data) else program
+
+
+def _call(program: Program, data: "Data") -> Any:
+    return program(*data.args, **data.kwargs)
