@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
-from experiments import catalogue, checkpoints, datasets
+from experiments import catalogue, checkpoints, datasets, optimizers
 from experiments.catalogue import Spec
 from experiments.config import Experiment, Train
 from experiments.datasets import Dataset
@@ -36,6 +36,7 @@ class Assembly:
         dataset: the data as loaded.
         x_train: training data `[N, D]`, on the device.
         x_test: evaluation data `[M, D]`, on the device, binarized or dequantized once.
+        held_out: training data `[H, D]` that decide when to stop, fixed as `x_test` is, or None.
         transform: what to do with each minibatch, or None.
         model: the model, on the device.
         guide: the guide, on the device.
@@ -45,6 +46,7 @@ class Assembly:
     dataset: Dataset
     x_train: Tensor
     x_test: Tensor
+    held_out: Tensor | None
     transform: Callable[[Tensor], Tensor] | None
     model: AbstractModel
     guide: AbstractPosterior
@@ -66,6 +68,7 @@ def assemble(config: Train) -> Assembly:
     """
     device = find_device(config.device)
     catalogue.build_elbo(Spec.parse(config.elbo))
+    optimizers.build_optimizer(Spec.parse(config.optimizer), lr=config.lr)
     with isolated_rng(config.seed):
         dataset, model, model_spec = load_with_model(config)
         binarize = resolve_binarization(
@@ -82,7 +85,10 @@ def assemble(config: Train) -> Assembly:
         guide, guide_spec = catalogue.build_guide(Spec.parse(config.guide), model, x_test)
     _expect_point(model, guide, config.guide, x_test[:1])
     if isinstance(guide, Unamortized):  # nothing is learnt about other data than these
+        if config.held_out:
+            raise ValueError(f"{config.guide} has no encoder for data --held_out: leave it out")
         x_train, transform = x_test, None
+    x_train, held_out = _hold_out(x_train, config.held_out, transform, config.seed)
     if config.frozen_model is not None:
         _freeze(model, model_spec, Path(config.frozen_model), dataset)
     resolved = replace(config, model=str(model_spec), guide=str(guide_spec), binarize=binarize)
@@ -91,10 +97,29 @@ def assemble(config: Train) -> Assembly:
         dataset=dataset,
         x_train=x_train.to(device),
         x_test=x_test.to(device),
+        held_out=None if held_out is None else held_out.to(device),
         transform=transform,
         model=model.to(device),
         guide=guide.to(device),
     )
+
+
+def _hold_out(
+    x_train: Tensor, share: float, transform: Callable[[Tensor], Tensor] | None, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """What is left of the training data, and a share of them, drawn and transformed once."""
+    if not 0 <= share < 1:
+        raise ValueError(f"expected --held_out to be a share of at least 0, below 1, got {share}")
+    if share == 0:
+        return x_train, None
+    size = max(1, round(share * len(x_train)))
+    if size == len(x_train):
+        raise ValueError(f"--held_out {share} leaves none of {len(x_train)} data to train on")
+    with isolated_rng(seed):
+        order = torch.randperm(len(x_train))
+        held_out = x_train[order[:size]]
+        held_out = held_out if transform is None else transform(held_out)
+    return x_train[order[size:]], held_out
 
 
 def _expect_point(model: AbstractModel, guide: AbstractPosterior, name: str, x: Tensor) -> None:

@@ -23,10 +23,17 @@ class Experiment:
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         binarize: how grey pixels become binary; auto is dynamic for Bernoulli decoders, else none
             (then pixels are dequantized).
-        num_epochs: passes over the training data.
+        num_epochs: passes over the training data [default: as many as it takes until the ELBO rises
+            no more].
+        max_steps: the most training steps until then.
         batch_size: data per step.
-        lr: learning rate of Adam.
+        lr: learning rate.
         lr_decay: factor on the learning rate after each epoch.
+        optimizer: torch optimizer with its options, such as "AdamW(weight_decay=0.01)".
+        scheduler: torch learning-rate scheduler, stepped after each epoch, such as
+            "CosineAnnealingLR(T_max=100)" [default: none].
+        held_out: share of the training data that is held out to decide when to stop, and which
+            epoch's weights are kept.
         elbo: objective, Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
         likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
@@ -45,10 +52,14 @@ class Experiment:
     split: Literal["test", "validation"] = "test"
     data_root: str | None = None
     binarize: Binarization = "auto"
-    num_epochs: int = 20
+    num_epochs: int | None = None
+    max_steps: int = 100_000
     batch_size: int = 128
     lr: float = 1e-3
     lr_decay: float = 1.0
+    optimizer: str = "Adam"
+    scheduler: str | None = None
+    held_out: float = 0.0
     elbo: str = "Trace_ELBO"
     kl_warmup_epochs: float = 0.0
     likelihood_warmup_epochs: float = 0.0
@@ -310,8 +321,10 @@ class Models:
 # it is the same is told by its weights.
 _ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
 _MAY_DIFFER = {
-    "Train": _ANYWHERE | {"num_epochs", "resume", "frozen_model"},
-    "Compare": _ANYWHERE | {"guides", "seeds"} | {option.name for option in fields(Estimation)},
+    "Train": _ANYWHERE | {"num_epochs", "max_steps", "resume", "frozen_model"},
+    "Compare": _ANYWHERE
+    | {"guides", "seeds", "max_steps"}
+    | {option.name for option in fields(Estimation)},
 }
 
 

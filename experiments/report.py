@@ -111,12 +111,15 @@ def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
 def table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows, under a line that says what its numbers are.
 
+    Below it stands which numbers are not reliable, and whose ELBO was still rising at the end.
+
     Args:
         rows: one per guide; of several fits, the row over all of them.
     """
     short = shortened(row["label"] for row in rows)
     lines = [cells(row) | {"guide": short[row["label"]]} for row in rows]
-    return "\n\n".join([caption(rows), markdown(_in_order(lines)), *_not_reliable(rows)])
+    notes = [*_not_reliable(rows), *_still_rising(rows)]
+    return "\n\n".join([caption(rows), markdown(_in_order(lines)), *notes])
 
 
 def _in_order(lines: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -138,6 +141,20 @@ def _not_reliable(rows: Sequence[Row]) -> list[str]:
     rest = len(notes) - _REASONS_SHOWN
     more = [f"{rest} more reasons are in results.json."] if rest > 0 else []
     return notes[:_REASONS_SHOWN] + more
+
+
+def _still_rising(rows: Sequence[Row]) -> list[str]:
+    gains = {
+        row["label"]: History.from_rows(row["history"]).still_rising
+        for row in rows
+        if row.get("history")
+    }
+    return [
+        f"{label}: the ELBO was still rising when training ended, by {gain:.2g} nats per datum "
+        "over the last half of its epochs: train longer, or without --num_epochs until it is flat."
+        for label, gain in gains.items()
+        if gain is not None
+    ]
 
 
 def markdown(lines: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) -> str:
@@ -166,9 +183,14 @@ def caption(rows: Sequence[Row]) -> str:
     count = f" ({', '.join(f'{n:,}' for n in sorted(num_data))} data)" if num_data else ""
     return (
         f"{first['model']}({options}) on {first['data']}, {first['split']} split{count}{pixels}, "
-        f"decoder {first['decoder']}, {first['num_epochs']} epochs. Nats per datum, larger is "
-        f"better; ± Monte Carlo SE ± data SE{_fits(first)}.{_annealing(rows)}"
+        f"decoder {first['decoder']}, {_epochs(rows)} epochs. Nats per datum, larger is better; "
+        f"± Monte Carlo SE ± data SE{_fits(first)}.{_annealing(rows)}"
     )
+
+
+def _epochs(rows: Sequence[Row]) -> str:
+    counts = sorted({row["num_epochs"] for row in rows})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _fits(row: Row) -> str:

@@ -13,8 +13,8 @@ from inference import hmc, schedule
 from inference.guide_path import path_of
 from inference.log_joint import AbstractPath
 from inference.random_state import isolated_rng, rng_state, set_rng_state
+from inference.snapshots import Snapshot
 from inference.traces import Program
-from inference.training import Snapshot
 
 # What a crash may cost at the most, whatever a temperature takes.
 _SECONDS_UNSAVED = 10.0
