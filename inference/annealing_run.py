@@ -103,7 +103,7 @@ class AnnealingRun:
         self.model, self.guide, self.options = model, guide, options
         self.num_data = len(x)
         size = max(1, options.chunk_size // options.num_chains)
-        self.blocks = x.split(size)
+        self.blocks = [x] if _is_joint(model, guide, x[:size], x) else list(x.split(size))
         self.exact = None if exact is None else exact.split(size)
         self.stages = ["pilot", "forward"] + ([] if exact is None else ["reverse"])
         self.betas = schedule.sigmoidal_betas(options.num_temperatures)

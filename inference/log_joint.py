@@ -137,7 +137,7 @@ class AbstractPath(ABC):
     def _log_prob(self, site: Site, plate: int | None) -> Tensor:
         num_chains = plate or 1
         log_p = log_prob_of(site, num_chains, len(self.x), self.layout)
-        return log_p.expand(num_chains, len(self.x))
+        return log_p.expand(num_chains, self.layout.num_weights(len(self.x)))
 
     def _log_jacobian(
         self, site: Site, assignment: Assignment, plate: int | None

@@ -1,6 +1,6 @@
 """Traces of a pair of Pyro callables: its sites, its plates, and log-probabilities per datum."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,10 +64,10 @@ def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: boo
     if require_density:
         check_density(traces.guide)
     outermost = min((frame.dim for frame in _frames(traces)), default=0)
-    return Layout(_data_dim(model, guide, x, traces), outermost - 1)
+    return Layout(_data_dim(model, x, traces), outermost - 1)
 
 
-def _data_dim(model: Program, guide: Program, x: Tensor | Data, traces: Traces) -> int | None:
+def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
     """The dim of the plate over the data that all sites are in, or None if there is no such plate.
 
     A plate of another kind may have as many entries by chance: it does not grow with the data.
@@ -78,10 +78,11 @@ def _data_dim(model: Program, guide: Program, x: Tensor | Data, traces: Traces) 
     rows = torch.arange(len(x) + 1, device=x.device) % len(x)
     with isolated_rng(device=x.device):
         try:
-            larger = trace_pair(model, guide, x[rows])
-        except Exception:  # a program for so many data and no others
-            return min(dims) if len(dims) == 1 else None
-    dims &= _common_dims(larger, len(x) + 1)
+            larger = poutine.trace(model).get_trace(x[rows])
+        except Exception:  # a model for so many data and no others, or one without a prior
+            larger = None
+    if larger is not None:
+        dims &= _common_dims([larger], len(x) + 1)
     if len(dims) > 1:
         raise ValueError(
             f"expected one plate over the {len(x)} data, got {len(dims)} of them, one in another"
@@ -89,7 +90,7 @@ def _data_dim(model: Program, guide: Program, x: Tensor | Data, traces: Traces) 
     return next(iter(dims), None)
 
 
-def _common_dims(traces: Traces, size: int) -> set[int]:
+def _common_dims(traces: Iterable[Trace], size: int) -> set[int]:
     """The dims of plates of this size that all sites are in; they may have different names."""
     dims = [
         {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.size == size}

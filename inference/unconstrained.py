@@ -61,20 +61,21 @@ class Packing:
     ) -> None:
         self._layout, self._supports = layout, supports or {}
         self._depth = -layout.particle_dim - 1  # batch dimensions without that of the chains
-        self._data_axis = self._depth + layout.data_dim
+        self._data_axis = layout.data_axis(self._depth)  # None: all data share the latents
         self._parts = {name: self._part(site) for name, site in sites.items()}
         self.dim = sum(part.size for part in self._parts.values())
         if not self._parts:
             raise ValueError("expected a program with latent sites, got none")
 
     def _part(self, site: Site) -> _Part:
-        _check_latent(site, self._layout)
+        _check_latent(site)
         transform = self.transform(site)
         batch, event = site["fn"].batch_shape, site["fn"].event_shape
         if transform is not None:
             event = transform.inverse_shape(batch + event)[len(batch) :]
         plates = [1] * (self._depth - len(batch)) + list(batch)
-        del plates[self._data_axis]
+        if self._data_axis is not None:
+            del plates[self._data_axis]
         return _Part(math.prod(plates) * math.prod(event), tuple(plates), tuple(event))
 
     def transform(self, site: Site) -> Transform | None:
@@ -95,7 +96,7 @@ class Packing:
         pieces = z.split([part.size for part in self._parts.values()], dim=-1)
         for (name, part), piece in zip(self._parts.items(), pieces, strict=True):
             u = piece.reshape(*z.shape[:2], *part.plates, *part.event_shape)
-            u = u.movedim(1, 1 + self._data_axis)
+            u = u.squeeze(1) if self._data_axis is None else u.movedim(1, 1 + self._data_axis)
             values[name] = u if has_chains else u[0]
         return values
 
@@ -106,7 +107,7 @@ class Packing:
             value, transform = sites[name]["value"], self.transform(sites[name])
             u = value if transform is None else transform.inv(value)
             u = self._data_first(u, num_chains, num_data, part, len(part.event_shape))
-            pieces.append(u.reshape(num_chains, num_data, part.size))
+            pieces.append(u.reshape(*u.shape[:2], part.size))
         return torch.cat(pieces, dim=-1)
 
     def values(self, sites: dict[str, Site], num_chains: int, num_data: int) -> dict[str, Tensor]:
@@ -117,7 +118,7 @@ class Packing:
             event = value.shape[value.ndim - event_dim :]
             value = self._data_first(value, num_chains, num_data, part, event_dim)
             plates = [size for size in part.plates if size != 1]
-            values[name] = value.reshape(num_chains, num_data, *plates, *event)
+            values[name] = value.reshape(*value.shape[:2], *plates, *event)
         return values
 
     def _data_first(
@@ -126,6 +127,8 @@ class Packing:
         """`[C?, ..., B, ..., *event] -> [C, B, *plates, *event]`."""
         event = value.shape[value.ndim - event_dim :]
         batch = list(part.plates)
+        if self._data_axis is None:
+            return value.expand(num_chains, *batch, *event).unsqueeze(1)
         batch.insert(self._data_axis, num_data)
         return value.expand(num_chains, *batch, *event).movedim(1 + self._data_axis, 1)
 
@@ -224,13 +227,8 @@ def transform_to(name: str, support: constraints.Constraint) -> Transform | None
         ) from None
 
 
-def _check_latent(site: Site, layout: Layout) -> None:
+def _check_latent(site: Site) -> None:
     name, fn = site["name"], site["fn"]
-    if layout.data_dim not in {frame.dim for frame in site["cond_indep_stack"]}:
-        raise ValueError(
-            f"latent site {name!r} is outside the plate over the data: all data share it, so there "
-            "is no evidence per datum; move it inside the plate"
-        )
     if getattr(fn.support, "is_discrete", False):
         raise ValueError(
             f"latent site {name!r} is discrete ({type(base_distribution(fn)).__name__}): annealing "
