@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inference import estimators
+from inference.data import Data, as_data, takes
 from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.evidence import Evidence, from_log_weights
 from inference.soundness import expect_sound_pair
@@ -43,12 +44,12 @@ class _Rule:
 def adaptive_evidence(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Tensor | Data,
     *,
     target_se: float = 0.05,
     max_particles: int = 100_000,
     batch: int = 200,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> Evidence:
@@ -88,14 +89,20 @@ def adaptive_evidence(
     """
     rule = _Rule(target_se, max_particles, batch)
     options = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
-    on_edge = expect_sound_pair(model, guide, x)
+    x = as_data(x)
+    model, guide = takes(model, x), takes(guide, x)
+    sound = expect_sound_pair(model, guide, x)
     draw = partial(unchecked_log_weights, model, guide, **options)
+    if sound.is_joint:  # one datum of its own, whatever its number
+        draw_all, one = lambda _, number: draw(x, number), torch.zeros(1)
+        record = _estimate(draw_all, one, _pilot(draw_all, one, rule))
+        return record.of(sound.on_edge, len(x))
     parts = []
     for chunk in x.split(_DATA_AT_WORK):
         parts.append(_estimate(draw, chunk, _pilot(draw, chunk, rule)))
         if progress is not None:
             progress(len(chunk))
-    return Evidence.concatenate(parts).with_edges(on_edge)
+    return Evidence.concatenate(parts).of(sound.on_edge, None)
 
 
 def _pilot(draw: _Draw, x: Tensor, rule: _Rule) -> Tensor:

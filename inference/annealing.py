@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
+from inference.data import as_data, takes
 from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.evaluation import evaluation_mode, modules_of
 from inference.evidence import Evidence, from_log_weights
@@ -32,12 +33,14 @@ class Annealed:
         acceptance: mean acceptance of the measured run `[B]`.
         on_edge: share of the chains that began or ended on the edge of a support `[B]`, where
             their dtype tells no numbers apart.
+        data_set_size: N, if there is one weight for all data, `[C, 1]`; else None.
     """
 
     log_w: Tensor
     latents: dict[str, Tensor]
     acceptance: Tensor
     on_edge: Tensor
+    data_set_size: int | None = None
 
     @property
     def evidence(self) -> Evidence:
@@ -45,7 +48,7 @@ class Annealed:
         record = from_log_weights(self.log_w)["iw"]
         dtype = next(iter(self.latents.values())).dtype
         record = dataclasses.replace(record, estimator="ais", dtype=dtype)
-        return record.with_edges(self.on_edge)
+        return record.of(self.on_edge, self.data_set_size)
 
 
 def annealed_evidence(
@@ -142,6 +145,8 @@ def anneal(
         chunk_size,
         snapshot_every,
     )
+    x = as_data(x)
+    model, guide = takes(model, x), None if guide is None else takes(guide, x)
     check_data(x)
     if guide is not None:
         expect_sound_pair(model, guide, x)
@@ -159,7 +164,8 @@ def anneal(
         if name.startswith("latent.")
     }
     per_datum = (results[name].squeeze(0) for name in ("acceptance", "on_edge"))
-    return Annealed(results["log_w"], latents, *per_datum)
+    size = len(x) if run.is_joint else None
+    return Annealed(results["log_w"], latents, *per_datum, size)
 
 
 @contextmanager

@@ -103,13 +103,15 @@ class AnnealingRun:
         self.model, self.guide, self.options = model, guide, options
         self.num_data = len(x)
         size = max(1, options.chunk_size // options.num_chains)
-        self.blocks = [x] if _is_joint(model, guide, x[:size], x) else list(x.split(size))
+        # What is wrong with data or programs shows here, before hours of work.
+        self.is_joint = self._path(x).layout.is_joint
+        self.blocks = [x] if self.is_joint else list(x.split(size))
         self.exact = None if exact is None else exact.split(size)
         self.stages = ["pilot", "forward"] + ([] if exact is None else ["reverse"])
         self.betas = schedule.sigmoidal_betas(options.num_temperatures)
         self.pilot_betas = [0.0] * schedule.NUM_WARMUP_STEPS
         self.pilot_betas += schedule.sigmoidal_betas(options.num_pilot_temperatures)[1:]
-        for block in self.blocks:  # what is wrong with data or programs shows before hours of work
+        for block in self.blocks:
             self._path(block)
         self.position = _Position()
         self.chains: _Chains | None = None

@@ -109,7 +109,7 @@ def _gradient(value: Tensor, u: Tensor) -> Tensor:
 
 def _total(ladj: dict[str, Tensor], sites: dict[str, Site], x: Tensor, layout: Layout) -> Tensor:
     """Σ log|det ∂T/∂u| of the sites per datum: `[B]`."""
-    total = x.new_zeros(len(x), dtype=torch.float64)
+    total = torch.zeros(layout.num_weights(len(x)), dtype=torch.float64, device=x.device)
     for name, part in ladj.items():
         unit = {"fn": dist.Unit(part.detach()), "value": part.new_empty(0)}
         total = total + log_prob_of({**sites[name], **unit}, 1, len(x), layout)[0].double()

@@ -5,13 +5,22 @@ from pyro.distributions import Bernoulli, Delta, TorchDistribution, constraints
 from pyro.poutine import Trace
 from torch import Tensor
 
+from inference.data import Data
 
-def check_data(x: Tensor, name: str = "x") -> None:
+
+def check_data(x: Tensor | Data, name: str = "x") -> None:
     """Check that `x` is a non-empty, finite, floating-point batch `[N, *data_shape]`.
+
+    Of several tensors each is checked; integers are let through there.
 
     Raises:
         ValueError: with what was expected and what was got.
     """
+    if isinstance(x, Data):
+        for tensor in x.tensors:
+            if tensor.ndim and tensor.is_floating_point():
+                check_data(tensor, name)
+        return
     if not isinstance(x, Tensor) or x.ndim < 1:
         raise ValueError(f"expected {name} to be a tensor of shape (N, ...), got {_describe(x)}")
     if not x.is_floating_point():

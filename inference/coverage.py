@@ -42,6 +42,7 @@ class Coverage:
 
     def __init__(self, model: Program, guide: Program, x: Tensor, layout: Layout) -> None:
         self.model, self.guide, self.x, self.layout = model, guide, x, layout
+        self.num_weights = layout.num_weights(len(x))
         self.traces = trace_pair(model, guide, x)
         self._prior_draws: list[_Values] = []
         self._log_p_x: list[Tensor] = []
@@ -85,7 +86,7 @@ class Coverage:
         sites = _latents_of(random_sites(self.traces.model))
         on_edges = []
         for values in self._prior_draws:
-            found = torch.zeros(len(self.x), dtype=torch.bool)
+            found = torch.zeros(self.num_weights, dtype=torch.bool)
             for name, value in values.items():
                 if value.is_floating_point() and not is_everywhere(sites[name]["fn"]):
                     edge = on_edge(support_of(sites[name]["fn"]), value)
@@ -125,10 +126,9 @@ class Coverage:
         return self._log_prob(sites.values())
 
     def _log_prob(self, sites: Iterable[Site]) -> Tensor:
-        size = len(self.x)
-        total = self.x.new_zeros(size)
+        total = torch.zeros(self.num_weights, device=self.x.device)
         for site in sites:
-            total = total + log_prob_per_datum(site, 1, size, self.layout)[0]
+            total = total + log_prob_per_datum(site, 1, len(self.x), self.layout)[0]
         return total.nan_to_num(nan=-math.inf)
 
     def _is_missed(self, name: str, values: _Values) -> Tensor:
@@ -139,6 +139,8 @@ class Coverage:
 
     def _any_per_datum(self, found: Tensor) -> Tensor:
         """Whether it is found in any other batch dimension: `[...batch] -> [B]`."""
+        if self.layout.is_joint:
+            return found.any().reshape(1)
         depth = -self.layout.particle_dim
         found = found.reshape((1,) * (depth - found.ndim) + found.shape)
         found = found.movedim(depth + self.layout.data_dim, 0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inference import estimators, reliability
+from inference.data import Data, as_data, takes
 from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.soundness import expect_sound_pair
 from inference.traces import Program
@@ -37,6 +38,7 @@ class Evidence:
             is none to speak of.
         dtype: what the weights were computed in; None where it is not known.
         caveat: a reason of another kind for not relying on the number, with what would help.
+        data_set_size: N, where there is one estimate for all data, `[1]`; else None.
     """
 
     estimator: str
@@ -49,6 +51,7 @@ class Evidence:
     bias: Tensor | None = None
     dtype: torch.dtype | None = None
     caveat: str | None = None
+    data_set_size: int | None = None
 
     @property
     def num_data(self) -> int:
@@ -122,6 +125,8 @@ class Evidence:
     def _bars(self) -> str:
         """The error bars that mean something, and how far a bound is off."""
         data = f"{self.num_data} data" if self.num_data > 1 else "1 datum"
+        if self.data_set_size is not None:
+            data = f"a data set of {self.data_set_size}"
         if self.not_reliable is not None:
             return f" ({data})"
         has_weights = self.num_particles > 0 and math.isfinite(self.mc_se)
@@ -136,7 +141,7 @@ class Evidence:
         why, diagnostics = self.not_reliable, reliability.diagnostics(self)
         return (
             f"{self.estimator}{counts}: {'' if why is None else 'NOT RELIABLE, '}{self.mean:.3f} "
-            f"nats per datum{self._bars()}{f'; {diagnostics}' if diagnostics else ''}"
+            f"nats{' per datum' if self.unit == 'datum' else ''}{self._bars()}{f'; {diagnostics}' if diagnostics else ''}"
             f"{'' if why is None else f': {why}'}"
         )
 
@@ -163,14 +168,21 @@ class Evidence:
             **joined,
         )
 
-    def with_edges(self, on_edge: Tensor) -> "Evidence":
-        """This record, knowing the share of the posterior on the edge of supports, `[b]`.
+    def of(self, on_edge: Tensor, data_set_size: int | None) -> "Evidence":
+        """This record, knowing what it is of.
 
-        See `reliability.edge_caveat`.
+        Args:
+            on_edge: share of the posterior on the edge of supports; see `reliability.edge_caveat`.
+            data_set_size: N, if there is one estimate for all data.
         """
         se = self.mc_se if math.isfinite(self.mc_se) else 0.0
         caveat = reliability.edge_caveat(on_edge, se, self.dtype)
-        return self if caveat is None else dataclasses.replace(self, caveat=caveat)
+        return dataclasses.replace(self, caveat=caveat, data_set_size=data_set_size)
+
+    @property
+    def unit(self) -> str:
+        """Of what each estimate is: "datum", or "data set" where the data share latents."""
+        return "datum" if self.data_set_size is None else "data set"
 
     @property
     def particles_per_datum(self) -> Tensor:
@@ -216,10 +228,10 @@ def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
 def estimate_evidence(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Tensor | Data,
     num_particles: int = 5000,
     *,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Evidence]:
@@ -231,8 +243,9 @@ def estimate_evidence(
     Args:
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
-        x: data `[B, *data_shape]`.
-        num_particles: S, draws per datum.
+        x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
+            for `model(**x)`.
+        num_particles: S, draws per datum, or for all data where these share latents.
         vectorize_particles: see `log_weights`.
         chunk_size: see `log_weights`.
         progress: called with the number of data done since the last call.
@@ -243,9 +256,11 @@ def estimate_evidence(
     Raises:
         ValueError: as `log_weights`.
     """
-    on_edge = expect_sound_pair(model, guide, x)
+    x = as_data(x)
+    model, guide = takes(model, x), takes(guide, x)
+    sound = expect_sound_pair(model, guide, x)
     parts: list[dict[str, Evidence]] = []
-    for chunk in x.split(_DATA_PER_REDUCTION):
+    for chunk in [x] if sound.is_joint else x.split(_DATA_PER_REDUCTION):
         log_w = unchecked_log_weights(
             model,
             guide,
@@ -258,16 +273,17 @@ def estimate_evidence(
         if progress is not None:
             progress(len(chunk))
     records = {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: record.with_edges(on_edge) for name, record in records.items()}
+    size = len(x) if sound.is_joint else None
+    return {name: record.of(sound.on_edge, size) for name, record in records.items()}
 
 
 def importance_weighted_evidence(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Tensor | Data,
     num_particles: int = 5000,
     *,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> Evidence:
     """Importance-weighted estimate of log p(x) per datum, a lower bound in expectation.
@@ -278,8 +294,9 @@ def importance_weighted_evidence(
     Args:
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
-        x: data `[B, *data_shape]`.
-        num_particles: S, draws per datum.
+        x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
+            for `model(**x)`.
+        num_particles: S, draws per datum, or for all data where these share latents.
         vectorize_particles: see `log_weights`.
         chunk_size: see `log_weights`.
 

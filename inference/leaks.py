@@ -18,10 +18,12 @@ LEAK_REMEDY = "let row j depend on x[j] only: no statistics across the batch"
 @torch.no_grad()
 def check_leaks(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
     """Row j of the pair, at the same latents, when another datum changes."""
-    changed = _with_another_first_row(x)
+    changed = _with_another_first_row(x) if isinstance(x, Tensor) else None
     if changed is None:
         return
     scores = RowScores(model, guide, x)
+    if scores.layout.is_joint:  # all data share the weight
+        return
     before, after = scores.at(x), scores.at(changed)
     for role, site in before:
         ours, theirs = before[role, site], after[role, site]

@@ -1,6 +1,7 @@
 """What must hold of a pair for its weights to average to p(x): checked before any are drawn."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from pyro import poutine
@@ -10,19 +11,33 @@ from torch import Tensor
 from inference.auxiliary import check_auxiliary
 from inference.checks import base_distribution, check_data
 from inference.coverage import Coverage
+from inference.data import Data
 from inference.evaluation import evaluation_mode
 from inference.findings import Finding
 from inference.leaks import check_leaks
 from inference.random_state import isolated_rng
 from inference.supports import Site
-from inference.traces import Program, Traces, layout_of, random_sites, trace_pair
+from inference.traces import Program, Traces, common_dims, layout_of, random_sites, trace_pair
 from inference.unconstrained import is_point
 
 # Enough to see what is wrong with a program.
 _NUM_DATA = 64
 
 
-def expect_sound_pair(model: Program, guide: Program, x: Tensor) -> Tensor:
+class Sound(NamedTuple):
+    """What there is to know of a pair that is sound.
+
+    Args:
+        is_joint: whether all data have one weight.
+        on_edge: the share of the posterior on the edge of supports, of the few data looked at,
+            for `reliability.edge_caveat`.
+    """
+
+    is_joint: bool
+    on_edge: Tensor
+
+
+def expect_sound_pair(model: Program, guide: Program, x: Tensor | Data) -> Sound:
     """Refuse a pair whose weights do not average to p(x), though each of them is a number.
 
     A prior without a density, a guide that misses a part of the posterior, auxiliary draws that
@@ -32,9 +47,6 @@ def expect_sound_pair(model: Program, guide: Program, x: Tensor) -> Tensor:
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
         x: data `[B, *data_shape]`, of which the first few, b, are looked at.
-
-    Returns:
-        The share of the posterior on the edge of supports, `[b]`, for `reliability.edge_caveat`.
 
     Raises:
         ValueError: the first fault found, with the remedy; or as `traces.layout_of`.
@@ -46,7 +58,7 @@ def expect_sound_pair(model: Program, guide: Program, x: Tensor) -> Tensor:
         coverage = Coverage(model, guide, x, layout)
         for finding in _faults(coverage):
             raise ValueError(str(finding))
-        return coverage.share_on_edge()
+        return Sound(layout.is_joint, coverage.share_on_edge())
 
 
 def expect_sound_draws(model: Program, guide: Program, x: Tensor, traces: Traces) -> None:
@@ -64,21 +76,19 @@ def expect_sound_draws(model: Program, guide: Program, x: Tensor, traces: Traces
     if random_sites(traces.guide).keys() <= random_sites(traces.model).keys():
         return
     with isolated_rng(device=x.device), evaluation_mode(model, guide), torch.no_grad():
-        try:
-            layout = layout_of(model, guide, x, require_density=False)
-        except ValueError:  # latents that all data share: there is no Jacobian per datum
-            return
+        layout = layout_of(model, guide, x, require_density=False)
         for finding in check_auxiliary(guide, traces, x, layout):
             raise ValueError(str(finding))
 
 
 def _few(model: Program, guide: Program, x: Tensor) -> Tensor:
-    """The first data, or all of them where the pair runs on no others."""
+    """The first data, or all of them where they share latents or the pair runs on no others."""
     try:
-        trace_pair(model, guide, x[:_NUM_DATA])
+        traces = trace_pair(model, guide, x[:_NUM_DATA])
     except Exception:  # what is wrong shows, or does not, with all data
         return x
-    return x[:_NUM_DATA]
+    dims = common_dims(traces, min(len(x), _NUM_DATA))
+    return x[:_NUM_DATA] if dims else x
 
 
 def _faults(coverage: Coverage) -> Iterator[Finding]:

@@ -72,7 +72,7 @@ def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
 
     A plate of another kind may have as many entries by chance: it does not grow with the data.
     """
-    dims = _common_dims(traces, len(x))
+    dims = common_dims(traces, len(x))
     if not dims:
         return None
     rows = torch.arange(len(x) + 1, device=x.device) % len(x)
@@ -82,7 +82,7 @@ def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
         except Exception:  # a model for so many data and no others, or one without a prior
             larger = None
     if larger is not None:
-        dims &= _common_dims([larger], len(x) + 1)
+        dims &= common_dims([larger], len(x) + 1)
     if len(dims) > 1:
         raise ValueError(
             f"expected one plate over the {len(x)} data, got {len(dims)} of them, one in another"
@@ -90,7 +90,7 @@ def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
     return next(iter(dims), None)
 
 
-def _common_dims(traces: Iterable[Trace], size: int) -> set[int]:
+def common_dims(traces: Iterable[Trace], size: int) -> set[int]:
     """The dims of plates of this size that all sites are in; they may have different names."""
     dims = [
         {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.size == size}

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from inference.data import as_data, takes
 from inference.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from inference.soundness import expect_sound_pair
 from inference.traces import LogProbs, Program
@@ -15,7 +16,7 @@ def log_weights(
     x: Tensor,
     num_particles: int = 1,
     *,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> Tensor:
     """Log w = log p(x, z) − log q(z | x) with z ~ q(z | x), per particle and per datum.
@@ -41,6 +42,8 @@ def log_weights(
             missing data plate, a guide that is a point mass, or a pair whose weights do not average
             to p(x); see `soundness.expect_sound_pair`.
     """
+    x = as_data(x)
+    model, guide = takes(model, x), takes(guide, x)
     expect_sound_pair(model, guide, x)
     return unchecked_log_weights(
         model,
