@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from experiments.assembly import Assembly
 from experiments.atomic import replaced
 from experiments.catalogue import Spec
 from experiments.config import Reference
+from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.one_model import load_runs
 from experiments.pictures_posterior import draw_reference
@@ -107,6 +109,7 @@ def _draw(pair: Assembly, x: Tensor, config: Reference) -> tuple[Draws, float]:
             num_chains=config.num_chains,
             target_accept_prob=config.target_accept_prob,
             seed=config.seed,
+            progress=sys.stderr.isatty(),
         )
     except NotImplementedError as error:  # a support that no smooth map leads to
         raise ValueError(f"NUTS cannot move the latents of {pair.config.model}: {error}") from None
@@ -251,7 +254,9 @@ def _verdict(document: dict[str, Any]) -> str:
 
 def reference_table(document: dict[str, Any]) -> str:
     """The Markdown table of the guides, under a line that says what its numbers are."""
-    return f"{_caption(document)}\n\n{markdown([_cells(one) for one in document['guides']])}"
+    short = shortened(one["label"] for one in document["guides"])
+    lines = [_cells(one | {"label": short[one["label"]]}) for one in document["guides"]]
+    return f"{_caption(document)}\n\n{markdown(lines)}"
 
 
 def _caption(document: dict[str, Any]) -> str:

@@ -11,14 +11,17 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
+from tqdm import tqdm
 
 from inference.checks import check_data
-from inference.comparison import Difference, paired_difference
+from inference.difference import Difference, paired_difference
 from inference.evaluation import evaluation_mode
 from inference.evidence import Evidence, from_log_weights
 from inference.random_state import rng_state, set_rng_state
+from inference.soundness import expect_sound_pair
+from inference.tempering import Unscaled
 from inference.traces import Program, random_sites
-from inference.weights import log_weights
+from inference.weights import unchecked_log_weights
 
 # Weights in one call of the evaluation, which takes all particles of a datum at once.
 _WEIGHTS_AT_WORK = 2**13
@@ -85,6 +88,7 @@ class _Search:
     num_draws: int
     max_steps: int
     restart: bool
+    progress: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_draws", "max_steps"):
@@ -106,6 +110,7 @@ def inference_gaps(
     max_steps: int = 10_000,
     restart: bool = False,
     vectorize_particles: bool = True,
+    progress: bool = False,
 ) -> Gaps:
     """The approximation and the amortization gap of a guide on the data `x`.
 
@@ -133,6 +138,7 @@ def inference_gaps(
         restart: search a second time, from the mean of λ over the data, and keep for every datum
             what is better.
         vectorize_particles: see `log_weights`.
+        progress: show a progress bar of the search, which mostly ends before the most steps.
 
     Returns:
         The gaps, in nats per datum.
@@ -141,11 +147,12 @@ def inference_gaps(
         ValueError: a guide without local parameters, an evidence of other data, an ELBO that is
             not finite; or as `log_weights`.
     """
-    search = _Search(lr, num_draws, max_steps, restart)
+    search = _Search(lr, num_draws, max_steps, restart, progress)
     if num_particles < 2:
         raise ValueError(f"expected num_particles of at least 2, got {num_particles}")
     x = x.detach()  # data simulated from a model remember its parameters
     start = _start(guide, x)
+    expect_sound_pair(model, _rowwise(guide, start), x)
     if evidence is not None and evidence.num_data != len(x):
         raise ValueError(f"expected an evidence of {len(x)} data, got {evidence.num_data}")
     family = _Family(model, guide, x, vectorize_particles)
@@ -193,7 +200,7 @@ class _Family:
 
     def weights(self, parameters: Tensor, rows: slice, num_particles: int) -> Tensor:
         """Log w of some data under their λ `[b, P]`: `[S, b]`."""
-        return log_weights(
+        return unchecked_log_weights(
             self.model,
             _rowwise(self.guide, parameters),
             self.x[rows],
@@ -278,7 +285,13 @@ def _ascend(family: _Family, start: Tensor, search: _Search) -> tuple[Tensor, in
     mean, averaged = torch.zeros_like(start), 0
     plateau = _Plateau()
     with evaluation_mode(family.model, family.guide):
-        for step in range(1, search.max_steps + 1):
+        steps = tqdm(
+            range(1, search.max_steps + 1),
+            "search for q*",
+            disable=not search.progress,
+            unit="step",
+        )
+        for step in steps:
             loss = _loss(family, parameters, search.num_draws)
             (parameters.grad,) = torch.autograd.grad(loss, parameters)
             _check_finite(loss, parameters.grad, step, search.lr)
@@ -288,6 +301,7 @@ def _ascend(family: _Family, start: Tensor, search: _Search) -> tuple[Tensor, in
                 averaged += 1
                 mean += (parameters.detach() - mean) / averaged
             if plateau.looks_without_gain == _LOOKS_WITHOUT_GAIN:
+                steps.close()
                 return mean, step, True
     return mean if averaged else parameters.detach(), search.max_steps, False
 
@@ -330,7 +344,8 @@ def _loss(family: _Family, parameters: Tensor, num_draws: int) -> Tensor:
     guide = family.guide.given(repeated)
     drawn = poutine.trace(guide).get_trace(x)
     if not all(site["fn"].has_rsample for site in random_sites(drawn).values()):
-        return Trace_ELBO().differentiable_loss(family.model, guide, x) / num_draws
+        with Unscaled():
+            return Trace_ELBO().differentiable_loss(family.model, guide, x) / num_draws
     scored = poutine.replay(family.model, trace=drawn)
     held_fixed = poutine.replay(family.guide.given(repeated.detach()), trace=drawn)
     log_p_xz, log_q_z = (

@@ -8,9 +8,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from torch import Tensor, nn
+from torch import Tensor
 
 from inference.checks import check_data, check_density, check_support
+from inference.evaluation import modules_of
 from inference.findings import Finding, from_error, guarded
 from inference.parameters import evaluation_store
 from inference.preflight_probes import PROBES
@@ -24,10 +25,12 @@ def check(model: Program, guide: Program, x: Tensor, *, seed: int = 0) -> list[F
 
         data       NaN or infinite values; values outside the likelihood's support
         run        the guide or the model fails
-        sites      latents that one of the two lacks; nothing observed
+        sites      latents that one of the two lacks, or does not determine; nothing observed
         plate      a site outside the plate over the data
         shape      event shapes that differ; dimensions that belong to no plate
-        support    the guide draws where the prior has no density, or not everywhere it has
+        support    the guide draws where the prior has no density, or misses some of the posterior
+        prior      a prior that is no density
+        mask       latents masked out in one of the two alone
         density    a point mass for a guide
         scale      sites scaled by poutine.scale or a subsampled plate
         finite     log-probabilities that are NaN or infinite
@@ -102,8 +105,7 @@ def _trace(program: Program, x: Tensor) -> Trace:
 @contextmanager
 def _as_they_were(*programs: Program) -> Iterator[None]:
     """No warnings, no validation; buffers, such as running statistics, restored at the end."""
-    modules = [program for program in programs if isinstance(program, nn.Module)]
-    buffers = [buffer for module in modules for buffer in module.buffers()]
+    buffers = [buffer for module in modules_of(*programs) for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
     try:
         with warnings.catch_warnings(), pyro.validation_enabled(False):

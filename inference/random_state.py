@@ -48,7 +48,12 @@ def rng_state(device: torch.device | None = None) -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) -> None:
-    """Restore what `rng_state` returned."""
+    """Restore what `rng_state` returned.
+
+    Raises:
+        ValueError: the state is of another form.
+    """
+    _expect_form(state, rng_state(device))
     torch.set_rng_state(state["torch"])
     position, has_gauss = state["numpy_position"].tolist()
     keys = state["numpy_keys"].numpy().astype(np.uint32)
@@ -57,6 +62,17 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) 
     random.setstate((3, tuple(state["python_words"].tolist()), gauss_next))
     if _is_cuda(device) and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _expect_form(state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
+    """Check names, shapes and types: torch, numpy and Python trust what they are given."""
+    for name, expected in like.items():
+        if name not in state and name == "cuda":  # saved on a machine without
+            continue
+        sizes = (0, 1) if name == "python_gauss" else (expected.numel(),)
+        found = state.get(name)
+        if found is None or found.dtype != expected.dtype or found.numel() not in sizes:
+            raise ValueError(f"the snapshot has no random state that can be restored: {name}")
 
 
 def _is_cuda(device: torch.device | None) -> bool:
