@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
 from experiments import catalogue, checkpoints, datasets, optimizers
 from experiments.catalogue import Spec
 from experiments.config import Experiment, Train
 from experiments.datasets import Dataset
+from experiments.labels import folder_name
 from experiments.preprocessing import prepare, resolve_binarization
 from experiments.runs import RunFolder
 from experiments.versions import RECORDED, version_of
 from guides import AbstractPosterior, Unamortized
 from inference import Snapshot, restore_tensors
+from inference.checks import base_distribution
 from inference.random_state import isolated_rng
-from models import AbstractModel
+from models import AbstractModel, Autoencoder
 
 _SIMULATED_DIM = 20  # of data simulated from a model that may have any size
 
@@ -76,10 +79,11 @@ def assemble(config: Train) -> Assembly:
             dataset.x_test,
             binarize=binarize,
             num_levels=dataset.num_levels,
-            seed=config.seed,
+            seed=config.data_seed,
             dequantized=model.pixels != "levels",
         )
         guide, guide_spec = catalogue.build_guide(Spec.parse(config.guide), model, x_test)
+    _expect_point(model, guide, config.guide, x_test[:1])
     if isinstance(guide, Unamortized):  # nothing is learnt about other data than these
         if config.held_out:
             raise ValueError(f"{config.guide} has no encoder for data --held_out: leave it out")
@@ -118,6 +122,22 @@ def _hold_out(
     return x_train[order[size:]], held_out
 
 
+def _expect_point(model: AbstractModel, guide: AbstractPosterior, name: str, x: Tensor) -> None:
+    """Check that a model without a prior has a guide without a density.
+
+    Raises:
+        ValueError: nothing would keep the guide's spread from vanishing.
+    """
+    if not isinstance(model, Autoencoder):
+        return
+    with torch.no_grad():
+        if not isinstance(base_distribution(guide.posterior(x)), Delta):
+            raise ValueError(
+                f"Autoencoder has no prior p(z), so a density q(z | x) such as {name} has no "
+                "meaning beside it, nor has their loss: use --guide Delta, or --model VAE"
+            )
+
+
 def load_with_model(config: Experiment) -> tuple[Dataset, AbstractModel, Spec]:
     """The data, in the form that the model takes, the model, and its spec in full.
 
@@ -127,9 +147,17 @@ def load_with_model(config: Experiment) -> tuple[Dataset, AbstractModel, Spec]:
     spec = Spec.parse(config.model)
     kind = catalogue.find_model(spec.name)
     if config.data == "simulated":
-        model, full = catalogue.build_model(spec, data_dim=kind.fixed_data_dim or _SIMULATED_DIM)
-        return datasets.simulated(model, split=config.split), model, full
+        with isolated_rng(config.data_seed):  # the truth, where every fit starts
+            size = kind.fixed_data_dim or _SIMULATED_DIM
+            model, full = catalogue.build_model(spec, data_dim=size)
+            return datasets.simulated(model, split=config.split), model, full
     dataset = datasets.load(config.data, split=config.split, data_root=config.data_root)
+    if kind.responses and dataset.image_shape is not None:
+        height, width = dataset.image_shape
+        raise ValueError(
+            f"{spec.name} expects {kind.responses}, got images of {height} × {width} pixels "
+            f"({config.data}): choose --data simulated, or a model of images such as VAE"
+        )
     if kind.labelled:
         dataset = datasets.with_labels(dataset)
     if spec.options.get("likelihood") == "discretized-logistic":
@@ -228,4 +256,4 @@ def _freeze(model: AbstractModel, spec: Spec, run: Path, dataset: Dataset) -> No
 def run_name(*parts: str) -> str:
     """A folder name below `runs` out of specs and names."""
     words = ("".join(c if c.isalnum() or c in "._" else "-" for c in part) for part in parts)
-    return os.path.join("runs", "-".join(word.strip("-") for word in words))
+    return os.path.join("runs", folder_name("-".join(word.strip("-") for word in words)))

@@ -1,6 +1,7 @@
 """`evidence calibrate`: simulation-based calibration of a trained run."""
 
 import json
+import sys
 import warnings
 from typing import Any
 
@@ -46,6 +47,7 @@ def calibrate(config: Calibrate) -> None:
         num_simulations=config.num_simulations,
         num_draws=config.num_draws,
         seed=config.seed,
+        progress=sys.stderr.isatty(),
     )
     document = _document(found, assembly, config, label=run_label(folder, assembly))
     figure = plots_posterior.calibration(found, document)

@@ -25,6 +25,7 @@ from experiments.config import (
     Train,
 )
 from experiments.versions import version_of
+from experiments.words import at_home, prepared, understandable
 
 COMMANDS: dict[str, type] = {
     "train": Train,
@@ -63,15 +64,18 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong in one line and exit with 2."""
-        fail(_one_line(message) + self._suggestion(message))
+        text = understandable(_one_line(message), COMMANDS)
+        fail(text + self._suggestion(text))
 
     def _suggestion(self, message: str) -> str:
-        unknown = re.findall(r"--[\w.]+", message)
-        known = [flag for action in self._actions for flag in action.option_strings]
-        if "nrecognized" not in message or not unknown:
+        if "nrecognized" not in message:
             return ""
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        return f" (did you mean {close[0]}?)" if close else f": see `{self.prog} --help`"
+        unknown = re.findall(r"--[\w.-]+", message)
+        known = [flag for action in self._actions for flag in action.option_strings]
+        written = f"--{unknown[0].lstrip('-').replace('-', '_')}" if unknown else ""
+        close = difflib.get_close_matches(written, known, n=1)
+        command = self.prog.replace(" [options]", "")
+        return f" (did you mean {close[0]}?)" if close else f": see `{command} --help`"
 
 
 def build_parser() -> Parser:
@@ -116,9 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP's threads wait by spinning, and a second busy process on the machine then slows
     # training down sixtyfold; asleep they cost little. Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = build_parser().parse_args(argv)
+    words = prepared(sys.argv[1:] if argv is None else argv, COMMANDS)
+    arguments = build_parser().parse_args(words)
     name = arguments.command
-    options = {k: v for k, v in arguments[name].as_dict().items() if k != "config"}
+    options = {k: v for k, v in at_home(arguments[name].as_dict()).items() if k != "config"}
     try:
         # The module of a command bears its name, and holds the function of that name.
         command = getattr(importlib.import_module(f"experiments.{name}"), name)

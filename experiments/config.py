@@ -39,7 +39,9 @@ class Experiment:
         likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
             to 1, for a posterior with several modes.
         clip_norm: largest joint gradient norm [default: no clipping].
-        seed: decides every random choice.
+        seed: decides every random choice of the training: first weights, order of the data, noise.
+        data_seed: decides the data: the binarized or dequantized pixels to evaluate on, simulated
+            data, and which of them num_data takes. Runs of one data_seed can be compared.
         device: auto, cpu, cuda, cuda:1, ...
         checkpoint_every: training steps between checkpoints.
         tensorboard: write a TensorBoard log into the run folder.
@@ -63,6 +65,7 @@ class Experiment:
     likelihood_warmup_epochs: float = 0.0
     clip_norm: float | None = None
     seed: int = 0
+    data_seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 500
     tensorboard: bool = False
@@ -97,7 +100,7 @@ class Estimation:
         target_se: add importance weights until the Monte Carlo SE of every datum is this small, in
             nats [default: num_particles for all].
         max_particles: the most that one datum gets with target_se.
-        num_data: evaluate on so many data, chosen by the seed; with bdmc, simulate so many
+        num_data: evaluate on so many data, chosen by the data_seed; with bdmc, simulate so many
             [default: all; 100 with bdmc].
         start: where annealing begins, at the prior or at the guide.
         num_chains: annealing chains per datum.
@@ -126,11 +129,14 @@ class Compare(Experiment, Estimation):
         guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)".
         decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
             with the first guide, then every guide is fitted anew to that same p(x | z).
+        seeds: fit everything so often, with the seeds seed, seed + 1, ... Their spread is the third
+            error bar, and verdicts then hold for other fits too; more can be added later.
         out: run folder [default: runs/compare-MODEL-DATA].
     """
 
     guides: list[str] = field(default_factory=lambda: ["MeanField", "FullRank", "Planar"])
     decoder: Literal["joint", "frozen"] = "joint"
+    seeds: int = 1
     out: str | None = None
 
 
@@ -155,7 +161,7 @@ class Gaps:
 
     Args:
         runs: run folders.
-        num_data: so many data, chosen by the runs' seed.
+        num_data: so many data, chosen by the runs' data_seed.
         num_particles: draws per datum for every term.
         max_steps: the most steps of the search for each datum's best member of the family.
         data_root: folder with the archives of mnist or fashion [default: as in training].
@@ -238,7 +244,7 @@ class Export:
         overwrite: replace the file if there is one.
         num_draws: draws per chain and datum.
         num_chains: chains; draws of a guide are independent, and have chains for ArviZ's sake.
-        num_data: so many evaluation data, chosen by the runs' seed.
+        num_data: so many evaluation data, chosen by the runs' data_seed.
         prior: draw from the prior too.
         predictive: draw data too, which take the most room.
         seed: decides every draw.
@@ -316,7 +322,9 @@ class Models:
 _ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
 _MAY_DIFFER = {
     "Train": _ANYWHERE | {"num_epochs", "max_steps", "resume", "frozen_model"},
-    "Compare": _ANYWHERE | {"guides", "max_steps"} | {option.name for option in fields(Estimation)},
+    "Compare": _ANYWHERE
+    | {"guides", "seeds", "max_steps"}
+    | {option.name for option in fields(Estimation)},
 }
 
 

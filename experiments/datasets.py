@@ -81,7 +81,8 @@ def load(name: str, *, split: str = "test", data_root: str | Path | None = None)
     """
     reader = _READERS[expect_choice("data set", name, _READERS)]
     expect_choice("split", split, SPLITS)
-    archive = reader(Path(data_root or os.environ.get("EVIDENCE_DATA") or "data"))
+    root = Path(data_root or os.environ.get("EVIDENCE_DATA") or "data").expanduser()
+    archive = reader(root)
     x_train, y_train = archive.x_train, archive.y_train
     x_test, y_test = archive.x_test, archive.y_test
     if split == "validation":

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from experiments import per_datum
 from experiments.assembly import Assembly, load_run
-from experiments.bracket import bracket, bracket_table
+from experiments.bracket import NUM_SIMULATED, bracket, bracket_table
 from experiments.config import ANNEALING, Evaluate
+from experiments.durations import evaluation_seconds, told
 from experiments.estimates import estimate
 from experiments.plane import mean_divergences
 from experiments.report import ESTIMATED, Row, table, training_row, with_estimates
@@ -26,21 +27,28 @@ _DRAWS = 100  # per datum, to diagnose the latents
 def evaluate(config: Evaluate) -> None:
     """Estimate, write results.json and print the table."""
     if config.estimator == "bdmc":
-        row = bracket_run(config)
+        row = bracket_run(config, announced=True)
         print(bracket_table([row]))
     else:
-        row = evaluate_run(config)
+        row = evaluate_run(config, announced=True)
         print(table([row]))
         if row["latents"] is not None and row["latents"]["warning"]:
             print(f"\n{row['latents']['warning']}")
     print(f"\nwrote {config.run}/results.json")
 
 
-def evaluate_run(config: Evaluate) -> Row:
-    """Estimate the evidence of a run on its evaluation data; returns its row of results.json."""
+def evaluate_run(config: Evaluate, *, announced: bool = False) -> Row:
+    """Estimate the evidence of a run on its evaluation data; returns its row of results.json.
+
+    Args:
+        config: the run and the options.
+        announced: say beforehand about how long it will take.
+    """
     folder, assembly, snapshot = _loaded(config)
-    rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.seed)
+    rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
     x = assembly.x_test[rows.to(assembly.x_test.device)]
+    if announced:
+        _announce(assembly, x, config)
     records, details = estimate(assembly, x, config, folder, snapshot)
     row = with_estimates(row_so_far(folder, assembly, snapshot), records, assembly)
     latents = _latents(assembly, x)
@@ -56,13 +64,22 @@ def evaluate_run(config: Evaluate) -> Row:
     return row
 
 
-def bracket_run(config: Evaluate) -> Row:
+def bracket_run(config: Evaluate, *, announced: bool = False) -> Row:
     """Bracket the evidence of data simulated from a run's model; returns its row."""
     folder, assembly, snapshot = _loaded(config)
+    if announced:
+        size = config.num_data or NUM_SIMULATED
+        _announce(assembly, assembly.x_test[torch.arange(size) % len(assembly.x_test)], config)
     row = row_so_far(folder, assembly, snapshot)
     row["bracket"] = bracket(assembly, config, folder, snapshot)
     folder.write_results("evaluate", [row])
     return row
+
+
+def _announce(assembly: Assembly, x: Tensor, config: Evaluate) -> None:
+    """Say about how long it will take."""
+    seconds = evaluation_seconds(assembly.model, assembly.guide, x, config)
+    print(told(f"evaluating {len(x):,} data", seconds), flush=True)
 
 
 def _loaded(config: Evaluate) -> tuple[RunFolder, Assembly, Snapshot]:

@@ -1,5 +1,6 @@
 """`evidence export`: draws, predictions and weights of trained runs as netCDF, for ArviZ."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def export(config: Export) -> None:
     path = _free_path(config)
     pairs = load_runs(config.runs, device=config.device, data_root=config.data_root)
     first = next(iter(pairs.values()))
-    rows = chosen_rows(len(first.x_test), config.num_data, first.config.seed)
+    rows = chosen_rows(len(first.x_test), config.num_data, first.config.data_seed)
     result = to_arviz(
         first.model,
         _guides(pairs),
@@ -43,6 +44,7 @@ def export(config: Export) -> None:
         dims=_dims(first, config),
         coords={"datum": rows.tolist()},
         seed=config.seed,
+        progress=sys.stderr.isatty(),
     )
     result.attrs.update(_attributes(first, rows))
     with replaced(path) as unfinished:

@@ -5,13 +5,8 @@ from inference.annealing import Annealed, anneal, annealed_evidence
 from inference.arviz_export import to_arviz
 from inference.bidirectional import Bracket, bidirectional_evidence
 from inference.calibration import Calibration, Coverage, simulation_based_calibration
-from inference.comparison import (
-    Comparison,
-    Difference,
-    compare_elbos,
-    compare_evidences,
-    paired_difference,
-)
+from inference.comparison import Comparison, compare_elbos, compare_evidences
+from inference.difference import Difference, paired_difference
 from inference.discrepancy import Discrepancy, compare_to_reference
 from inference.divergences import Divergences, grid_divergences, square_grid
 from inference.evidence import (

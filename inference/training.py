@@ -14,6 +14,7 @@ from inference.parameters import own_parameter_store
 from inference.precision import fast_matmul
 from inference.random_state import isolated_rng
 from inference.snapshots import Snapshot
+from inference.soundness import expect_sound_draws
 from inference.stopping import UntilFlat
 from inference.support import check_all_data
 from inference.traces import Program, Traces, checked_traces
@@ -149,4 +150,5 @@ def _first_run(model: Program, guide: Program, x: Tensor) -> Traces:
     with validated(x):
         for trace in traces:
             trace.compute_log_prob()
+    expect_sound_draws(model, guide, x, traces)
     return traces
