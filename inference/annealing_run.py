@@ -32,7 +32,7 @@ class Options:
     num_pilot_temperatures: int
     target_acceptance: float
     seed: int
-    vectorize_particles: bool
+    vectorize_particles: bool | None
     chunk_size: int
     snapshot_every: int
 

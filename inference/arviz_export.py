@@ -25,7 +25,7 @@ def to_arviz(
     predictive: bool = True,
     coords: Labels | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
     progress: bool = False,

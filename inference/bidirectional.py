@@ -104,7 +104,7 @@ def bidirectional_evidence(
     num_pilot_temperatures: int = 200,
     target_acceptance: float = 0.65,
     seed: int = 0,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: bool = False,
     resume_from: Snapshot | None = None,

@@ -68,14 +68,16 @@ def _scored(
 
 
 def _agree(together: LogProbs, row: int, alone: LogProbs) -> bool:
-    """Whether every term of a particle is what it is alone, to the rounding of its dtype."""
-    for name in ("log_p_x", "log_p_z", "log_q_z"):
-        ours, theirs = getattr(together, name)[row], getattr(alone, name)[0]
-        relative = 1e-4 if ours.dtype == torch.float32 else 1e-8
-        scale = 1 + torch.nan_to_num(theirs.abs(), posinf=0.0).max()
-        if not torch.allclose(ours, theirs, rtol=relative, atol=relative * scale, equal_nan=True):
-            return False
-    return True
+    """Whether every term of a particle is what it is alone."""
+    terms = ("log_p_x", "log_p_z", "log_q_z")
+    return all(agree(getattr(together, name)[row], getattr(alone, name)[0]) for name in terms)
+
+
+def agree(together: Tensor, alone: Tensor) -> bool:
+    """Whether log-probabilities are equal to the rounding of their dtype."""
+    relative = 1e-4 if alone.dtype == torch.float32 else 1e-8
+    scale = 1 + torch.nan_to_num(alone.abs(), posinf=0.0).max().item()
+    return torch.allclose(together, alone, rtol=relative, atol=relative * scale, equal_nan=True)
 
 
 def warn_one_by_one() -> None:

@@ -122,7 +122,7 @@ def simulation_based_calibration(
     num_simulations: int = 1000,
     num_draws: int = 99,
     x: Tensor | None = None,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
     progress: bool = False,

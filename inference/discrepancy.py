@@ -12,7 +12,7 @@ from inference.evaluation import evaluation_mode
 from inference.random_state import isolated_rng
 from inference.reference import Reference, diagnostic, with_batch_dims
 from inference.traces import Program, random_sites
-from inference.two_samples import Accuracy, classifier_accuracy, sliced_wasserstein
+from inference.two_samples import Accuracy, classifier_accuracy, distance_and_floor
 from inference.unconstrained import Given, log_prob_of, trace_of
 
 
@@ -25,9 +25,9 @@ class Discrepancy:
         mean_se: its Monte Carlo standard error, of both sides' draws, `[B, Z]`.
         sd_difference: sd_q[z] − sd_p[z], `[B, Z]`.
         sd_se: its Monte Carlo standard error, `[B, Z]`.
-        sliced_wasserstein: distance of the draws `[B]`, in the units of z.
+        sliced_wasserstein: distance of halves of the draws `[B]`, in the units of z.
         sliced_wasserstein_floor: what this distance is for as many draws of p on both sides,
-            about, `[B]`.
+            about, `[B]`; see `distance_and_floor`.
         accuracy: a classifier's accuracy in telling the draws apart, with its standard error.
         log_q_z: mean of log q(z | x) over the draws from p, `[B]`, in nats: −KL(p ‖ q) up to a
             constant of the posterior, so larger is better, and guides can be compared by it. NaN
@@ -67,7 +67,7 @@ def compare_to_reference(
     *,
     classifier: str = "knn",
     num_directions: int = 100,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     seed: int = 0,
 ) -> Discrepancy:
     """How far a guide is from the reference posterior of the same data.
@@ -91,16 +91,13 @@ def compare_to_reference(
     with isolated_rng(seed, of_p.device):
         of_q = _guide_draws(model, guide, reference.x, len(of_p), vectorize_particles)
         log_q_z = _log_q_z(model, guide, reference, vectorize_particles)  # [C, N, B]
-    half = len(of_p) // 2
-    floor = sliced_wasserstein(of_p[:half], of_p[half : 2 * half], num_directions=num_directions)
     mean, sd = (
         _difference(of_q, reference.draws, statistic) for statistic in (torch.mean, torch.std)
     )
     return Discrepancy(
         *mean,
         *sd,
-        sliced_wasserstein(of_q, of_p, num_directions=num_directions),
-        floor / math.sqrt(2),  # from half as many draws
+        *distance_and_floor(of_q, of_p, num_directions=num_directions, seed=seed),
         classifier_accuracy(of_q, of_p, classifier=classifier, seed=seed),
         log_q_z.flatten(0, 1).mean(0),
         diagnostic("mcse", log_q_z.unsqueeze(-1)).squeeze(-1),
@@ -119,7 +116,7 @@ def _difference(
 
 
 def _guide_draws(
-    model: Program, guide: Program, x: Tensor, num_draws: int, vectorize_particles: bool
+    model: Program, guide: Program, x: Tensor, num_draws: int, vectorize_particles: bool | None
 ) -> Tensor:
     """Draws from q(z | x), sites side by side as in the reference: `[S, B, Z]`."""
     record = Record(num_draws, len(x))
@@ -135,7 +132,7 @@ def _guide_draws(
 
 @torch.no_grad()
 def _log_q_z(
-    model: Program, guide: Program, reference: Reference, vectorize_particles: bool
+    model: Program, guide: Program, reference: Reference, vectorize_particles: bool | None
 ) -> Tensor:
     """Log q(z | x) at the draws of the reference, NaN where the guide cannot say: `[C, N, B]`."""
     x, (num_chains, num_draws, num_data, _) = reference.x, reference.draws.shape

@@ -138,10 +138,11 @@ class Evidence:
 
     def __str__(self) -> str:
         counts = f" ({self._counts()})" if self.num_particles else ""
+        unit = "nats" if self.unit == "data set" else "nats per datum"
         why, diagnostics = self.not_reliable, reliability.diagnostics(self)
         return (
             f"{self.estimator}{counts}: {'' if why is None else 'NOT RELIABLE, '}{self.mean:.3f} "
-            f"nats{' per datum' if self.unit == 'datum' else ''}{self._bars()}{f'; {diagnostics}' if diagnostics else ''}"
+            f"{unit}{self._bars()}{f'; {diagnostics}' if diagnostics else ''}"
             f"{'' if why is None else f': {why}'}"
         )
 

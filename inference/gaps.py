@@ -109,7 +109,7 @@ def inference_gaps(
     num_draws: int = 8,
     max_steps: int = 10_000,
     restart: bool = False,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     progress: bool = False,
 ) -> Gaps:
     """The approximation and the amortization gap of a guide on the data `x`.
@@ -196,7 +196,7 @@ class _Family:
     model: Program
     guide: AmortizedGuide
     x: Tensor
-    vectorize_particles: bool
+    vectorize_particles: bool | None
 
     def weights(self, parameters: Tensor, rows: slice, num_particles: int) -> Tensor:
         """Log w of some data under their λ `[b, P]`: `[S, b]`."""

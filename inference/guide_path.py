@@ -47,7 +47,7 @@ class GuidePath(AbstractPath):
 
     @torch.no_grad()
     def __init__(
-        self, model: Program, guide: Program, x: Tensor, *, vectorize_particles: bool = True
+        self, model: Program, guide: Program, x: Tensor, *, vectorize_particles: bool | None = None
     ) -> None:
         layout = layout_of(model, guide, x, require_density=True)
         with isolated_rng(device=x.device):
@@ -161,7 +161,7 @@ def _true_supports(
 
 
 def path_of(
-    model: Program, guide: Program | None, x: Tensor, *, vectorize_particles: bool = True
+    model: Program, guide: Program | None, x: Tensor, *, vectorize_particles: bool | None = None
 ) -> AbstractPath:
     """The path from the guide, or from the prior if there is none.
 

@@ -85,7 +85,7 @@ def latent_diagnostics(
     *,
     num_draws: int = 100,
     threshold: float = 0.01,
-    vectorize_particles: bool = True,
+    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
 ) -> LatentDiagnostics:

@@ -5,6 +5,7 @@ inside `inference.weights.evaluation_mode`.
 """
 
 from abc import ABC, abstractmethod
+from enum import Enum, auto
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.broadcasting import agree
 from inference.random_state import isolated_rng
 from inference.supports import on_edge, support_of
 from inference.traces import Layout, Program, layout_of, random_sites
@@ -37,6 +39,14 @@ class PriorTerms(NamedTuple):
         return self.log_p_z + self.log_p_x
 
 
+class _Way(Enum):
+    """How several chains are run: under a plate, by `torch.vmap`, or one after the other."""
+
+    PLATE = auto()
+    VMAP = auto()
+    ONE_BY_ONE = auto()
+
+
 class AbstractPath(ABC):
     """A path of densities, log f_β = Σ_k weight_k(β) · term_k, over unconstrained latents u.
 
@@ -50,7 +60,8 @@ class AbstractPath(ABC):
         layout: where data and chains are among the batch dimensions.
         packing: of the sites that hold u.
         vectorize_particles: all chains in one call, as a batch dimension left of the program's
-            plates. False for programs that cannot be broadcast: one call per chain.
+            plates; False for programs that cannot be broadcast; None to probe. Where they cannot,
+            `torch.vmap` runs the chains, or, where that fails too, one call each.
     """
 
     def __init__(
@@ -60,11 +71,36 @@ class AbstractPath(ABC):
         layout: Layout,
         packing: Packing,
         *,
-        vectorize_particles: bool,
+        vectorize_particles: bool | None,
     ) -> None:
         self.model, self.x = model, x
         self.layout, self.packing = layout, packing
-        self.vectorize_particles = vectorize_particles
+        self._vectorize, self._way = (
+            vectorize_particles,
+            _Way.PLATE if vectorize_particles else None,
+        )
+
+    @property
+    def way(self) -> "_Way":
+        """How several chains are run."""
+        if self._way is None:
+            with isolated_rng(device=self.x.device), torch.no_grad():
+                self._way = self._probed_way()
+        return self._way
+
+    def _probed_way(self) -> "_Way":
+        """The fastest way in which three chains are what each of them is alone."""
+        z = torch.cat([self._draw(None) for _ in range(3)])
+        alone = self._terms_by(_Way.ONE_BY_ONE, z)
+        ways = [_Way.PLATE, _Way.VMAP] if self._vectorize is None else [_Way.VMAP]
+        for way in ways:
+            try:
+                together = self._terms_by(way, z)
+            except Exception:  # whatever a program raises that was not written for it
+                continue
+            if all(agree(*terms) for terms in zip(together, alone, strict=True)):
+                return way
+        return _Way.ONE_BY_ONE
 
     @property
     def dim(self) -> int:
@@ -86,22 +122,28 @@ class AbstractPath(ABC):
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms at `z` `[C, B, Z]`, each `[C, B]`."""
-        if self.vectorize_particles:
+        return self._terms_by(self.way, z)
+
+    def _terms_by(self, way: "_Way", z: Tensor) -> tuple[Tensor, Tensor]:
+        if way is _Way.PLATE:
             return self._terms(z, len(z))
-        terms = [self._terms(row.unsqueeze(0), None) for row in z]
-        return type(terms[0])(*(torch.cat(parts) for parts in zip(*terms, strict=True)))
+        if way is _Way.VMAP:
+            terms = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))(z)
+            return type(terms)(*(part.squeeze(1) for part in terms))
+        rows = [self._terms(row.unsqueeze(0), None) for row in z]
+        return type(rows[0])(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
 
     @torch.no_grad()
     def sample(self, num_chains: int) -> Tensor:
         """Draws from f_0: `[C, B, Z]`."""
-        if self.vectorize_particles:
+        if self.way is _Way.PLATE:
             return self._draw(num_chains)
         return torch.cat([self._draw(None) for _ in range(num_chains)])
 
     @torch.no_grad()
     def site_values(self, z: Tensor) -> dict[str, Tensor]:
         """The model's latents at `z` `[C, B, Z]` by site name, `[C, B, *plates, *event_shape]`."""
-        if self.vectorize_particles:
+        if self.way is _Way.PLATE:
             return self._values(z, len(z))
         rows = [self._values(row.unsqueeze(0), None) for row in z]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -163,7 +205,9 @@ class PriorPath(AbstractPath):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Program, x: Tensor, *, vectorize_particles: bool = True) -> None:
+    def __init__(
+        self, model: Program, x: Tensor, *, vectorize_particles: bool | None = None
+    ) -> None:
         prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
         try:
             layout = layout_of(model, prior, x, require_density=False)
