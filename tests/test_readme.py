@@ -32,6 +32,8 @@ def quickly(words):
     """The same command with few epochs and particles."""
     if "--num_epochs" in words:
         words[words.index("--num_epochs") + 1] = "1"
+    elif words[1] in ("train", "compare"):
+        words += ["--max_steps", "12"]
     if words[1] in ("evaluate", "compare"):
         words += ["--num_particles", "9"]
     if "--target_se" in words:
