@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.config import default_root
 from models import AbstractModel
 from models.networks import expect_choice
 
@@ -81,7 +82,7 @@ def load(name: str, *, split: str = "test", data_root: str | Path | None = None)
     """
     reader = _READERS[expect_choice("data set", name, _READERS)]
     expect_choice("split", split, SPLITS)
-    archive = reader(Path(data_root or os.environ.get("EVIDENCE_DATA") or "data"))
+    archive = reader(Path(data_root or default_root()))
     x_train, y_train = archive.x_train, archive.y_train
     x_test, y_test = archive.x_test, archive.y_test
     if split == "validation":

@@ -59,5 +59,35 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) 
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def expect_rng_state(state: dict[str, Tensor]) -> None:
+    """Check that a state can be restored: a damaged one can make numpy read beyond its memory.
+
+    Raises:
+        ValueError: an unknown or missing part, one of another shape or type, or numbers that are
+            none of a state.
+    """
+    expected = rng_state()
+    given = {name: tensor for name, tensor in state.items() if name != "cuda"}
+    if given.keys() != expected.keys():
+        raise ValueError(f"the random state lacks or adds {sorted(given.keys() ^ expected.keys())}")
+    for name, tensor in given.items():
+        ours = expected[name]
+        optional = name == "python_gauss" and tensor.shape in ((0,), (1,))
+        if tensor.dtype != ours.dtype or (tensor.shape != ours.shape and not optional):
+            raise ValueError(
+                f"expected the random state {name} to be {ours.dtype} {tuple(ours.shape)}, got "
+                f"{tensor.dtype} {tuple(tensor.shape)}"
+            )
+    words = torch.cat([state["numpy_keys"], state["python_words"]])
+    position, _ = state["numpy_position"].tolist()
+    if not (0 <= position <= len(state["numpy_keys"]) and (words >= 0).all()):
+        raise ValueError("the random state is none of numpy")
+    try:
+        with isolated_rng():
+            set_rng_state(given)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the random state cannot be restored ({error})") from None
+
+
 def _is_cuda(device: torch.device | None) -> bool:
     return device is not None and device.type == "cuda"
