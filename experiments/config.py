@@ -368,7 +368,12 @@ def differences(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> l
     """The options that make two configurations different runs of a command ("Train", "Compare")."""
     names = [name for name in {**theirs, **ours} if name not in _MAY_DIFFER[command]]
     return [
-        f"{name} is {ours.get(name)} here and {theirs.get(name)} there"
+        f"{name} is {_short(ours.get(name))} here and {_short(theirs.get(name))} there"
         for name in names
         if ours.get(name) != theirs.get(name)
     ]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -60,6 +60,8 @@ def read(path: Path) -> dict[str, Any] | None:
             _expect(_ROW, row)
             for estimate in row["estimates"]:
                 _expect(_ESTIMATE, estimate)
+            for evaluation in row["evaluations"]:
+                _expect({"made_by": _Object}, evaluation)
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -13,6 +13,7 @@ from inference.parameters import named_parameters, tensors_of
 
 _RNG = "rng."
 _OPTIMIZER = "optimizer."
+_NUMBERS = ("step", "mu_product", "eta", "mu")  # what torch's optimizers keep as one number
 
 
 def training_state(
@@ -20,24 +21,23 @@ def training_state(
 ) -> dict[str, Tensor]:
     """What each tensor of a checkpoint should be like, by name.
 
-    Weights and buffers are the pair's. An optimizer may keep what it likes of a parameter, in the
-    parameter's shape and type or as one number. The random state has a check of its own.
+    Weights and buffers are the pair's. An optimizer may keep what it likes of its parameters, the
+    same of each, in the parameter's shape and type or, of a count, as one number. The random state
+    has a check of its own.
     """
     parameters = named_parameters(model, guide)
     expected = dict(tensors_of(model, guide))
-    for name, tensor in tensors.items():
-        if name.startswith(_RNG):
-            expected[name] = tensor
-        elif name.startswith(_OPTIMIZER):
-            parameter = parameters.get(name.removeprefix(_OPTIMIZER).rpartition("/")[0])
-            if parameter is not None:
-                expected[name] = _moment(name, tensor, parameter)
+    expected |= {name: tensor for name, tensor in tensors.items() if name.startswith(_RNG)}
+    moments: dict[str, set[str]] = {}
+    for name in within(_OPTIMIZER, tensors):
+        parameter, _, moment = name.rpartition("/")
+        moments.setdefault(parameter, set()).add(moment)
+    kept = set().union(*moments.values())
+    for name in moments.keys() & parameters.keys():
+        for moment in kept:  # of every parameter, what is kept of any
+            like = torch.zeros(()) if moment in _NUMBERS else parameters[name]
+            expected[f"{_OPTIMIZER}{name}/{moment}"] = like
     return expected
-
-
-def _moment(name: str, tensor: Tensor, parameter: Tensor) -> Tensor:
-    is_count = name.endswith("/step") or (tensor.dim() == 0 and parameter.dim() != 0)
-    return torch.zeros((), dtype=torch.float32) if is_count else parameter
 
 
 def within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,9 +20,11 @@ def foreign_classes(spec: str) -> set[str]:
     """The dotted names in `Name(option=value, ...)`, wherever they are: what would be imported."""
     try:
         nodes = list(ast.walk(ast.parse(spec.strip(), mode="eval")))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    except (SyntaxError, ValueError):
         return set()  # no name at all, which whoever builds it will say
-    names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    except (RecursionError, MemoryError):
+        return {spec[:60]}
     words = (n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
     names |= {name for word in words for name in _CALLED.findall(word)}
     return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
