@@ -15,6 +15,7 @@ from inference.evaluation import evaluation_mode
 from inference.evidence import Evidence, from_log_weights
 from inference.precision import fast_matmul
 from inference.random_state import isolated_rng
+from inference.soundness import expect_sound_model, expect_sound_pair
 from inference.traces import Program
 from inference.training import Snapshot
 from inference.weights import DEFAULT_CHUNK_SIZE
@@ -29,16 +30,22 @@ class Annealed:
         latents: the chains' last positions by site name, `[C, B, *plates, *event_shape]`; weighted
             by w they are draws from the posterior.
         acceptance: mean acceptance of the measured run `[B]`.
+        on_edge: share of the chains that began or ended on the edge of a support `[B]`, where
+            their dtype tells no numbers apart.
     """
 
     log_w: Tensor
     latents: dict[str, Tensor]
     acceptance: Tensor
+    on_edge: Tensor
 
     @property
     def evidence(self) -> Evidence:
         """The record "ais": log of the mean weight per datum, a lower bound in expectation."""
-        return dataclasses.replace(from_log_weights(self.log_w)["iw"], estimator="ais")
+        record = from_log_weights(self.log_w)["iw"]
+        dtype = next(iter(self.latents.values())).dtype
+        record = dataclasses.replace(record, estimator="ais", dtype=dtype)
+        return record.with_edges(self.on_edge)
 
 
 def annealed_evidence(
@@ -136,8 +143,12 @@ def anneal(
         snapshot_every,
     )
     check_data(x)
+    if guide is not None:
+        expect_sound_pair(model, guide, x)
     with annealing_mode(model, guide, seed, x.device) as refuse_new_parameters:
         run = AnnealingRun(model, guide, x, options)
+        if guide is None:  # after what has a word of its own for a prior that is none
+            expect_sound_model(model, x)
         refuse_new_parameters()
         if resume_from is not None:
             run.restore(resume_from)
@@ -147,7 +158,8 @@ def anneal(
         for name, value in results.items()
         if name.startswith("latent.")
     }
-    return Annealed(results["log_w"], latents, results["acceptance"].squeeze(0))
+    per_datum = (results[name].squeeze(0) for name in ("acceptance", "on_edge"))
+    return Annealed(results["log_w"], latents, *per_datum)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from inference import hmc, schedule
 from inference.annealing_state import expect_annealing_state
 from inference.guide_path import path_of
 from inference.log_joint import AbstractPath
-from inference.random_state import rng_state, set_rng_state
+from inference.random_state import isolated_rng, rng_state, set_rng_state
 from inference.traces import Program
 from inference.training import Snapshot
 
@@ -120,7 +120,11 @@ class AnnealingRun:
     def run(
         self, *, progress: bool, on_snapshot: Callable[[Snapshot], None] | None
     ) -> dict[str, Tensor]:
-        """Take every step that is left: `log_w`, `acceptance`, `latent.*` and `reverse_log_w`."""
+        """Take every step that is left.
+
+        Returns:
+            `log_w`, `acceptance`, `on_edge`, `latent.*` and `reverse_log_w`.
+        """
         at = self.position
         per_block = sum(self._num_steps(stage) for stage in self.stages)
         earlier = sum(self._num_steps(stage) for stage in self.stages[: at.stage])
@@ -233,10 +237,17 @@ class AnnealingRun:
             values = path.site_values(chains.state.z)
             results = {f"latent.{name}": value for name, value in values.items()}
             results["log_w"] = chains.log_w
+            results["on_edge"] = self._share_on_edge(path, chains.state.z)
             results["acceptance"] = chains.acceptance / self.options.num_temperatures
             self._keep(results)
         else:
             self._keep({"reverse_log_w": chains.log_w})
+
+    def _share_on_edge(self, path: AbstractPath, z: Tensor) -> Tensor:
+        """Where the chains began, or ended: the larger share of either, `[1, b]`."""
+        with isolated_rng(device=z.device):
+            ends = path.sample(self.options.num_chains), z
+        return torch.stack([path.share_on_edge(end) for end in ends]).amax(0, keepdim=True)
 
     def _keep(self, results: dict[str, Tensor]) -> None:
         for name, value in results.items():

@@ -14,6 +14,8 @@ from inference.annealing import annealing_mode
 from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
 from inference.guide_path import path_of
+from inference.reliability import edge_caveat
+from inference.soundness import expect_sound_model, expect_sound_pair
 from inference.traces import Program, random_sites
 from inference.training import Snapshot
 from inference.weights import DEFAULT_CHUNK_SIZE
@@ -28,12 +30,14 @@ class Bracket:
         log_px_lower: forward estimates `[B]`, at most log p(x) in expectation.
         log_px_upper: reverse estimates `[B]`, at least log p(x) in expectation.
         num_chains: C, chains per datum and direction.
+        caveat: a reason for not relying on the bounds, with what would help.
     """
 
     x: Tensor
     log_px_lower: Tensor
     log_px_upper: Tensor
     num_chains: int
+    caveat: str | None = None
 
     @property
     def lower(self) -> float:
@@ -61,10 +65,29 @@ class Bracket:
         """The most that the lower bound is likely off by, gap + 2 SE; for `compare_evidences`."""
         return max(self.gap, 0.0) + 2 * self.gap_se
 
+    @property
+    def not_reliable(self) -> str | None:
+        """Why the bounds are not to be relied on, and what would help; None if nothing shows that.
+
+        They are where they contradict each other: an upper bound below the lower one.
+        """
+        if not math.isfinite(self.gap):
+            return "a bound is not finite, as all weights are zero: use more chains (num_chains)"
+        if self.gap < -5 * self.gap_se:
+            return (
+                "the upper bound is below the lower one: check the model (evidence check), and "
+                "compute in double (--dtype float64)"
+            )
+        return self.caveat
+
     def __str__(self) -> str:
+        data = "1 simulated datum" if len(self.x) == 1 else f"{len(self.x)} simulated data"
+        why, bar = self.not_reliable, f" ± {self.gap_se:.3f}"
+        has_bar = why is None and math.isfinite(self.gap_se)
         return (
-            f"{self.lower:.3f} to {self.upper:.3f} nats per datum, gap {self.gap:.3f} "
-            f"± {self.gap_se:.3f} ({len(self.x)} simulated data, {self.num_chains} chains)"
+            f"{'' if why is None else 'NOT RELIABLE, '}{self.lower:.3f} to {self.upper:.3f} nats "
+            f"per datum, gap {self.gap:.3f}{bar if has_bar else ''} ({data}, "
+            f"{self.num_chains} chains){'' if why is None else f': {why}'}"
         )
 
 
@@ -135,14 +158,19 @@ def bidirectional_evidence(
     with annealing_mode(model, guide, seed, _device(model, template)) as refuse_new_parameters:
         x, values = _simulate(model, size, template)
         check_data(x, "the simulated x")
+        if guide is not None:
+            expect_sound_pair(model, guide, x)
         exact = path_of(model, guide, x).locate(values)[0]
         run = AnnealingRun(model, guide, x, options, exact)
+        if guide is None:
+            expect_sound_model(model, x)
         refuse_new_parameters()
         if resume_from is not None:
             run.restore(resume_from)
         results = run.run(progress=progress, on_snapshot=on_snapshot)
     lower, upper = estimators.iwae(results["log_w"]), -estimators.iwae(-results["reverse_log_w"])
-    return Bracket(x, lower, upper, num_chains)
+    gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(x) > 1 else 0.0
+    return Bracket(x, lower, upper, num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype))
 
 
 def _simulate(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _FEWEST_FOR_A_TAIL = 30  # ArviZ 1.x wants so many, 0.x is content with 21
-_ROUNDING = 1e-13  # of a log-weight in float64, relative
+_ROUNDINGS = 450  # of a log-weight, in units of its dtype's precision: sums of many terms
 
 
 def elbo(log_w: Tensor) -> Tensor:
@@ -55,11 +55,17 @@ def jackknife(log_w: Tensor) -> Tensor:
     Reference: S. Nowozin, "Debiasing Evidence Approximations: On Importance-Weighted Autoencoders
     and Jackknife Variational Inference", 2018, https://openreview.net/forum?id=HyZoi-WRb, eq. 14.
     """
-    num_particles = len(_expect_weights(log_w))
-    if num_particles < 2:
-        raise ValueError("expected at least 2 particles for the jackknife, got 1")
+    return iwae(log_w) - log_mean_bias(log_w)
+
+
+def log_mean_bias(log_w: Tensor) -> Tensor:
+    """Bias of L_S to order 1/S, by the jackknife: `[S, B] -> [B]`, negative.
+
+    (S − 1)·(mean_i L_{S−1}^{(−i)} − L_S); see `jackknife`.
+    """
+    num_particles = len(_expect_several(log_w))
     without = _leave_one_out_logsumexp(log_w) - math.log(num_particles - 1)
-    return num_particles * iwae(log_w) - (num_particles - 1) * without.mean(0)
+    return (num_particles - 1) * (without.mean(0) - iwae(log_w))
 
 
 def _leave_one_out_logsumexp(log_w: Tensor) -> Tensor:
@@ -83,28 +89,42 @@ def ess(log_w: Tensor) -> Tensor:
 
 
 def log_mean_variance(log_w: Tensor) -> Tensor:
-    """Monte Carlo variance of L_S by the delta method, 1/ESS − 1/S: `[S, B] -> [B]`."""
-    return (1 / ess(log_w) - 1 / len(log_w)).clamp(min=0)
+    """Monte Carlo variance of L_S, by the jackknife: `[S, B] -> [B]`.
+
+    (S − 1)/S · Σ_i (L^{(−i)} − mean_j L^{(−j)})². For many weights of finite variance this is the
+    delta method's 1/ESS − 1/S; unlike that, it holds for few weights, and it has no upper end: one
+    weight that dwarfs all others gives an SE of the order of their distance.
+
+    Reference: B. Efron, C. Stein, "The Jackknife Estimate of Variance", 1981,
+    https://doi.org/10.1214/aos/1176345462.
+    """
+    num_particles = len(_expect_several(log_w))
+    without = _leave_one_out_logsumexp(log_w)
+    variance = (without - without.mean(0)).square().sum(0) * ((num_particles - 1) / num_particles)
+    # Where all weights but one are zero, leaving that one out leaves nothing.
+    return torch.where(without.isneginf().any(0), math.inf, variance)
 
 
 def k_hat(log_w: Tensor) -> Tensor:
     """Shape of the generalized Pareto tail of the weights, by ArviZ: `[S, B] -> [B]`, float64.
 
     Above `k_hat_threshold(S)` the weights' tail is too heavy for L_S and its error bar to be
-    trusted. Where the largest weights are all equal, up to rounding, there is no tail: 0; where all
-    are zero: inf. With fewer than 30 particles there are not enough to fit a tail: NaN.
+    trusted. Where the largest weights are all equal, up to the rounding of their dtype, there is no
+    tail: 0; where all are zero: inf. With fewer than 30 particles there are not enough to fit a
+    tail: NaN.
 
     Reference: A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto Smoothed Importance
     Sampling", 2024, https://jmlr.org/papers/v25/19-556.html, section 3.
     """
     num_particles = len(_expect_weights(log_w))
+    precision = torch.finfo(log_w.dtype).eps
     log_w = log_w.detach().cpu().double()
     if num_particles < _FEWEST_FOR_A_TAIL:
         return torch.full((log_w.shape[1],), math.nan, dtype=torch.float64)
     largest = log_w.max(0).values
     log_w = log_w - largest
     tail_size = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
-    rounding = _ROUNDING * (1 + largest.abs())
+    rounding = _ROUNDINGS * precision * (1 + largest.abs())
     has_tail = log_w.topk(tail_size, dim=0).values[-1] < -rounding
     shapes = torch.zeros(log_w.shape[1], dtype=torch.float64)
     if has_tail.any():
@@ -157,6 +177,12 @@ def _psis_shapes(log_w: np.ndarray) -> np.ndarray:
             return psislw(log_w)[1]
         # The 1.x function takes log-likelihoods, as leave-one-out has them, and negates them.
         return array_stats.psislw(-log_w)[1]
+
+
+def _expect_several(log_w: Tensor) -> Tensor:
+    if len(_expect_weights(log_w)) < 2:
+        raise ValueError("expected at least 2 particles for the jackknife, got 1")
+    return log_w
 
 
 def _expect_weights(log_w: Tensor) -> Tensor:

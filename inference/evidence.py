@@ -1,5 +1,6 @@
 """Log evidence with its two error bars."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference import estimators
+from inference import estimators, reliability
+from inference.soundness import expect_sound_pair
 from inference.traces import Program
-from inference.weights import DEFAULT_CHUNK_SIZE, log_weights
+from inference.weights import DEFAULT_CHUNK_SIZE, unchecked_log_weights
 
 _DATA_PER_REDUCTION = 128
 
@@ -19,7 +21,8 @@ class Evidence:
     """An estimate of log p(x) for every datum. Nats per datum, larger is better.
 
     The two error bars answer different questions and are kept apart: `mc_se` is what more particles
-    would shrink, `data_se` what a larger test set would.
+    would shrink, `data_se` what a larger test set would. `not_reliable` says why the number is not
+    to be relied on, where the weights themselves show it; printed, it then has no error bar.
 
     Args:
         estimator: "elbo", "iw", "ais" or "exact".
@@ -29,6 +32,10 @@ class Evidence:
         ess: effective sample sizes of the weights `[B]`, between 1 and S.
         k_hat: Pareto tail shapes of the weights `[B]`; see `estimators.k_hat`.
         particles: the number of particles of each datum `[B]`; None where all got S.
+        bias: estimated biases of the estimates `[B]`, negative for a lower bound; None where there
+            is none to speak of.
+        dtype: what the weights were computed in; None where it is not known.
+        caveat: a reason of another kind for not relying on the number, with what would help.
     """
 
     estimator: str
@@ -38,6 +45,9 @@ class Evidence:
     ess: Tensor
     k_hat: Tensor
     particles: Tensor | None = None
+    bias: Tensor | None = None
+    dtype: torch.dtype | None = None
+    caveat: str | None = None
 
     @property
     def num_data(self) -> int:
@@ -53,7 +63,8 @@ class Evidence:
     def mc_se(self) -> float:
         """Standard error of `mean` from the finite number of particles, the data held fixed.
 
-        It does not show the bias of a lower bound, nor can it be trusted where k̂ is bad.
+        It does not show the bias of a lower bound, `mean_bias`, nor can it be trusted where the
+        record is `not_reliable`.
         """
         return math.sqrt(self.log_px_variance.double().sum().item()) / self.num_data
 
@@ -69,23 +80,37 @@ class Evidence:
         return math.sqrt(max(spread, 0.0) / self.num_data)
 
     @property
+    def mean_bias(self) -> float:
+        """Estimated bias of `mean`, nats per datum; 0 where there is none to speak of."""
+        return 0.0 if self.bias is None else self.bias.double().mean().item()
+
+    @property
     def k_hat_threshold(self) -> float:
         """The largest trustworthy k̂ for this number of particles."""
         return estimators.k_hat_threshold(self.num_particles)
 
     @property
     def share_bad(self) -> float:
-        """Share of the data whose k̂ is not below the threshold (NaN if none could be fitted)."""
-        if self.k_hat.isnan().all():
-            return math.nan
-        return 1 - (self.k_hat <= self._k_hat_thresholds()).double().mean().item()
+        """Share of the data with a k̂ whose k̂ is above the threshold (NaN if none has one)."""
+        is_bad = (self.k_hat > self.k_hat_thresholds()).double()
+        return is_bad[~self.k_hat.isnan()].mean().item()
 
-    def _k_hat_thresholds(self) -> Tensor | float:
+    def k_hat_thresholds(self) -> Tensor | float:
         """The threshold of every datum `[B]`, or the one for all."""
         if self.particles is None:
             return self.k_hat_threshold
         thresholds = [estimators.k_hat_threshold(int(count)) for count in self.particles]
         return torch.tensor(thresholds).to(self.k_hat)
+
+    @property
+    def unsupported(self) -> Tensor:
+        """Whether a datum's own weights speak against its estimate `[B]`; see `reliability`."""
+        return reliability.unsupported(self)
+
+    @property
+    def not_reliable(self) -> str | None:
+        """Why `mean` is not to be relied on, and what would help; None if nothing shows that."""
+        return reliability.reason(self)
 
     def _counts(self) -> str:
         if self.particles is None:
@@ -93,10 +118,25 @@ class Evidence:
         counts = self.particles.double()
         return f"S = {counts.min():.0f} to {counts.max():.0f}, {counts.mean():.0f} on average"
 
+    def _bars(self) -> str:
+        """The error bars that mean something, and how far a bound is off."""
+        data = f"{self.num_data} data" if self.num_data > 1 else "1 datum"
+        if self.not_reliable is not None:
+            return f" ({data})"
+        has_weights = self.num_particles > 0 and math.isfinite(self.mc_se)
+        text = f", ± {self.mc_se:.3f} (Monte Carlo)" if has_weights else ""
+        if -self.mean_bias > max(self.mc_se, 5e-4):
+            text += f", a bound about {-self.mean_bias:.3f} too low"
+        has_spread = not math.isnan(self.data_se)
+        return f"{text}, ± {self.data_se:.3f} ({data})" if has_spread else f"{text} ({data})"
+
     def __str__(self) -> str:
+        counts = f" ({self._counts()})" if self.num_particles else ""
+        why, diagnostics = self.not_reliable, reliability.diagnostics(self)
         return (
-            f"{self.estimator} ({self._counts()}): {self.mean:.3f} nats per datum, "
-            f"± {self.mc_se:.3f} (Monte Carlo), ± {self.data_se:.3f} ({self.num_data} data)"
+            f"{self.estimator}{counts}: {'' if why is None else 'NOT RELIABLE, '}{self.mean:.3f} "
+            f"nats per datum{self._bars()}{f'; {diagnostics}' if diagnostics else ''}"
+            f"{'' if why is None else f': {why}'}"
         )
 
     @classmethod
@@ -108,12 +148,28 @@ class Evidence:
     @classmethod
     def concatenate(cls, parts: Sequence["Evidence"]) -> "Evidence":
         """One record of several over different data, made by the same estimator."""
-        fields = ("log_px", "log_px_variance", "ess", "k_hat")
-        tensors = [torch.cat([getattr(part, field) for part in parts]) for field in fields]
-        num_particles = max(part.num_particles for part in parts)
+        fields = ["log_px", "log_px_variance", "ess", "k_hat"]
+        if all(part.bias is not None for part in parts):
+            fields.append("bias")
+        joined = {field: torch.cat([getattr(part, field) for part in parts]) for field in fields}
         if any(part.particles is not None for part in parts):
-            tensors.append(torch.cat([part.particles_per_datum for part in parts]))
-        return cls(parts[0].estimator, num_particles, *tensors)
+            joined["particles"] = torch.cat([part.particles_per_datum for part in parts])
+        caveat = next((part.caveat for part in parts if part.caveat), None)
+        return dataclasses.replace(
+            parts[0],
+            num_particles=max(part.num_particles for part in parts),
+            caveat=caveat,
+            **joined,
+        )
+
+    def with_edges(self, on_edge: Tensor) -> "Evidence":
+        """This record, knowing the share of the posterior on the edge of supports, `[b]`.
+
+        See `reliability.edge_caveat`.
+        """
+        se = self.mc_se if math.isfinite(self.mc_se) else 0.0
+        caveat = reliability.edge_caveat(on_edge, se, self.dtype)
+        return self if caveat is None else dataclasses.replace(self, caveat=caveat)
 
     @property
     def particles_per_datum(self) -> Tensor:
@@ -142,15 +198,17 @@ def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
         ValueError: a log-weight is NaN or +inf.
     """
     check_log_weights(log_w)
+    dtype, k_hat = log_w.dtype, estimators.k_hat(log_w).to(log_w.device)
     log_w = log_w.double()
-    ess, k_hat = estimators.ess(log_w), estimators.k_hat(log_w).to(log_w.device)
-    num_particles = len(log_w)
-    # One particle tells nothing of its own spread.
-    spread = log_w.var(0) / num_particles if num_particles > 1 else torch.full_like(ess, math.nan)
-    weights = estimators.log_mean_variance(log_w) if num_particles > 1 else spread
+    ess, num_particles = estimators.ess(log_w), len(log_w)
+    unknown = torch.full_like(ess, math.nan)  # one particle tells nothing of its own spread
+    spread = log_w.var(0) / num_particles if num_particles > 1 else unknown
+    variance = estimators.log_mean_variance(log_w) if num_particles > 1 else unknown
+    bias = estimators.log_mean_bias(log_w) if num_particles > 1 else None
+    elbo, iwae = estimators.elbo(log_w), estimators.iwae(log_w)
     return {
-        "elbo": Evidence("elbo", num_particles, estimators.elbo(log_w), spread, ess, k_hat),
-        "iw": Evidence("iw", num_particles, estimators.iwae(log_w), weights, ess, k_hat),
+        "elbo": Evidence("elbo", num_particles, elbo, spread, ess, k_hat, dtype=dtype),
+        "iw": Evidence("iw", num_particles, iwae, variance, ess, k_hat, bias=bias, dtype=dtype),
     }
 
 
@@ -184,9 +242,10 @@ def estimate_evidence(
     Raises:
         ValueError: as `log_weights`.
     """
+    on_edge = expect_sound_pair(model, guide, x)
     parts: list[dict[str, Evidence]] = []
     for chunk in x.split(_DATA_PER_REDUCTION):
-        log_w = log_weights(
+        log_w = unchecked_log_weights(
             model,
             guide,
             chunk,
@@ -197,7 +256,8 @@ def estimate_evidence(
         parts.append(from_log_weights(log_w))
         if progress is not None:
             progress(len(chunk))
-    return {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
+    records = {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: record.with_edges(on_edge) for name, record in records.items()}
 
 
 def importance_weighted_evidence(

@@ -17,8 +17,10 @@ from inference.comparison import Difference, paired_difference
 from inference.evaluation import evaluation_mode
 from inference.evidence import Evidence, from_log_weights
 from inference.random_state import rng_state, set_rng_state
+from inference.soundness import expect_sound_pair
+from inference.tempering import Unscaled
 from inference.traces import Program, random_sites
-from inference.weights import log_weights
+from inference.weights import unchecked_log_weights
 
 # Weights in one call of the evaluation, which takes all particles of a datum at once.
 _WEIGHTS_AT_WORK = 2**13
@@ -146,6 +148,7 @@ def inference_gaps(
         raise ValueError(f"expected num_particles of at least 2, got {num_particles}")
     x = x.detach()  # data simulated from a model remember its parameters
     start = _start(guide, x)
+    expect_sound_pair(model, _rowwise(guide, start), x)
     if evidence is not None and evidence.num_data != len(x):
         raise ValueError(f"expected an evidence of {len(x)} data, got {evidence.num_data}")
     family = _Family(model, guide, x, vectorize_particles)
@@ -193,7 +196,7 @@ class _Family:
 
     def weights(self, parameters: Tensor, rows: slice, num_particles: int) -> Tensor:
         """Log w of some data under their λ `[b, P]`: `[S, b]`."""
-        return log_weights(
+        return unchecked_log_weights(
             self.model,
             _rowwise(self.guide, parameters),
             self.x[rows],
@@ -330,7 +333,8 @@ def _loss(family: _Family, parameters: Tensor, num_draws: int) -> Tensor:
     guide = family.guide.given(repeated)
     drawn = poutine.trace(guide).get_trace(x)
     if not all(site["fn"].has_rsample for site in random_sites(drawn).values()):
-        return Trace_ELBO().differentiable_loss(family.model, guide, x) / num_draws
+        with Unscaled():
+            return Trace_ELBO().differentiable_loss(family.model, guide, x) / num_draws
     scored = poutine.replay(family.model, trace=drawn)
     held_fixed = poutine.replay(family.guide.given(repeated.detach()), trace=drawn)
     log_p_xz, log_q_z = (

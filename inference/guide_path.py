@@ -9,6 +9,7 @@ from torch import Tensor
 from inference.checks import check_density
 from inference.log_joint import AbstractPath, PriorPath, latents_of
 from inference.random_state import isolated_rng
+from inference.supports import has_narrow_image, reaches_beyond
 from inference.traces import Program, layout_of, random_sites
 from inference.unconstrained import (
     Assignment,
@@ -17,7 +18,6 @@ from inference.unconstrained import (
     Site,
     is_point,
     trace_of,
-    transform_to,
 )
 
 
@@ -56,7 +56,7 @@ class GuidePath(AbstractPath):
         sites = random_sites(trace)
         drawn = {name: site for name, site in sites.items() if not is_point(site)}
         latents = latents_of(model, x, layout)
-        packing = Packing(drawn, layout, _narrower_supports(drawn, latents))
+        packing = Packing(drawn, layout, _true_supports(drawn, latents))
         super().__init__(model, x, layout, packing, vectorize_particles=vectorize_particles)
         self.guide = guide
         self._made = sites.keys() - drawn.keys()  # sites that only move a draw
@@ -137,19 +137,27 @@ class GuidePath(AbstractPath):
             ) from None
 
 
-def _narrower_supports(
+def _true_supports(
     drawn: dict[str, Site], latents: dict[str, Site]
 ) -> dict[str, constraints.Constraint]:
-    """The model's supports of sites that the guide takes for all of the real line.
+    """The model's supports of sites whose distribution does not tell its own.
 
-    Composed transforms of torch may say so though they map to a part of it.
+    All other sites move in the coordinates of the guide, whose draws, and no others, have the
+    density log q: where it reaches beyond the model's support, p(x, z) is zero.
     """
-    supports = {name: site["fn"].support for name, site in latents.items()}
-    return {
-        name: supports[name]
+    supports = {
+        name: latents[name]["fn"].support
         for name, site in drawn.items()
-        if name in supports and transform_to(name, site["fn"].support) is None
+        if name in latents and has_narrow_image(site["fn"])
     }
+    for name, support in supports.items():
+        if reaches_beyond(drawn[name]["fn"], support):
+            raise ValueError(
+                f"the guide reaches beyond the support of {name!r}, {support}, and does not say "
+                "how far: let it have that support, by biject_to(support), or anneal from the "
+                "prior (guide=None)"
+            )
+    return supports
 
 
 def path_of(

@@ -89,11 +89,11 @@ def step(
         num_leapfrog_steps=num_leapfrog_steps,
         weights=weights,
     )
-    log_ratio = _log_ratio(
-        weighted_sum(weights, state.log_probs) - kinetic_energy(momentum),
-        weighted_sum(weights, proposal.log_probs) - kinetic_energy(moved),
-    )
-    is_divergent = ~log_ratio.isfinite()
+    log_current = weighted_sum(weights, state.log_probs) - kinetic_energy(momentum)
+    log_proposed = weighted_sum(weights, proposal.log_probs) - kinetic_energy(moved)
+    log_ratio = _log_ratio(log_current, log_proposed)
+    # From where the density is zero a chain may go anywhere else: the ratio is infinite.
+    is_divergent = ~log_proposed.isfinite() | log_ratio.isnan()
     acceptance = torch.where(is_divergent, 0.0, log_ratio.clamp(max=0).exp())
     is_accepted = torch.rand_like(acceptance) < acceptance
     # `where` selects: what is NaN in a rejected proposal stays out.

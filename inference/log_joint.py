@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.random_state import isolated_rng
+from inference.supports import on_edge, support_of
 from inference.traces import Layout, Program, layout_of, random_sites
 from inference.unconstrained import (
     Assignment,
@@ -104,6 +105,20 @@ class AbstractPath(ABC):
             return self._values(z, len(z))
         rows = [self._values(row.unsqueeze(0), None) for row in z]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    @torch.no_grad()
+    def share_on_edge(self, z: Tensor) -> Tensor:
+        """Share of the chains at `z` `[C, B, Z]` with a latent on the edge of its support: `[B]`.
+
+        See `supports.on_edge`.
+        """
+        latents = latents_of(self.model, self.x, self.layout)
+        found = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
+        for name, value in self.site_values(z).items():
+            if value.is_floating_point():
+                edge = on_edge(support_of(latents[name]["fn"]), value)
+                found |= edge.reshape(*z.shape[:2], -1).any(-1)
+        return found.double().mean(0)
 
     # Below, `plate` is the number of chains under a plate, or None for one chain without a plate.
 

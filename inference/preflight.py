@@ -24,10 +24,12 @@ def check(model: Program, guide: Program, x: Tensor, *, seed: int = 0) -> list[F
 
         data       NaN or infinite values; values outside the likelihood's support
         run        the guide or the model fails
-        sites      latents that one of the two lacks; nothing observed
+        sites      latents that one of the two lacks, or does not determine; nothing observed
         plate      a site outside the plate over the data
         shape      event shapes that differ; dimensions that belong to no plate
-        support    the guide draws where the prior has no density, or not everywhere it has
+        support    the guide draws where the prior has no density, or misses some of the posterior
+        prior      a prior that is no density
+        mask       latents masked out in one of the two alone
         density    a point mass for a guide
         scale      sites scaled by poutine.scale or a subsampled plate
         finite     log-probabilities that are NaN or infinite

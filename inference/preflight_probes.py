@@ -1,42 +1,32 @@
 """Checks of how a pair behaves: other data, another order, another size, gradients, weights."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 
 import torch
-from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from inference.auxiliary import check_auxiliary
+from inference.coverage import Coverage
 from inference.evaluation import evaluation_mode
 from inference.findings import Finding, from_error
+from inference.leaks import RowScores, check_leaks, same
 from inference.parameters import named_parameters
-from inference.random_state import isolated_rng
-from inference.traces import Program, layout_of, log_prob_per_datum, random_sites
-from inference.weights import log_weights
+from inference.traces import Program, layout_of, trace_pair
+from inference.weights import unchecked_log_weights
 
 _JITTER = 0.01  # added to parameters to tell a dead one from one whose gradient is 0 at the start
 
-Scores = dict[tuple[str, str], Tensor]  # (role, site) -> log-probability of every row, [B]
-
 
 def _check_leaks(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
-    """Row j of the pair, at the same latents, when another datum changes."""
-    changed = _with_another_first_row(x)
-    if changed is None:
-        return
-    mend = "let row j depend on x[j] only: no statistics across the batch"
-    for mode in (evaluation_mode(model, guide), nullcontext()):
-        with mode, torch.no_grad():
-            scores = _Scores(model, guide, x)
-            before, after = scores.at(x), scores.at(changed)
-        leaks = [key for key in before if not _same(before[key][1:], after[key][1:])]
-        for role, site in leaks:
-            row = 1 + int((before[role, site] - after[role, site])[1:].abs().nan_to_num().argmax())
-            yield Finding("leak", site, f"row {row} of the {role} changes with x[0]", mend)
-        if leaks:
-            return
-        mend += ", as BatchNorm takes them while training"
+    """Rows that depend on other data, in evaluation mode or else while training."""
+    with evaluation_mode(model, guide):
+        found = list(check_leaks(model, guide, x))
+    yield from found
+    if not found:
+        for leak in check_leaks(model, guide, x):
+            remedy = f"{leak.mend}, as BatchNorm takes them while training"
+            yield Finding(leak.check, leak.site, leak.problem, remedy)
 
 
 def _check_positions(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
@@ -44,10 +34,10 @@ def _check_positions(model: Program, guide: Program, x: Tensor) -> Iterator[Find
     if len(x) < 2:
         return
     with evaluation_mode(model, guide), torch.no_grad():
-        scores = _Scores(model, guide, x)
+        scores = RowScores(model, guide, x)
         before, after = scores.at(x), scores.rolled().at(x.roll(1, 0))
     for role, site in before:
-        if not _same(before[role, site].roll(1), after[role, site]):
+        if not same(before[role, site].roll(1), after[role, site]):
             problem = f"a row of the {role} depends on its place in the batch, not on x alone"
             mend = "let row j depend on x[j] only: keep no parameter per row, shuffle nothing"
             yield Finding("leak", site, problem, mend)
@@ -87,11 +77,11 @@ def _check_gradients(model: Program, guide: Program, x: Tensor) -> Iterator[Find
 
 
 def _check_weights(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
-    """What `log_weights` itself says."""
+    """What the weights themselves say."""
     try:
-        log_w = log_weights(model, guide, x, 2)
+        log_w = unchecked_log_weights(model, guide, x, 2)
     except Exception as error:
-        log_w = log_weights(model, guide, x, 2, vectorize_particles=False)
+        log_w = unchecked_log_weights(model, guide, x, 2, vectorize_particles=False)
         found = from_error("weights", error, "cannot draw several particles in one call")
         mend = "count dims from the right, for latents [..., B, Z]; or vectorize_particles=False"
         yield Finding("weights", found.site, found.problem, mend)
@@ -100,62 +90,29 @@ def _check_weights(model: Program, guide: Program, x: Tensor) -> Iterator[Findin
         yield Finding("weights", None, "a log-weight that is NaN or infinite", mend)
 
 
+def _check_auxiliary(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+    """Auxiliary draws of the guide."""
+    with evaluation_mode(model, guide), torch.no_grad():
+        layout = layout_of(model, guide, x, require_density=False)
+        yield from check_auxiliary(guide, trace_pair(model, guide, x), x, layout)
+
+
+def _check_coverage(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+    """What of the posterior the guide misses."""
+    with evaluation_mode(model, guide), torch.no_grad():
+        layout = layout_of(model, guide, x, require_density=False)
+        yield from Coverage(model, guide, x, layout).faults()
+
+
 PROBES: tuple[tuple[str, Callable[[Program, Program, Tensor], Iterator[Finding]]], ...] = (
     ("weights", _check_weights),
+    ("sites", _check_auxiliary),
+    ("support", _check_coverage),
     ("batch", _check_batch_size),
     ("leak", _check_leaks),
     ("leak", _check_positions),
     ("gradient", _check_gradients),
 )
-
-
-class _Scores:
-    """Log-probabilities of every row, given latents that are drawn once.
-
-    The latents are held fixed rather than drawn anew from the same random numbers: a rejection
-    sampler uses up more or fewer of these when another row changes.
-    """
-
-    def __init__(self, model: Program, guide: Program, x: Tensor) -> None:
-        self.model, self.guide = model, guide
-        self.layout = layout_of(model, guide, x, require_density=False)
-        self.latents = poutine.trace(guide).get_trace(x)
-
-    def at(self, x: Tensor) -> Scores:
-        """Of the sites of guide and model, each `[B]`."""
-        with isolated_rng(0, x.device):  # what the programs draw besides, such as dropout
-            traces = {
-                role: poutine.trace(poutine.replay(program, trace=self.latents)).get_trace(x)
-                for role, program in (("guide", self.guide), ("model", self.model))
-            }
-        return {
-            (role, name): log_prob_per_datum(site, 1, len(x), self.layout)[0].expand(len(x))
-            for role, trace in traces.items()
-            for name, site in random_sites(trace).items()
-        }
-
-    def rolled(self) -> "_Scores":
-        """The same latents, each one row further."""
-        for site in random_sites(self.latents).values():
-            dim = self.layout.data_dim - site["fn"].event_dim
-            if -dim <= site["value"].ndim:
-                site["value"] = site["value"].roll(1, dim)
-        return self
-
-
-def _with_another_first_row(x: Tensor) -> Tensor | None:
-    """`x` with its first row replaced by one that differs, or None if all rows are equal."""
-    others = (x != x[:1]).flatten(1).any(1) if x.ndim > 1 else x != x[0]
-    if not others.any():
-        return None
-    changed = x.clone()
-    changed[0] = x[int(others.nonzero()[0])]
-    return changed
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    relative = 1e-5 if a.dtype == torch.float32 else 1e-9
-    return torch.allclose(a, b, rtol=relative, atol=relative, equal_nan=True)
 
 
 def _gradients(loss: Tensor, named: dict[str, Tensor]) -> dict[str, Tensor | None]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -10,8 +9,11 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from inference.checks import base_distribution
+from inference.coverage import SUPPORT_REMEDY, words
 from inference.findings import Finding
-from inference.traces import random_sites
+from inference.soundness import check_masks, check_priors
+from inference.supports import support_of
+from inference.traces import Traces, random_sites
 
 _PLATE = 'put it inside `with pyro.plate("data", len(x)):`'
 
@@ -27,7 +29,7 @@ def check_sites(guide: Trace, model: Trace) -> Iterator[Finding]:
         if site["is_observed"]:
             yield Finding("sites", name, "observed in the guide", "drop obs= there")
         elif name not in latents and not site["infer"].get("is_auxiliary"):
-            mend = 'rename it, or mark it with infer={"is_auxiliary": True}'
+            mend = "rename it, or give the model a site of this name, of any density given the rest"
             yield Finding("sites", name, "sampled by the guide, no latent of the model", mend)
     if latents == sites.keys():
         yield Finding("sites", None, "the model observes nothing", "pass obs=x to its data's site")
@@ -46,7 +48,7 @@ def check_shapes(guide: Trace, model: Trace) -> Iterator[Finding]:
 def _check_supports(guide: Trace, model: Trace) -> Iterator[Finding]:
     """A guide that draws where the prior has no density, or not everywhere it has."""
     for name, drawn, scored in _both(guide, model):
-        ours, theirs = _support(drawn["fn"]), _support(scored["fn"])
+        ours, theirs = support_of(drawn["fn"]), support_of(scored["fn"])
         if ours is None or theirs is None:
             continue
         q, p = _bounds(drawn["fn"], ours), _bounds(scored["fn"], theirs)
@@ -54,9 +56,8 @@ def _check_supports(guide: Trace, model: Trace) -> Iterator[Finding]:
         value = drawn["value"]
         outside = torch.isfinite(value).all() and not theirs.check(value).all()
         if differ or outside:
-            problem = f"the guide draws from {_words(ours)}, the model from {_words(theirs)}"
-            mend = "let the guide's distribution have the model's support, by biject_to(support)"
-            yield Finding("support", name, problem, mend)
+            problem = f"the guide draws from {words(ours)}, the model from {words(theirs)}"
+            yield Finding("support", name, problem, SUPPORT_REMEDY)
 
 
 def _check_plates(role: str, trace: Trace, size: int) -> Iterator[Finding]:
@@ -98,7 +99,13 @@ def _check_finite(role: str, trace: Trace, _: int) -> Iterator[Finding]:
             yield Finding("finite", name, problem, "look at the parameters of its distribution")
 
 
-OF_THE_PAIR = {"sites": check_sites, "shape": check_shapes, "support": _check_supports}
+OF_THE_PAIR = {
+    "sites": check_sites,
+    "shape": check_shapes,
+    "support": _check_supports,
+    "prior": lambda guide, model: check_priors(Traces(guide, model)),
+    "mask": lambda guide, model: check_masks(Traces(guide, model)),
+}
 OF_ONE = {"plate": _check_plates, "scale": _check_scales, "finite": _check_finite}
 
 
@@ -107,13 +114,6 @@ def _both(guide: Trace, model: Trace) -> Iterator[tuple[str, dict, dict]]:
     for name, site in random_sites(model).items():
         if name in drawn and not site["is_observed"]:
             yield name, drawn[name], site
-
-
-def _support(fn: TorchDistribution) -> constraints.Constraint | None:
-    try:
-        return getattr(fn, "support", None)
-    except NotImplementedError:  # of a distribution that does not say
-        return None
 
 
 _Bounds = tuple[Tensor, Tensor, bool]
@@ -145,9 +145,3 @@ def _bounds(fn: TorchDistribution, support: constraints.Constraint) -> _Bounds |
 
 def _equal(a: _Bounds, b: _Bounds) -> bool:
     return a[2] == b[2] and all(bool((u == v).all()) for u, v in zip(a[:2], b[:2], strict=True))
-
-
-def _words(support: Any) -> str:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return str(support)

@@ -18,8 +18,8 @@ def smoothed_log_weights(log_w: Tensor) -> Tensor:
     Reference: A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto Smoothed Importance
     Sampling", 2024, https://jmlr.org/papers/v25/19-556.html, section 3.
     """
-    log_w = log_w.detach().cpu().double()
     k_hat = estimators.k_hat(log_w)
+    log_w = log_w.detach().cpu().double()
     fitted = k_hat.isfinite() & (k_hat != 0)
     smoothed = log_w - log_w.logsumexp(0)
     if fitted.any():

@@ -18,6 +18,7 @@ from inference.draws import Block, visit_draws
 from inference.evaluation import evaluation_mode
 from inference.random_state import isolated_rng
 from inference.supports import register_mixtures
+from inference.tempering import Unscaled
 from inference.traces import Program
 
 R_HAT_LIMIT = 1.01
@@ -86,7 +87,8 @@ def nuts_reference(
     """Draws from p(z | x) for a few data by Pyro's NUTS, with the diagnostics that it needs.
 
     All data are sampled together, as one posterior of B·Z dimensions that factorizes: choose few.
-    Chains start apart, uniformly in (−2, 2) of the unconstrained space.
+    Chains start apart, uniformly in (−2, 2) of the unconstrained space. As for evidence,
+    log-probabilities are taken unscaled: neither `poutine.scale` nor subsampling counts.
 
     Reference: M. D. Hoffman, A. Gelman, "The No-U-Turn Sampler", 2014,
     https://jmlr.org/papers/v15/hoffman14a.html.
@@ -118,7 +120,7 @@ def nuts_reference(
         for chain in range(num_chains):
             pyro.set_rng_seed(seed * 1_000_003 + chain)
             run = MCMC(
-                NUTS(model, target_accept_prob=target_accept_prob),
+                NUTS(Unscaled()(model), target_accept_prob=target_accept_prob),
                 num_samples,
                 num_warmup,
                 disable_progbar=not progress,

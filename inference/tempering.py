@@ -1,4 +1,4 @@
-"""Warm-up: the latent terms of the ELBO, or the observed ones, at a weight below one."""
+"""Weights of log-probabilities: below one in a warm-up, one wherever evidence is meant."""
 
 from typing import Any
 
@@ -49,3 +49,14 @@ class TemperLikelihood(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.beta
+
+
+class Unscaled(Messenger):
+    """Take every log-probability once: neither `poutine.scale` nor subsampling changes it.
+
+    Evidence is that of the model as it is, whatever it was trained with, and so is the posterior
+    that a reference is drawn from.
+    """
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        msg["scale"] = 1.0

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inference.checks import check_density, check_support, is_deterministic
 from inference.random_state import isolated_rng
+from inference.supports import zero_outside
 
 Program = Callable[..., Any]  # a Pyro model or guide, called with a batch x
 
@@ -82,7 +83,7 @@ def check_sites(traces: Traces) -> None:
     if extra := sorted(guided - latents - auxiliary):
         raise ValueError(
             f"the guide samples {extra}, which are no latent sites of the model: rename them, or "
-            'mark them with infer={"is_auxiliary": True}'
+            "give the model sites of these names too, of any density given the latents and x"
         )
 
 
@@ -107,7 +108,8 @@ def log_prob_per_datum(site: dict, num_particles: int, num_data: int, layout: La
             f"site {site['name']!r} is outside the plate over the data: all data share it, so "
             "there is no weight per datum; move it inside the plate"
         )
-    log_p = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+    log_p = zero_outside(site, site["fn"].log_prob(site["value"]))
+    log_p = scale_and_mask(log_p, 1.0, site["mask"])
     depth = -layout.particle_dim
     if log_p.ndim > depth:
         raise ValueError(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from inference.checks import check_data, check_support
 from inference.evaluation import evaluation_mode
+from inference.soundness import expect_sound_pair
 from inference.traces import (
     Layout,
     Program,
@@ -64,8 +65,30 @@ def log_weights(
 
     Raises:
         ValueError: bad data, data outside the likelihood's support, sites that do not match, a
-            missing data plate, or a guide that is a point mass.
+            missing data plate, a guide that is a point mass, or a pair whose weights do not average
+            to p(x); see `soundness.expect_sound_pair`.
     """
+    expect_sound_pair(model, guide, x)
+    return unchecked_log_weights(
+        model,
+        guide,
+        x,
+        num_particles,
+        vectorize_particles=vectorize_particles,
+        chunk_size=chunk_size,
+    )
+
+
+def unchecked_log_weights(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int = 1,
+    *,
+    vectorize_particles: bool = True,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> Tensor:
+    """`log_weights` of a pair that has been checked: its loop over data and particles."""
     log_w: list[Tensor] = []  # the result, made when its type is known
 
     def put(rows: slice, columns: slice, terms: LogProbs) -> None:

@@ -127,10 +127,87 @@ def test_records_of_parts_make_the_record_of_the_whole():
 
 def test_the_record_says_what_it_is():
     record = from_log_weights(torch.zeros(50, 3))["iw"]
-    assert (
-        str(record) == "iw (S = 50): 0.000 nats per datum, ± 0.000 (Monte Carlo), ± 0.000 (3 data)"
+    assert str(record) == (
+        "iw (S = 50): 0.000 nats per datum, ± 0.000 (Monte Carlo), ± 0.000 (3 data); "
+        "ESS 50, k̂ 0.00 (medians), above 0.41 for 0.0% of the data"
     )
     assert (record.estimator, record.num_particles, record.num_data) == ("iw", 50, 3)
+    assert record.dtype is torch.float32
+
+
+def test_an_exact_record_has_no_monte_carlo_error():
+    assert str(Evidence.exact(torch.tensor([-1.0, -3.0]))) == (
+        "exact: -2.000 nats per datum, ± 1.000 (2 data)"
+    )
+
+
+def log_normal(sd, num_particles, num_data=200):
+    noise = torch.randn(num_particles, num_data, dtype=torch.float64)
+    return from_log_weights(sd * noise - sd**2 / 2)["iw"]
+
+
+@pytest.mark.parametrize("num_particles", [2, 16, 30, 100, 1000, 5000])
+def test_weights_that_vary_little_are_reliable(num_particles):
+    record = log_normal(0.3, num_particles)
+    assert record.not_reliable is None
+    assert "NOT RELIABLE" not in str(record)
+    assert record.unsupported.double().mean() <= 0.12  # noise in k̂ of 30 weights
+
+
+@pytest.mark.parametrize("num_particles", [2, 16, 30, 100, 1000, 5000])
+def test_weights_that_vary_widely_are_not_reliable(num_particles):
+    """They are low by 0.1 nat (5,000 particles) to 3.4 nats (2), many times their ±."""
+    record = log_normal(3.0, num_particles)
+    assert -record.mean > 3 * record.mc_se
+    assert record.not_reliable is not None
+    text = str(record)
+    assert "NOT RELIABLE" in text
+    assert "±" not in text
+    assert "--estimator ais" in text
+
+
+@pytest.mark.parametrize("num_particles", [16, 5000])
+def test_one_weight_that_dwarfs_all_others_is_not_reliable(num_particles):
+    log_w = torch.full((num_particles, 1), -1000.0, dtype=torch.float64)
+    log_w[5] = 0.0
+    record = from_log_weights(log_w)["iw"]
+    assert record.unsupported.all()
+    assert "a single weight dominates" in record.not_reliable
+    assert record.mc_se > 100
+
+
+def test_one_datum_of_many_that_hangs_on_one_weight_makes_the_mean_unreliable():
+    log_w = 0.3 * torch.randn(1000, 300, dtype=torch.float64)
+    assert from_log_weights(log_w)["iw"].not_reliable is None
+    log_w[7, 20] = 500.0
+    record = from_log_weights(log_w)["iw"]
+    assert record.unsupported.nonzero().flatten().tolist() == [20]
+    assert "a single weight dominates for 1 of 300 data" in record.not_reliable
+
+
+def test_weights_that_are_all_zero_are_not_reliable():
+    log_w = torch.randn(100, 3)
+    log_w[:, 1] = -math.inf
+    for record in from_log_weights(log_w).values():
+        assert record.unsupported.tolist() == [False, True, False]
+        assert "1 of the estimates is not finite" in record.not_reliable
+
+
+def test_few_weights_say_that_they_cannot_know():
+    assert "no k̂ (so few weights would not show heavy tails)" in str(log_normal(0.1, 16))
+
+
+def test_a_lower_bound_says_about_how_low_it_is():
+    """Log-normal weights of sd 0.8, S = 8: 0.05 nat low, many times the ± of 20,000 data."""
+    record = log_normal(0.8, 8, 20_000)
+    assert -record.mean > 10 * record.mc_se
+    assert record.mean_bias == pytest.approx(record.mean, rel=0.2)
+    assert f"a bound about {-record.mean_bias:.3f} too low" in str(record)
+
+
+def test_the_elbo_needs_no_support_of_its_weights():
+    log_w = 3 * torch.randn(100, 50, dtype=torch.float64)
+    assert from_log_weights(log_w)["elbo"].not_reliable is None
 
 
 def test_one_particle_or_one_datum_has_no_error_bar():

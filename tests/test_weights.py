@@ -47,18 +47,9 @@ def planted_wrong_scale(model):
     return guide
 
 
-def planted_neighbours_posterior(model):
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", model.posterior(x.roll(1, 0)))
-
-    return guide
-
-
-@pytest.mark.parametrize("plant", [planted_wrong_scale, planted_neighbours_posterior])
-def test_a_planted_error_in_the_guide_shows(plant):
+def test_a_planted_error_in_the_guide_shows():
     model = make_oracle()
-    assert worst_error(model, plant(model), model(None, size=30)) > 1e-4
+    assert worst_error(model, planted_wrong_scale(model), model(None, size=30)) > 1e-4
 
 
 @pytest.mark.parametrize("vectorize_particles", [True, False])

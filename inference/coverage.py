@@ -1,0 +1,192 @@
+"""Whether a guide draws everywhere that the posterior has mass: what it misses, no weight shows."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from inference.checks import base_distribution
+from inference.findings import Finding
+from inference.supports import (
+    Site,
+    entry_of,
+    has_narrow_image,
+    is_everywhere,
+    on_edge,
+    support_of,
+)
+from inference.traces import Layout, Program, log_prob_per_datum, random_sites, trace_pair
+from inference.unconstrained import Given, is_point
+
+SUPPORT_REMEDY = "let the guide's distribution have the model's support, by biject_to(support)"
+
+# The share of a datum's posterior that may be missed.
+_NEGLIGIBLE = 1e-3
+_NUM_DRAWS = 8  # per datum, for each way of looking
+
+_Values = dict[str, Tensor]
+
+
+class Coverage:
+    """A pair on some data, and draws from its prior: what of the posterior the guide misses.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`.
+        layout: where the data are among the batch dimensions.
+    """
+
+    def __init__(self, model: Program, guide: Program, x: Tensor, layout: Layout) -> None:
+        self.model, self.guide, self.x, self.layout = model, guide, x, layout
+        self.traces = trace_pair(model, guide, x)
+        self._prior_draws: list[_Values] = []
+        self._log_p_x: list[Tensor] = []
+        self._draw_from_prior()
+
+    def _draw_from_prior(self) -> None:
+        """Latents and their log-likelihoods `[B]`; none of a prior that cannot be drawn from."""
+        for _ in range(_NUM_DRAWS):
+            try:
+                sites = random_sites(poutine.trace(self.model).get_trace(self.x))
+            except NotImplementedError:
+                return
+            self._prior_draws.append(_latents(sites))
+            observed = [site for site in sites.values() if site["is_observed"]]
+            self._log_p_x.append(self._log_prob(observed))
+
+    def faults(self) -> Iterator[Finding]:
+        """Latents that the model allows for, p(x, z) > 0, and the guide never draws.
+
+        Looked for among draws from the prior, weighted by the likelihood, and among the guide's
+        own, mirrored at the ends of its support and weighted by p(x, z)/q(z | x): both estimate the
+        share of the posterior that is missed.
+        """
+        sites, scored = random_sites(self.traces.guide), random_sites(self.traces.model)
+        for name, site in scored.items():
+            if site["is_observed"] or name not in sites or is_point(sites[name]):
+                continue
+            ours = sites[name]["fn"]
+            if is_everywhere(ours) and not has_narrow_image(ours):
+                continue
+            shares = [*self._missed_mirrored(name, ours), self._missed_of_prior(name)]
+            share = max(part.max().item() for part in shares)
+            if share > _NEGLIGIBLE:
+                q, p = words(support_of(ours)), words(support_of(site["fn"]))
+                where = q if q != p else f"a part of {p}"
+                problem = f"the guide draws from {where} alone, and misses {share:.1%} of the mass"
+                yield Finding("support", name, problem, SUPPORT_REMEDY)
+
+    def share_on_edge(self) -> Tensor:
+        """Share of the posterior on the edge of a support, by draws from the prior: `[B]`."""
+        sites = _latents_of(random_sites(self.traces.model))
+        on_edges = []
+        for values in self._prior_draws:
+            found = torch.zeros(len(self.x), dtype=torch.bool)
+            for name, value in values.items():
+                if value.is_floating_point() and not is_everywhere(sites[name]["fn"]):
+                    edge = on_edge(support_of(sites[name]["fn"]), value)
+                    event_dim = sites[name]["fn"].event_dim
+                    edge = edge.flatten(edge.ndim - event_dim).any(-1) if event_dim else edge
+                    found = found | self._any_per_datum(edge)
+            on_edges.append(found)
+        return _share(on_edges, self._log_p_x) if on_edges else torch.zeros(1)
+
+    def _missed_of_prior(self, name: str) -> Tensor:
+        """By draws from the prior: `[B]`."""
+        if not self._prior_draws:
+            return torch.zeros(1)
+        missed = [self._is_missed(name, values) for values in self._prior_draws]
+        return _share(missed, self._log_p_x)
+
+    def _missed_mirrored(self, name: str, fn: TorchDistribution) -> Iterator[Tensor]:
+        """By the guide's draws, mirrored at either end of its support: `[B]` for each."""
+        entry = entry_of(support_of(fn))
+        for side in ("lower_bound", "upper_bound"):
+            end = getattr(entry, side, None)
+            if end is None or entry.is_discrete:
+                continue
+            missed, weights = [], []
+            for _ in range(_NUM_DRAWS):
+                traces = trace_pair(self.model, self.guide, self.x)
+                log_q = self._log_prob(random_sites(traces.guide).values())
+                latents = _latents(random_sites(traces.model))
+                beyond = {**latents, name: 2 * torch.as_tensor(end) - latents[name]}
+                weights += [self._log_joint(values) - log_q for values in (latents, beyond)]
+                missed += [torch.zeros_like(log_q), self._is_missed(name, beyond)]
+            yield _share(missed, weights)
+
+    def _log_joint(self, values: _Values) -> Tensor:
+        with Given(values):
+            sites = random_sites(poutine.trace(self.model).get_trace(self.x))
+        return self._log_prob(sites.values())
+
+    def _log_prob(self, sites: Iterable[Site]) -> Tensor:
+        size = len(self.x)
+        total = self.x.new_zeros(size)
+        for site in sites:
+            total = total + log_prob_per_datum(site, 1, size, self.layout)[0]
+        return total.nan_to_num(nan=-math.inf)
+
+    def _is_missed(self, name: str, values: _Values) -> Tensor:
+        """Whether the guide, given the latents drawn before, cannot draw this one: `[B]`."""
+        with Given(values):
+            site = random_sites(poutine.trace(self.guide).get_trace(self.x))[name]
+        return self._any_per_datum(~_reaches(site["fn"], values[name]))
+
+    def _any_per_datum(self, found: Tensor) -> Tensor:
+        """Whether it is found in any other batch dimension: `[...batch] -> [B]`."""
+        depth = -self.layout.particle_dim
+        found = found.reshape((1,) * (depth - found.ndim) + found.shape)
+        found = found.movedim(depth + self.layout.data_dim, 0)
+        return found.flatten(1).any(1).expand(len(self.x))
+
+
+def _latents_of(sites: dict[str, Site]) -> dict[str, Site]:
+    return {name: site for name, site in sites.items() if not site["is_observed"]}
+
+
+def _latents(sites: dict[str, Site]) -> _Values:
+    return {name: site["value"] for name, site in _latents_of(sites).items()}
+
+
+def _share(missed: list[Tensor], log_weights: list[Tensor]) -> Tensor:
+    """The weight of what is missed in all of it: `[B]`."""
+    weights = torch.stack(log_weights).double().softmax(0).nan_to_num(nan=0.0)
+    return (weights * torch.stack(missed)).sum(0)
+
+
+def _reaches(fn: TorchDistribution, value: Tensor) -> Tensor:
+    """Whether a value is in the support, as declared and as it is: `[...batch]`."""
+    support = support_of(fn)
+    if not has_narrow_image(fn):
+        return support.check(value)
+    back, transforms = value, base_distribution(fn).transforms
+    for transform in reversed(transforms):
+        back = transform.inv(back)
+    for transform in transforms:
+        back = transform(back)
+    close = torch.isclose(back, value, rtol=1e-2, atol=1e-3)
+    return close.flatten(close.ndim - fn.event_dim).all(-1) if fn.event_dim else close
+
+
+def words(support: constraints.Constraint) -> str:
+    """A support in words."""
+    entry = entry_of(support)
+    if entry is constraints.real:
+        return "real numbers"
+    if getattr(entry, "is_discrete", False):
+        return str(entry)
+    ends = [getattr(entry, name, None) for name in ("lower_bound", "upper_bound")]
+    if any(isinstance(end, Tensor) and len(end.unique()) > 1 for end in ends):
+        return "an interval that varies"
+    lower, upper = (
+        None if end is None else f"{float(torch.as_tensor(end).max()):g}" for end in ends
+    )
+    if lower is None or upper is None:
+        one_sided = f"numbers above {lower}" if upper is None else f"numbers below {upper}"
+        return str(entry) if lower is upper else one_sided
+    return f"numbers from {lower} to {upper}"

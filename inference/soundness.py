@@ -1,0 +1,108 @@
+"""What must hold of a pair for its weights to average to p(x): checked before any are drawn."""
+
+from collections.abc import Iterator
+
+import torch
+from pyro import poutine
+from pyro.distributions import ImproperUniform
+from torch import Tensor
+
+from inference.auxiliary import check_auxiliary
+from inference.checks import base_distribution, check_data
+from inference.coverage import Coverage
+from inference.evaluation import evaluation_mode
+from inference.findings import Finding
+from inference.leaks import check_leaks
+from inference.random_state import isolated_rng
+from inference.supports import Site
+from inference.traces import Program, Traces, layout_of, random_sites
+from inference.unconstrained import is_point
+
+# Enough to see what is wrong with a program.
+_NUM_DATA = 64
+
+
+def expect_sound_pair(model: Program, guide: Program, x: Tensor) -> Tensor:
+    """Refuse a pair whose weights do not average to p(x), though each of them is a number.
+
+    A prior without a density, a guide that misses a part of the posterior, auxiliary draws that
+    the latents do not determine, masks that differ, rows that depend on other data.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`, of which the first few, b, are looked at.
+
+    Returns:
+        The share of the posterior on the edge of supports, `[b]`, for `reliability.edge_caveat`.
+
+    Raises:
+        ValueError: the first fault found, with the remedy; or as `traces.layout_of`.
+    """
+    check_data(x)
+    x = x[:_NUM_DATA]
+    with isolated_rng(device=x.device), evaluation_mode(model, guide), torch.no_grad():
+        layout = layout_of(model, guide, x, require_density=True)
+        coverage = Coverage(model, guide, x, layout)
+        for finding in _faults(coverage):
+            raise ValueError(str(finding))
+        return coverage.share_on_edge()
+
+
+def _faults(coverage: Coverage) -> Iterator[Finding]:
+    model, guide, x = coverage.model, coverage.guide, coverage.x
+    yield from check_priors(coverage.traces)
+    yield from check_masks(coverage.traces)
+    yield from check_auxiliary(guide, coverage.traces, x, coverage.layout)
+    yield from coverage.faults()
+    yield from check_leaks(model, guide, x)
+
+
+def expect_sound_model(model: Program, x: Tensor) -> None:
+    """Refuse a model whose rows depend on other data; of a model alone nothing else is asked.
+
+    Raises:
+        ValueError: they do; or as `traces.layout_of`.
+    """
+    prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
+    x = x[:_NUM_DATA]
+    with isolated_rng(device=x.device), evaluation_mode(model):
+        for finding in check_leaks(model, prior, x):
+            raise ValueError(str(finding))
+
+
+def check_priors(traces: Traces) -> Iterator[Finding]:
+    """Latents whose prior is no density."""
+    for name, site in _latents(traces).items():
+        if isinstance(base_distribution(site["fn"]), ImproperUniform):
+            problem = "an improper prior (ImproperUniform), under which no evidence exists"
+            yield Finding("prior", name, problem, "give it a proper one, however wide")
+
+
+def check_masks(traces: Traces) -> Iterator[Finding]:
+    """Latents whose density is masked out in one of the two programs alone."""
+    guided = random_sites(traces.guide)
+    for name, site in _latents(traces).items():
+        if name not in guided:
+            continue
+        # What a Delta repeats was drawn, and counted, at an auxiliary site without its mask.
+        theirs = _mask(guided[name], None if is_point(guided[name]) else site["fn"].batch_shape)
+        ours = _mask(site, site["fn"].batch_shape)
+        if not _broadcast_equal(ours, theirs):
+            problem = "masked out otherwise in the model than in the guide"
+            remedy = "mask its prior and its guide alike (poutine.mask), or neither"
+            yield Finding("mask", name, problem, remedy)
+
+
+def _latents(traces: Traces) -> dict[str, Site]:
+    return {n: s for n, s in random_sites(traces.model).items() if not s["is_observed"]}
+
+
+def _mask(site: Site, shape: torch.Size | None) -> Tensor:
+    mask = True if shape is None or site["mask"] is None else site["mask"]
+    return torch.as_tensor(mask)
+
+
+def _broadcast_equal(a: Tensor, b: Tensor) -> bool:
+    a, b = torch.broadcast_tensors(a.cpu(), b.cpu())
+    return torch.equal(a, b)
