@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,20 @@ def remove_snapshots(place: Path) -> None:
         place.parent.rmdir()
 
 
+def remove_snapshots_of(folder: RunFolder, details: Mapping[str, Any] | None) -> None:
+    """Remove what a kill may have left between a result and the end of its command.
+
+    Args:
+        folder: the run.
+        details: of the annealing, as they are in the result.
+    """
+    key = (details or {}).get("snapshots")
+    place = folder.path / "annealing" / str(key)
+    if isinstance(key, str) and key.isalnum() and place.is_dir():
+        with folder.locked():
+            remove_snapshots(place)
+
+
 def _resumable(
     run: Callable[..., Any],
     purpose: dict[str, Any],
@@ -85,6 +99,7 @@ def _resumable(
     details = {name: getattr(config, name) for name in ANNEALING} | {
         "seconds": time.monotonic() - started,
         "peak_memory_mib": _peak_memory_mib(),
+        "snapshots": key,
     }
     return result, details, place
 

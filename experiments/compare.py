@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from experiments import per_datum
+from experiments.annealing import remove_snapshots_of
 from experiments.assembly import assemble, load_run, run_name
 from experiments.bracket import bracket_table, is_bracket_of
 from experiments.catalogue import Spec, build_guide
@@ -77,6 +78,8 @@ def _evaluated(config: Compare, out: Path) -> Row:
         row = evaluate_run(on_data)
     if config.estimator == "bdmc" and not is_bracket_of(row["bracket"], wanted):
         row = bracket_run(wanted)
+    for details in (row["annealing"], row["bracket"]):
+        remove_snapshots_of(RunFolder(out), details)
     return row
 
 
