@@ -15,7 +15,7 @@ from inference.findings import Finding
 from inference.leaks import check_leaks
 from inference.random_state import isolated_rng
 from inference.supports import Site
-from inference.traces import Program, Traces, layout_of, random_sites
+from inference.traces import Program, Traces, layout_of, random_sites, trace_pair
 from inference.unconstrained import is_point
 
 # Enough to see what is wrong with a program.
@@ -40,13 +40,22 @@ def expect_sound_pair(model: Program, guide: Program, x: Tensor) -> Tensor:
         ValueError: the first fault found, with the remedy; or as `traces.layout_of`.
     """
     check_data(x)
-    x = x[:_NUM_DATA]
     with isolated_rng(device=x.device), evaluation_mode(model, guide), torch.no_grad():
+        x = _few(model, guide, x)
         layout = layout_of(model, guide, x, require_density=True)
         coverage = Coverage(model, guide, x, layout)
         for finding in _faults(coverage):
             raise ValueError(str(finding))
         return coverage.share_on_edge()
+
+
+def _few(model: Program, guide: Program, x: Tensor) -> Tensor:
+    """The first data, or all of them where the pair runs on no others."""
+    try:
+        trace_pair(model, guide, x[:_NUM_DATA])
+    except Exception:  # what is wrong shows, or does not, with all data
+        return x
+    return x[:_NUM_DATA]
 
 
 def _faults(coverage: Coverage) -> Iterator[Finding]:
@@ -65,9 +74,8 @@ def expect_sound_model(model: Program, x: Tensor) -> None:
         ValueError: they do; or as `traces.layout_of`.
     """
     prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
-    x = x[:_NUM_DATA]
-    with isolated_rng(device=x.device), evaluation_mode(model):
-        for finding in check_leaks(model, prior, x):
+    with isolated_rng(device=x.device), evaluation_mode(model), torch.no_grad():
+        for finding in check_leaks(model, prior, _few(model, prior, x)):
             raise ValueError(str(finding))
 
 

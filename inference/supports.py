@@ -103,7 +103,8 @@ def on_edge(support: constraints.Constraint, value: Tensor) -> Tensor:
     for bound, sign in ((lower, 1), (upper, -1)):
         if bound is not None:
             end = torch.as_tensor(bound).to(value)
-            found |= sign * (value - end) <= 2 * precision.eps * end.abs() + precision.tiny
+            inside = sign * (value - end)  # negative for draws that are beyond
+            found |= (inside >= 0) & (inside <= 2 * precision.eps * end.abs() + precision.tiny)
     return found
 
 
