@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from experiments.files import new_folder, remove, write
+from experiments.files import new_folder, put, remove
 from experiments.schema import (
     MAX_DOCUMENT_BYTES,
     expect_type,
@@ -42,8 +42,14 @@ def save(folder: Path, snapshot: Snapshot, context: dict[str, Any]) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / _name(snapshot.meta["position"])
-    if final.exists():
-        return final
+    if not final.exists():
+        _write(final, snapshot, context)
+    for old in _all(folder)[:-KEPT]:
+        remove(old)
+    return final
+
+
+def _write(final: Path, snapshot: Snapshot, context: dict[str, Any]) -> None:
     payload = save_tensors({n: t.cpu().contiguous() for n, t in snapshot.tensors.items()})
     meta = {
         "format": FORMAT,
@@ -53,11 +59,8 @@ def save(folder: Path, snapshot: Snapshot, context: dict[str, Any]) -> Path:
         **context,
     }
     with new_folder(final) as unfinished:
-        write(unfinished / _TENSORS, payload)
-        write(unfinished / _META, signed(meta))
-    for old in _all(folder)[:-KEPT]:
-        remove(old)
-    return final
+        put(unfinished / _TENSORS, payload)
+        put(unfinished / _META, signed(meta))
 
 
 def newest(folder: Path) -> Path | None:

@@ -22,15 +22,20 @@ def write(path: Path, content: str | bytes) -> None:
     """Write a file in full or not at all; a link of that name is replaced, not followed."""
     partial = unfinished(path)
     try:
-        with partial.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        put(partial, content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet, to the disk; a crash may leave a part of it."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -46,11 +51,12 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` to fill; it takes this name if nothing went wrong."""
+    """An empty folder beside `path` to `put` files into; it takes this name if all went well."""
     partial = unfinished(path)
     partial.mkdir()
     try:
         yield partial
+        _sync(partial)
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

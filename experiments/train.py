@@ -69,10 +69,14 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
     """Run `fit` with checkpoints into the folder, from the newest one if there is any."""
     config = assembly.config
     context = {"config": asdict(config), **assembly.fingerprint()}
+    is_first = True
 
     def save(snapshot: Snapshot) -> None:
+        nonlocal is_first
         checkpoints.save(folder.checkpoints, snapshot, context)
-        folder.set_aside()
+        if is_first:  # it makes what was found of earlier weights a thing of the past
+            folder.set_aside()
+        is_first = False
 
     with _tensorboard(folder.path if config.tensorboard else None) as writer:
         return fit(

@@ -13,7 +13,11 @@ from inference.parameters import named_parameters, tensors_of
 
 _RNG = "rng."
 _OPTIMIZER = "optimizer."
-_NUMBERS = ("step", "mu_product", "eta", "mu")  # what torch's optimizers keep as one number
+_LAST = "last."
+# What torch's optimizers keep.
+_NUMBERS = ("step", "mu_product", "eta", "mu")
+_LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "sum",
+                    "square_avg", "acc_delta", "grad_avg", "prev", "step_size", "ax")  # fmt: skip
 
 
 def training_state(
@@ -21,12 +25,14 @@ def training_state(
 ) -> dict[str, Tensor]:
     """What each tensor of a checkpoint should be like, by name.
 
-    Weights and buffers are the pair's. An optimizer may keep what it likes of its parameters, the
-    same of each, in the parameter's shape and type or, of a count, as one number. The random state
-    has a check of its own.
+    Weights and buffers are the pair's; where the best are kept, the last are beside them. What an
+    optimizer is known to keep has the parameter's shape and type or, of a count, is one number, and
+    is kept of all; the rest, and the random state, are checked by those that restore them.
     """
     parameters = named_parameters(model, guide)
     expected = dict(tensors_of(model, guide))
+    if any(name.startswith(_LAST) for name in tensors):
+        expected |= {f"{_LAST}{name}": tensor for name, tensor in expected.items()}
     expected |= {name: tensor for name, tensor in tensors.items() if name.startswith(_RNG)}
     moments: dict[str, set[str]] = {}
     for name in within(_OPTIMIZER, tensors):
@@ -35,8 +41,13 @@ def training_state(
     kept = set().union(*moments.values())
     for name in moments.keys() & parameters.keys():
         for moment in kept:  # of every parameter, what is kept of any
-            like = torch.zeros(()) if moment in _NUMBERS else parameters[name]
-            expected[f"{_OPTIMIZER}{name}/{moment}"] = like
+            key = f"{_OPTIMIZER}{name}/{moment}"
+            if moment in _NUMBERS:
+                expected[key] = torch.zeros(())
+            elif moment in _LIKE_PARAMETERS or key not in tensors:
+                expected[key] = parameters[name]
+            else:
+                expected[key] = tensors[key]
     return expected
 
 
