@@ -7,23 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
-from experiments import catalogue, checkpoints, datasets
+from experiments import catalogue, checkpoints, datasets, optimizers
 from experiments.catalogue import Spec
 from experiments.config import Experiment, Train, differences
 from experiments.datasets import Dataset
+from experiments.labels import folder_name
 from experiments.preprocessing import prepare, resolve_binarization
 from experiments.runs import RunFolder
 from experiments.schema import typed
-from experiments.training_state import expect_history, training_state, within
+from experiments.training_state import expect_history, training_state, weights, within
 from experiments.trust import expect_trusted, trusted_root
 from experiments.versions import RECORDED, version_of
 from guides import AbstractPosterior, Unamortized
 from inference import Snapshot, restore_tensors
-from inference.parameters import tensors_of
+from inference.checks import base_distribution
 from inference.random_state import expect_rng_state, isolated_rng
-from models import AbstractModel
+from models import AbstractModel, Autoencoder
 
 _SIMULATED_DIM = 20  # of data simulated from a model that may have any size
 
@@ -37,6 +39,7 @@ class Assembly:
         dataset: the data as loaded.
         x_train: training data `[N, D]`, on the device.
         x_test: evaluation data `[M, D]`, on the device, binarized or dequantized once.
+        held_out: training data `[H, D]` that decide when to stop, fixed as `x_test` is, or None.
         transform: what to do with each minibatch, or None.
         model: the model, on the device.
         guide: the guide, on the device.
@@ -46,13 +49,14 @@ class Assembly:
     dataset: Dataset
     x_train: Tensor
     x_test: Tensor
+    held_out: Tensor | None
     transform: Callable[[Tensor], Tensor] | None
     model: AbstractModel
     guide: AbstractPosterior
 
     def weights_sha256(self) -> str:
         """Digest of model and guide as they are now."""
-        return checkpoints.weights_sha256(tensors_of(self.model, self.guide))
+        return checkpoints.weights_sha256(weights(self.model, self.guide))
 
     def fingerprint(self) -> dict[str, Any]:
         """Which data and which software: what a result must be recorded with."""
@@ -71,6 +75,7 @@ def assemble(config: Train) -> Assembly:
     """
     device = find_device(config.device)
     catalogue.build_elbo(Spec.parse(config.elbo))
+    optimizers.build_optimizer(Spec.parse(config.optimizer), lr=config.lr)
     with isolated_rng(config.seed):
         dataset, model, model_spec = load_with_model(config)
         binarize = resolve_binarization(
@@ -81,12 +86,16 @@ def assemble(config: Train) -> Assembly:
             dataset.x_test,
             binarize=binarize,
             num_levels=dataset.num_levels,
-            seed=config.seed,
+            seed=config.data_seed,
             dequantized=model.pixels != "levels",
         )
         guide, guide_spec = catalogue.build_guide(Spec.parse(config.guide), model, x_test)
+    _expect_point(model, guide, config.guide, x_test[:1])
     if isinstance(guide, Unamortized):  # nothing is learnt about other data than these
+        if config.held_out:
+            raise ValueError(f"{config.guide} has no encoder for data --held_out: leave it out")
         x_train, transform = x_test, None
+    x_train, held_out = _hold_out(x_train, config.held_out, transform, config.seed)
     if config.frozen_model is not None:
         _freeze(model, model_spec, Path(config.frozen_model), dataset)
     resolved = replace(config, model=str(model_spec), guide=str(guide_spec), binarize=binarize)
@@ -95,10 +104,45 @@ def assemble(config: Train) -> Assembly:
         dataset=dataset,
         x_train=x_train.to(device),
         x_test=x_test.to(device),
+        held_out=None if held_out is None else held_out.to(device),
         transform=transform,
         model=model.to(device),
         guide=guide.to(device),
     )
+
+
+def _hold_out(
+    x_train: Tensor, share: float, transform: Callable[[Tensor], Tensor] | None, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """What is left of the training data, and a share of them, drawn and transformed once."""
+    if not 0 <= share < 1:
+        raise ValueError(f"expected --held_out to be a share of at least 0, below 1, got {share}")
+    if share == 0:
+        return x_train, None
+    size = max(1, round(share * len(x_train)))
+    if size == len(x_train):
+        raise ValueError(f"--held_out {share} leaves none of {len(x_train)} data to train on")
+    with isolated_rng(seed):
+        order = torch.randperm(len(x_train))
+        held_out = x_train[order[:size]]
+        held_out = held_out if transform is None else transform(held_out)
+    return x_train[order[size:]], held_out
+
+
+def _expect_point(model: AbstractModel, guide: AbstractPosterior, name: str, x: Tensor) -> None:
+    """Check that a model without a prior has a guide without a density.
+
+    Raises:
+        ValueError: nothing would keep the guide's spread from vanishing.
+    """
+    if not isinstance(model, Autoencoder):
+        return
+    with torch.no_grad():
+        if not isinstance(base_distribution(guide.posterior(x)), Delta):
+            raise ValueError(
+                f"Autoencoder has no prior p(z), so a density q(z | x) such as {name} has no "
+                "meaning beside it, nor has their loss: use --guide Delta, or --model VAE"
+            )
 
 
 def load_with_model(config: Experiment) -> tuple[Dataset, AbstractModel, Spec]:
@@ -110,9 +154,17 @@ def load_with_model(config: Experiment) -> tuple[Dataset, AbstractModel, Spec]:
     spec = Spec.parse(config.model)
     kind = catalogue.find_model(spec.name)
     if config.data == "simulated":
-        model, full = catalogue.build_model(spec, data_dim=kind.fixed_data_dim or _SIMULATED_DIM)
-        return datasets.simulated(model, split=config.split), model, full
+        with isolated_rng(config.data_seed):  # the truth, where every fit starts
+            size = kind.fixed_data_dim or _SIMULATED_DIM
+            model, full = catalogue.build_model(spec, data_dim=size)
+            return datasets.simulated(model, split=config.split), model, full
     dataset = datasets.load(config.data, split=config.split, data_root=config.data_root)
+    if kind.responses and dataset.image_shape is not None:
+        height, width = dataset.image_shape
+        raise ValueError(
+            f"{spec.name} expects {kind.responses}, got images of {height} × {width} pixels "
+            f"({config.data}): choose --data simulated, or a model of images such as VAE"
+        )
     if kind.labelled:
         dataset = datasets.with_labels(dataset)
     if spec.options.get("likelihood") == "discretized-logistic":
@@ -258,4 +310,4 @@ def _freeze(model: AbstractModel, spec: Spec, run: Path, dataset: Dataset) -> No
 def run_name(*parts: str) -> str:
     """A folder name below `runs` out of specs and names."""
     words = ("".join(c if c.isalnum() or c in "._" else "-" for c in part) for part in parts)
-    return os.path.join("runs", "-".join(word.strip("-") for word in words))
+    return os.path.join("runs", folder_name("-".join(word.strip("-") for word in words)))

@@ -11,12 +11,13 @@ from experiments.annealing import bracketed
 from experiments.assembly import Assembly
 from experiments.config import ANNEALING, Evaluate
 from experiments.estimates import weighted
+from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.report import Row, annealing_words, markdown
 from experiments.runs import RunFolder
 from guides import Unamortized
 
-_NUM_SIMULATED = 100
+NUM_SIMULATED = 100
 
 
 def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[dict[str, Any], Path]:
@@ -25,7 +26,7 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
     Returns:
         What was found, and where the snapshots of the annealing are.
     """
-    size = config.num_data or _NUM_SIMULATED
+    size = config.num_data or NUM_SIMULATED
     found, details, place = bracketed(assembly, size, config, folder)
     document = {
         "lower": found.lower,
@@ -43,6 +44,8 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
         below = found.log_px_upper - record.log_px
         document[record.estimator] = {
             "nats": record.mean,
+            "reliable": record.not_reliable is None,
+            "reason": record.not_reliable,
             "num_particles": record.num_particles,
             "gap": below.mean().item(),
             "gap_se": _standard_error(below),
@@ -52,7 +55,7 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
 
 def is_bracket_of(found: dict[str, Any] | None, config: Evaluate) -> bool:
     """Whether a bracket is what these options ask for."""
-    if found is None or found["num_data"] != (config.num_data or _NUM_SIMULATED):
+    if found is None or found["num_data"] != (config.num_data or NUM_SIMULATED):
         return False
     return all(found[name] == getattr(config, name) for name in ANNEALING) and (
         "iw" not in found or found["iw"]["num_particles"] == config.num_particles
@@ -66,7 +69,8 @@ def _standard_error(values: Tensor) -> float | None:
 
 def bracket_table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows' brackets, under a line that says what its numbers are."""
-    lines = [_cells(row["label"], row["bracket"]) for row in rows]
+    short = shortened(row["label"] for row in rows)
+    lines = [_cells(short[row["label"]], row["bracket"]) for row in rows]
     return f"{_caption(rows[0]['bracket'])}\n\n{markdown(lines)}"
 
 
@@ -83,7 +87,8 @@ def _cells(label: str, found: dict[str, Any]) -> dict[str, str]:
     for name, heading in (("elbo", "ELBO"), ("iw", "IW")):
         if name in found:
             count = f"-{found[name]['num_particles']}" if name == "iw" else ""
-            cells[f"{heading}{count}"] = f"{found[name]['nats']:.3f}"
+            doubt = "" if found[name]["reliable"] else "NOT RELIABLE "
+            cells[f"{heading}{count}"] = f"{doubt}{found[name]['nats']:.3f}"
     cells["AIS lower bound"] = f"{found['lower']:.3f}"
     if "exact" in found:
         cells["exact"] = f"{found['exact']:.3f}"

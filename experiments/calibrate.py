@@ -1,5 +1,6 @@
 """`evidence calibrate`: simulation-based calibration of a trained run."""
 
+import sys
 import warnings
 from typing import Any
 
@@ -49,6 +50,7 @@ def calibrate(config: Calibrate) -> None:
             num_simulations=config.num_simulations,
             num_draws=config.num_draws,
             seed=config.seed,
+            progress=sys.stderr.isatty(),
         )
         document = _document(found, assembly, config, label=run_label(folder, assembly))
         print(calibration_table(document), flush=True)

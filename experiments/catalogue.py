@@ -91,7 +91,9 @@ class Spec:
                 raise ValueError("options go by keyword")
             if not isinstance(name, ast.Name | ast.Attribute):
                 raise ValueError("no name")
-            options = {keyword.arg: _value(keyword.value) for keyword in keywords if keyword.arg}
+            if any(keyword.arg is None for keyword in keywords):
+                raise ValueError("options go by name")
+            options = {keyword.arg: _value(keyword.value) for keyword in keywords}
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise ValueError(
                 f"expected Name or Name(option=value, ...), got {text[:100]!r}, "

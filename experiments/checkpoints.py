@@ -93,7 +93,7 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Digest of the weights and buffers of a pair, whatever else there is with them."""
     sha256 = hashlib.sha256()
     for name in sorted(tensors):
-        if name.startswith(("model.", "guide.", "param.")):
+        if name.startswith(("model.", "guide.")):
             array = tensors[name].detach().cpu().contiguous().numpy()
             sha256.update(f"{name} {array.dtype.str}{array.shape}".encode())
             sha256.update(array.tobytes())

@@ -28,6 +28,7 @@ from experiments.config import (
 )
 from experiments.option_files import expect_own_words, expect_plain_options
 from experiments.versions import version_of
+from experiments.words import at_home, prepared, understandable
 
 COMMANDS: dict[str, type] = {
     "train": Train,
@@ -66,15 +67,18 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong in one line and exit with 2."""
-        fail(_one_line(message) + self._suggestion(message))
+        text = understandable(_one_line(message), COMMANDS)
+        fail(text + self._suggestion(text))
 
     def _suggestion(self, message: str) -> str:
-        unknown = re.findall(r"--[\w.]+", message)
-        known = [flag for action in self._actions for flag in action.option_strings]
-        if "nrecognized" not in message or not unknown:
+        if "nrecognized" not in message:
             return ""
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        return f" (did you mean {close[0]}?)" if close else f": see `{self.prog} --help`"
+        unknown = re.findall(r"--[\w.-]+", message)
+        known = [flag for action in self._actions for flag in action.option_strings]
+        written = f"--{unknown[0].lstrip('-').replace('-', '_')}" if unknown else ""
+        close = difflib.get_close_matches(written, known, n=1)
+        command = self.prog.replace(" [options]", "")
+        return f" (did you mean {close[0]}?)" if close else f": see `{command} --help`"
 
 
 def build_parser() -> Parser:
@@ -124,10 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = ""
     with terminal.forgiving_streams(), terminal.signals_as_interrupts():
         try:
+            words = prepared(words, COMMANDS)
             expect_plain_options(words)
             arguments = build_parser().parse_args(words)
             name = arguments.command
-            options = {k: v for k, v in arguments[name].as_dict().items() if k != "config"}
+            given = at_home(arguments[name].as_dict())
+            options = {k: v for k, v in given.items() if k != "config"}
             expect_own_words(options, words)
             _run(name, COMMANDS[name](**options))
         except BrokenPipeError:  # the reader, such as `head`, had enough

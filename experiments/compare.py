@@ -5,16 +5,20 @@ from pathlib import Path
 
 from experiments import per_datum
 from experiments.annealing import remove_snapshots_of
-from experiments.assembly import assemble, load_run, run_name
+from experiments.assembly import Assembly, assemble, load_run, run_name
 from experiments.bracket import bracket_table, is_bracket_of
 from experiments.catalogue import Spec, build_guide
 from experiments.config import Compare, Estimation, Evaluate, Experiment, Train
+from experiments.durations import fit_seconds, told
 from experiments.evaluate import bracket_run, check_options, evaluate_run, expect_evidence, settings
+from experiments.fits import over_fits, summary
+from experiments.labels import folder_name
 from experiments.pictures import draw_comparison, draw_planes
 from experiments.report import Row, table
 from experiments.runs import RunFolder
 from experiments.train import train_run
 from experiments.verdicts import comparisons, to_json, verdict_table
+from guides import AbstractPosterior
 from inference import History
 
 
@@ -26,32 +30,83 @@ def compare(config: Compare) -> None:
     if len(set(config.guides)) < len(config.guides) or not config.guides:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
     check_options(config)
-    _expect_guides(config)
+    if config.seeds < 1:
+        raise ValueError(f"expected --seeds of at least 1, got {config.seeds}")
+    pairs = _expect_guides(config)
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
     with folder.opened(config, resume=True):
-        frozen = _train_model(config, folder.path) if config.decoder == "frozen" else None
-        rows = [_run_guide(config, guide, folder.path, frozen) for guide in config.guides]
-        found = comparisons(rows)
+        _announce(config, folder.path, *pairs)
+        rows = [row for fit in range(config.seeds) for row in _fit(config, fit, folder.path)]
+        found, joined = comparisons(rows), over_fits(rows)
         text = "\n\n".join(
-            [table(rows)]
-            + ([bracket_table(rows)] if config.estimator == "bdmc" else [])
+            [table(joined)]
+            + ([bracket_table(_by_seed(rows))] if config.estimator == "bdmc" else [])
             + ([verdict_table(found)] if found else [])
         )
         print(text, flush=True)
-        folder.write_results("compare", rows, comparisons=to_json(found))
+        folder.write_results("compare", rows, summary=summary(joined), comparisons=to_json(found))
         folder.write_text("table.md", text + "\n")
-        histories = {row["label"]: History.from_rows(row["history"]) for row in rows}
-        draw_comparison(folder.path, rows, histories)
-        _draw_planes(config, rows, folder.path)
+        first = f", seed {config.seed}" if config.seeds > 1 else ""
+        histories = {row["label"] + first: History.from_rows(row["history"]) for row in joined}
+        draw_comparison(folder.path, joined, found, histories)
+        _draw_planes(config, joined, folder.path)
     print(f"\nwrote {folder.path}")
 
 
-def _expect_guides(config: Compare) -> None:
-    """Build every pair once: a mistake in the last guide shows before the first is trained."""
+def _expect_guides(config: Compare) -> tuple[Assembly, dict[str, AbstractPosterior]]:
+    """Build every pair once: a mistake in the last guide shows before the first is trained.
+
+    Returns:
+        The data and the model, with the first guide; and every guide.
+    """
     first = assemble(_train_config(config, config.guides[0], ""))
-    x = first.x_test[:1]
+    x, guides = first.x_test[:1], {}
     for guide in config.guides:
-        expect_evidence(first.model, build_guide(Spec.parse(guide), first.model, x)[0].to(x), x)
+        guides[guide] = build_guide(Spec.parse(guide), first.model, x)[0].to(x)
+        expect_evidence(first.model, guides[guide], x)
+    return first, guides
+
+
+def _announce(
+    config: Compare, path: Path, pair: Assembly, guides: dict[str, AbstractPosterior]
+) -> None:
+    """Say about how long it will take to train and evaluate what is not there yet."""
+    left = [
+        (number, guide)
+        for number in range(config.seeds)
+        for guide in guides
+        if _row_of(_place(config, number, path) / _folder_name(guide)) is None
+    ]
+    wanted = {guide: guides[guide] for _, guide in left}
+    found = fit_seconds(pair, wanted, config)
+    if not left or found is None:
+        return
+    seconds = [found[guide] for _, guide in left]
+    if config.decoder == "frozen":  # the first guide trains the model, once for each seed
+        training, _ = next(iter(found.values()))
+        seconds += [(training, (0.0, 0.0))] * len({number for number, _ in left})
+    ends = [sum(training + span[end] for training, span in seconds) for end in (0, 1)]
+    print(told(f"training and evaluating {len(left)} fits", (ends[0], ends[1])), flush=True)
+
+
+def _place(config: Compare, number: int, path: Path) -> Path:
+    """Where the fits of a seed lie: the first in the folder itself, as if it were alone."""
+    return path / f"seed-{config.seed + number}" if number > 0 else path
+
+
+def _fit(config: Compare, number: int, path: Path) -> list[Row]:
+    """Every guide, with one seed."""
+    path = _place(config, number, path)
+    config = replace(config, seed=config.seed + number)
+    frozen = _train_model(config, path) if config.decoder == "frozen" else None
+    return [_run_guide(config, guide, path, frozen) for guide in config.guides]
+
+
+def _by_seed(rows: list[Row]) -> list[Row]:
+    """The rows with their seeds in their labels, if there are several."""
+    if len({row["seed"] for row in rows}) == 1:
+        return rows
+    return [row | {"label": f"{row['label']}, seed {row['seed']}"} for row in rows]
 
 
 def _train_model(config: Compare, path: Path) -> str:
@@ -94,7 +149,9 @@ def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
         return
     options = {"data_root": config.data_root, "device": config.device, "trust": True}
     runs = {row["label"]: load_run(RunFolder(row["folder"]), **options)[0] for row in rows}
-    draw_planes(path, {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()})
+    pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
+    datum = None if config.data == "none" else f"datum 0 of the {config.split} data"
+    draw_planes(path, pairs, datum)
 
 
 def _train_config(config: Compare, guide: str, out: str) -> Train:
@@ -105,4 +162,4 @@ def _train_config(config: Compare, guide: str, out: str) -> Train:
 def _folder_name(guide: str) -> str:
     spec = Spec.parse(guide)
     words = [spec.name, *(f"{name}-{value}" for name, value in spec.options.items())]
-    return "-".join(words).translate({ord(c): "_" for c in " /[](),'\""})
+    return folder_name("-".join(words).translate({ord(c): "_" for c in " /[](),'\""}))

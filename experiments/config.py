@@ -15,12 +15,12 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_particles", "max_particles"), (1, 10**8)),
     **dict.fromkeys(("num_data", "num_samples", "num_simulations", "num_draws"), (1, 10**7)),
     **dict.fromkeys(("num_chains", "num_temperatures", "num_leapfrog_steps"), (1, 10**6)),
-    **dict.fromkeys(("num_warmup", "max_steps"), (1, 10**7)),
+    **dict.fromkeys(("num_warmup", "max_steps"), (1, 10**9)),
     **dict.fromkeys(("kl_warmup_epochs", "likelihood_warmup_epochs"), (0, 10**9)),
     **dict.fromkeys(("lr", "clip_norm"), (0, 3e38)),  # float32 holds no more
     "lr_decay": (0, 10),
     "checkpoint_every": (0, 10**9),
-    "seed": (0, 2**32 - 1000),
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1000)),
 }
 
 
@@ -66,16 +66,25 @@ class Experiment(Options):
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         binarize: how grey pixels become binary; auto is dynamic for Bernoulli decoders, else none
             (then pixels are dequantized).
-        num_epochs: passes over the training data.
+        num_epochs: passes over the training data [default: as many as it takes until the ELBO rises
+            no more].
+        max_steps: the most training steps until then.
         batch_size: data per step.
-        lr: learning rate of Adam.
+        lr: learning rate.
         lr_decay: factor on the learning rate after each epoch.
+        optimizer: torch optimizer with its options, such as "AdamW(weight_decay=0.01)".
+        scheduler: torch learning-rate scheduler, stepped after each epoch, such as
+            "CosineAnnealingLR(T_max=100)" [default: none].
+        held_out: share of the training data that is held out to decide when to stop, and which
+            epoch's weights are kept.
         elbo: objective, Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
         likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
             to 1, for a posterior with several modes.
         clip_norm: largest joint gradient norm [default: no clipping].
-        seed: decides every random choice.
+        seed: decides every random choice of the training: first weights, order of the data, noise.
+        data_seed: decides the data: the binarized or dequantized pixels to evaluate on, simulated
+            data, and which of them num_data takes. Runs of one data_seed can be compared.
         device: auto, cpu, cuda, cuda:1, ...
         checkpoint_every: training steps between checkpoints.
         tensorboard: write a TensorBoard log into the run folder.
@@ -86,15 +95,20 @@ class Experiment(Options):
     split: Literal["test", "validation"] = "test"
     data_root: str | None = None
     binarize: Binarization = "auto"
-    num_epochs: int = 20
+    num_epochs: int | None = None
+    max_steps: int = 100_000
     batch_size: int = 128
     lr: float = 1e-3
     lr_decay: float = 1.0
+    optimizer: str = "Adam"
+    scheduler: str | None = None
+    held_out: float = 0.0
     elbo: str = "Trace_ELBO"
     kl_warmup_epochs: float = 0.0
     likelihood_warmup_epochs: float = 0.0
     clip_norm: float | None = None
     seed: int = 0
+    data_seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 500
     tensorboard: bool = False
@@ -129,7 +143,7 @@ class Estimation(Options):
         target_se: add importance weights until the Monte Carlo SE of every datum is this small, in
             nats [default: num_particles for all].
         max_particles: the most that one datum gets with target_se.
-        num_data: evaluate on so many data, chosen by the seed; with bdmc, simulate so many
+        num_data: evaluate on so many data, chosen by the data_seed; with bdmc, simulate so many
             [default: all; 100 with bdmc].
         start: where annealing begins, at the prior or at the guide.
         num_chains: annealing chains per datum.
@@ -158,11 +172,14 @@ class Compare(Experiment, Estimation):
         guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)".
         decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
             with the first guide, then every guide is fitted anew to that same p(x | z).
+        seeds: fit everything so often, with the seeds seed, seed + 1, ... Their spread is the third
+            error bar, and verdicts then hold for other fits too; more can be added later.
         out: run folder [default: runs/compare-MODEL-DATA].
     """
 
     guides: list[str] = field(default_factory=lambda: ["MeanField", "FullRank", "Planar"])
     decoder: Literal["joint", "frozen"] = "joint"
+    seeds: int = 1
     out: str | None = None
 
 
@@ -189,7 +206,7 @@ class Gaps(Options):
 
     Args:
         runs: run folders.
-        num_data: so many data, chosen by the runs' seed.
+        num_data: so many data, chosen by the runs' data_seed.
         num_particles: draws per datum for every term.
         max_steps: the most steps of the search for each datum's best member of the family.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
@@ -278,7 +295,7 @@ class Export(Options):
         overwrite: replace the file if there is one.
         num_draws: draws per chain and datum.
         num_chains: chains; draws of a guide are independent, and have chains for ArviZ's sake.
-        num_data: so many evaluation data, chosen by the runs' seed.
+        num_data: so many evaluation data, chosen by the runs' data_seed.
         prior: draw from the prior too.
         predictive: draw data too, which take the most room.
         seed: decides every draw.
@@ -359,8 +376,10 @@ class Models:
 # it is the same is told by its weights.
 _ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
 _MAY_DIFFER = {
-    "Train": _ANYWHERE | {"num_epochs", "resume", "frozen_model"},
-    "Compare": _ANYWHERE | {"guides"} | {option.name for option in fields(Estimation)},
+    "Train": _ANYWHERE | {"num_epochs", "max_steps", "resume", "frozen_model"},
+    "Compare": _ANYWHERE
+    | {"guides", "seeds", "max_steps"}
+    | {option.name for option in fields(Estimation)},
 }
 
 

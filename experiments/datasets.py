@@ -83,7 +83,7 @@ def load(name: str, *, split: str = "test", data_root: str | Path | None = None)
     """
     reader = _READERS[expect_choice("data set", name, _READERS)]
     expect_choice("split", split, SPLITS)
-    archive = reader(Path(data_root or default_root()))
+    archive = reader(Path(data_root or default_root()).expanduser())
     x_train, y_train = archive.x_train, archive.y_train
     x_test, y_test = archive.x_test, archive.y_test
     if split == "validation":

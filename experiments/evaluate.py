@@ -12,8 +12,9 @@ from torch import Tensor
 from experiments import per_datum
 from experiments.annealing import remove_snapshots
 from experiments.assembly import Assembly, load_run
-from experiments.bracket import bracket, bracket_table
+from experiments.bracket import NUM_SIMULATED, bracket, bracket_table
 from experiments.config import ANNEALING, Estimation, Evaluate
+from experiments.durations import evaluation_seconds, told
 from experiments.estimates import estimate
 from experiments.plane import mean_divergences
 from experiments.report import table, training_row, with_estimates
@@ -48,8 +49,9 @@ class _Found:
 def evaluate(config: Evaluate) -> None:
     """Estimate, print the table, then write results.json."""
     folder = RunFolder(config.run)
+    find = _bracket if config.estimator == "bdmc" else _run
     with folder.locked():
-        found = _bracket(config, folder) if config.estimator == "bdmc" else _run(config, folder)
+        found = find(config, folder, announced=True)
         print(found.text, flush=True)
         _write(folder, found)
     print(f"\nwrote {config.run}/results.json")
@@ -65,10 +67,10 @@ def bracket_run(config: Evaluate) -> Row:
     return _kept(config, _bracket)
 
 
-def _kept(config: Evaluate, find: Callable[[Evaluate, RunFolder], _Found]) -> Row:
+def _kept(config: Evaluate, find: Callable[..., _Found]) -> Row:
     folder = RunFolder(config.run)
     with folder.locked():
-        found = find(config, folder)
+        found = find(config, folder, announced=False)
         try:
             _write(folder, found)
         except OSError:
@@ -86,11 +88,13 @@ def _write(folder: RunFolder, found: _Found) -> None:
         remove_snapshots(found.snapshots)
 
 
-def _run(config: Evaluate, folder: RunFolder) -> _Found:
+def _run(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
     assembly, snapshot = _loaded(config, folder)
-    rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.seed)
+    rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
     x = assembly.x_test[rows.to(assembly.x_test.device)]
     before = row_so_far(folder, assembly, snapshot)
+    if announced:
+        _announce(assembly, x, config)
     records, details, snapshots = estimate(assembly, x, config, folder)
     csv, latents = per_datum.to_csv(rows, records), _latents(assembly, x)
     found = {
@@ -107,14 +111,23 @@ def _run(config: Evaluate, folder: RunFolder) -> _Found:
     return _Found(row, table([row]) + warning, csv, snapshots)
 
 
-def _bracket(config: Evaluate, folder: RunFolder) -> _Found:
+def _bracket(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
     assembly, snapshot = _loaded(config, folder)
     before = row_so_far(folder, assembly, snapshot)
+    if announced:
+        size = config.num_data or NUM_SIMULATED
+        _announce(assembly, assembly.x_test[torch.arange(size) % len(assembly.x_test)], config)
     found, snapshots = bracket(assembly, config, folder)
     options = {name: getattr(config, name) for name in ("num_particles", *ANNEALING)}
     made_by = {"command": "evaluate", "estimator": "bdmc", "num_data": found["num_data"], **options}
     row = with_evaluation(before, made_by, {"bracket": found})
     return _Found(row, bracket_table([row]), None, snapshots)
+
+
+def _announce(assembly: Assembly, x: Tensor, config: Evaluate) -> None:
+    """Say about how long it will take."""
+    seconds = evaluation_seconds(assembly.model, assembly.guide, x, config)
+    print(told(f"evaluating {len(x):,} data", seconds), flush=True)
 
 
 def _loaded(config: Evaluate, folder: RunFolder) -> tuple[Assembly, Snapshot]:

@@ -1,6 +1,7 @@
 """`evidence export`: draws, predictions and weights of trained runs as netCDF, for ArviZ."""
 
 import io
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -34,7 +35,7 @@ def export(config: Export) -> None:
             config.runs, device=config.device, data_root=config.data_root, trust=config.trust
         )
         first = next(iter(pairs.values()))
-        rows = chosen_rows(len(first.x_test), config.num_data, first.config.seed)
+        rows = chosen_rows(len(first.x_test), config.num_data, first.config.data_seed)
         result = to_arviz(
             first.model,
             _guides(pairs),
@@ -46,6 +47,7 @@ def export(config: Export) -> None:
             dims=_dims(first, config),
             coords={"datum": rows.tolist()},
             seed=config.seed,
+            progress=sys.stderr.isatty(),
         )
         groups = groups_of(result)
         print(group_table(groups), flush=True)

@@ -1,5 +1,6 @@
 """`evidence gaps`: what of the ELBO's shortfall is the family's, and what the encoder's."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import plots
+from experiments import plots, plots_comparison
 from experiments.assembly import Assembly, load_run
 from experiments.config import Gaps
 from experiments.evaluate import chosen_rows, expect_evidence, row_so_far
+from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.report import markdown
 from experiments.results import Row, with_evaluation
@@ -41,7 +43,7 @@ def gaps(config: Gaps) -> None:
         if unwritten is not None:
             raise unwritten
         picture = folders[0].path / "gaps.png"
-        plots.save(plots.gap_bars(rows), picture)
+        plots.save(plots_comparison.gap_bars(rows), picture)
     print(f"\nwrote {picture} and the results.json of every run")
 
 
@@ -51,7 +53,7 @@ def gaps_run(folder: RunFolder, config: Gaps) -> Row:
         folder, device=config.device, data_root=config.data_root, trust=config.trust
     )
     _expect_encoder(assembly)
-    chosen = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.seed)
+    chosen = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
     before = row_so_far(folder, assembly, snapshot)
     x = assembly.x_test[chosen.to(assembly.x_test.device)]
     options = {name: getattr(config, name) for name in ("num_data", "num_particles", "max_steps")}
@@ -81,10 +83,16 @@ def _measure(assembly: Assembly, x: Tensor, config: Gaps) -> dict[str, Any]:
             num_particles=config.num_particles,
             max_steps=config.max_steps,
             evidence=exact,
+            progress=sys.stderr.isatty(),
         )
     return {
         **{part: _difference(getattr(found, part)) for part in _PARTS},
-        "evidence": {"estimator": found.evidence.estimator, "nats": found.evidence.mean},
+        "evidence": {
+            "estimator": found.evidence.estimator,
+            "nats": found.evidence.mean,
+            "reliable": found.evidence.not_reliable is None,
+            "reason": found.evidence.not_reliable,
+        },
         "share_bad": json_number(found.evidence.share_bad),
         "num_data": len(x),
         "num_particles": config.num_particles,
@@ -104,7 +112,8 @@ def _difference(found: Difference) -> dict[str, float | None]:
 
 def gaps_table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows' gaps, under a line that says what its numbers are."""
-    lines = [_cells(row["label"], row["gaps"]) for row in rows]
+    short = shortened(row["label"] for row in rows)
+    lines = [_cells(short[row["label"]], row["gaps"]) for row in rows]
     return f"{_caption(rows[0]['gaps'])}\n\n{markdown(lines)}"
 
 
@@ -127,7 +136,8 @@ def _caption(found: dict[str, Any]) -> str:
 
 def _evidence(found: dict[str, Any]) -> str:
     name = {"exact": "exact", "iw": f"IW-{found['num_particles']}"}[found["evidence"]["estimator"]]
-    return f"{found['evidence']['nats']:.3f} ({name})"
+    doubt = "" if found["evidence"]["reliable"] else "NOT RELIABLE "
+    return f"{doubt}{found['evidence']['nats']:.3f} ({name})"
 
 
 def _with_errors(part: dict[str, float | None]) -> str:

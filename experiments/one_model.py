@@ -61,7 +61,7 @@ def _expect_shared(first: str, ours: Assembly, other: str, theirs: Assembly) -> 
     if datasets.digest(ours.x_test) != datasets.digest(theirs.x_test):
         raise ValueError(
             f"{first} and {other} have different evaluation data (another --data, --split, "
-            f"--binarize or --seed): expected runs that share them, {_HOW}"
+            f"--binarize or --data_seed): expected runs that share them, {_HOW}"
         )
     weights, their_weights = ours.model.state_dict(), theirs.model.state_dict()
     same = ours.config.model == theirs.config.model and all(

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments import plots
+from experiments import plots, plots_comparison
 from experiments.assembly import Assembly
 from experiments.plane import plane_of
 from experiments.report import Row
 from guides import AbstractPosterior
-from inference import History
+from inference import Comparison, History
 from inference.random_state import isolated_rng
 from models import AbstractModel, Autoencoder
 
@@ -31,11 +31,17 @@ def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
         plots.save(plots.training_curves({label: history}), folder / "training_curves.png")
         if shape is None:
             return
-        originals = assembly.x_test[:_SHOWN]
-        decoded = _decoded(model, codes[: len(originals)], originals)
-        originals = originals[:, : decoded.shape[1]]  # without labels
-        title = f"{label}: reconstructions from the posterior mean"
-        figure = plots.reconstructions(originals, decoded, shape, title=title)
+        shown = assembly.x_test[:_SHOWN]
+        decoded = _decoded(model, codes[: len(shown)], shown)
+        size = decoded.shape[1]  # without labels
+        binarized = assembly.config.binarize != "none"
+        figure = plots.reconstructions(
+            shown[:, :size],
+            decoded,
+            shape,
+            title=f"{label}: reconstructions from the posterior mean",
+            originals=assembly.dataset.x_test[:_SHOWN, :size] if binarized else None,
+        )
         plots.save(figure, folder / "reconstructions.png")
         if not isinstance(model, Autoencoder):
             title = f"{label}: decoded means of draws from the prior"
@@ -45,27 +51,32 @@ def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
                 plots.save(plots.manifold(model, shape), folder / "manifold.png")
 
 
-def draw_comparison(folder: Path, rows: list[Row], histories: dict[str, History]) -> None:
-    """Evidence per guide with error bars, and the training curves of all guides."""
-    if all(any(e["estimator"] == "iw" for e in row["estimates"]) for row in rows):
-        plots.save(plots.evidence_bars(rows), folder / "evidence.png")
+def draw_comparison(
+    folder: Path, rows: list[Row], found: list[Comparison], histories: dict[str, History]
+) -> None:
+    """Evidence per guide, paired differences, and the training curves of all guides."""
+    plots.save(plots_comparison.evidence_bars(rows, found), folder / "evidence.png")
     plots.save(plots.training_curves(histories), folder / "training_curves.png")
 
 
 def draw_planes(
-    folder: Path, pairs: dict[str, tuple[AbstractModel, AbstractPosterior, Tensor]]
+    folder: Path,
+    pairs: dict[str, tuple[AbstractModel, AbstractPosterior, Tensor]],
+    datum: str | None,
 ) -> None:
     """The posterior of one datum beside what every guide makes of it, for models in the plane.
 
     Args:
         folder: where to.
         pairs: model, guide and datum `[1, D]` by label; the truth is drawn from the first.
+        datum: which datum it is, in words; None for a density without data.
     """
     planes = {label: plane_of(*pair) for label, pair in pairs.items()}
     first = next(iter(planes.values()))
     panels = {"posterior": first.log_p_xz.squeeze(1)}
     panels |= {label: plane.log_q_z.squeeze(1) for label, plane in planes.items()}
-    title = "p(z | x) and q(z | x); lines hold 50% and 90% of the mass"
+    of = "p(z) and q(z)" if datum is None else f"p(z | x) and q(z | x) of {datum}"
+    title = f"{of}; lines hold 50% and 90% of the mass"
     figure = plots.densities({"": panels}, first.bounds, title=title)
     plots.save(figure, folder / "densities.png")
 

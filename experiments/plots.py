@@ -16,12 +16,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.files import write
+from experiments.labels import wrapped
 from inference import History
 from models import AbstractModel
 
 ImageShape = tuple[int, int]
+# Colours that the colour-blind can tell apart, by Okabe and Ito; and line styles.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black")
+STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)))
 _FONT = {"size": 13}
-_ESTIMATORS = {"elbo": "ELBO", "iw": "IW evidence", "ais": "AIS", "exact": "exact evidence"}
 
 
 def gallery(images: Tensor, shape: ImageShape, *, title: str, columns: int = 10) -> Figure:
@@ -34,14 +37,30 @@ def gallery(images: Tensor, shape: ImageShape, *, title: str, columns: int = 10)
 
 
 def reconstructions(
-    originals: Tensor, reconstructed: Tensor, shape: ImageShape, *, title: str
+    data: Tensor,
+    reconstructed: Tensor,
+    shape: ImageShape,
+    *,
+    title: str,
+    originals: Tensor | None = None,
 ) -> Figure:
-    """Originals `[N, D]` in the upper row over their reconstructions `[N, D]` in the lower one."""
-    num_images = len(originals)
-    figure, axes = _figure(max(0.95 * num_images + 2.2, 5.5), 2.7)
-    mosaic = _mosaic(torch.cat([originals, reconstructed]), shape, num_images)
+    """Data `[N, D]` in the upper row over their reconstructions `[N, D]` in the lower one.
+
+    Args:
+        data: what the model was given.
+        reconstructed: what it makes of them.
+        shape: of the images.
+        title: of the figure.
+        originals: the grey images `[N, D]`, in a row above, where the model was given binary ones.
+    """
+    rows = {"data": data, "reconstruction": reconstructed}
+    if originals is not None:
+        rows = {"original": originals, "as binarized": data, "reconstruction": reconstructed}
+    figure, axes = _figure(max(0.95 * len(data) + 2.2, 5.5), 0.9 + 0.9 * len(rows))
+    mosaic = _mosaic(torch.cat([images.cpu() for images in rows.values()]), shape, len(data))
     _show(axes, mosaic)
-    axes.set_yticks([len(mosaic) * 0.25, len(mosaic) * 0.75], ["data", "reconstruction"])
+    middles = [len(mosaic) * (row + 0.5) / len(rows) for row in range(len(rows))]
+    axes.set_yticks(middles, list(rows))
     axes.tick_params(left=False, labelsize=13)
     axes.set_title(title, fontdict=_FONT)
     return figure
@@ -74,7 +93,10 @@ def manifold(model: AbstractModel, shape: ImageShape, *, size: int = 15) -> Figu
 
 
 def latent_codes(codes: Tensor, labels: Tensor, *, title: str) -> Figure:
-    """Codes `[N, Z]` coloured by label `[N]`; more than two dimensions by their two main axes."""
+    """Codes `[N, Z]` coloured by label `[N]`; more than two dimensions by their two main axes.
+
+    Where all have one label, as data without labels do, colours and legend say nothing.
+    """
     figure, axes = _figure(7, 6)
     points, names = _in_two_dimensions(codes.cpu().double().numpy())
     classes = np.unique(labels.cpu().numpy())
@@ -85,25 +107,38 @@ def latent_codes(codes: Tensor, labels: Tensor, *, title: str) -> Figure:
     axes.set_xlabel(names[0], fontdict=_FONT)
     axes.set_ylabel(names[1], fontdict=_FONT)
     axes.set_title(title, fontdict=_FONT)
-    axes.legend(title="label", markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if len(classes) > 1:
+        axes.legend(title="label", markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
 def training_curves(histories: Mapping[str, History]) -> Figure:
-    """ELBO, reconstruction and KL on held-out data after each epoch; the training ELBO dashed."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    """ELBO, reconstruction and KL on held-out data after each epoch, and the training ELBO.
+
+    Curves are running means, drawn over the values themselves; guides have a colour and a line
+    style of their own, and the training ELBO is thin and dotted.
+    """
+    figure = Figure(figsize=(13.5, 4.8), layout="constrained")
     panels = figure.subplots(1, 3)
+    labels = wrapped(histories)
     for number, (label, history) in enumerate(histories.items()):
-        style: dict[str, Any] = {"color": f"C{number}", "linewidth": 2}
         epochs = [record.epoch for record in history.epochs]
+        style = line_style(number)
         train = [-record.train_loss for record in history.epochs]
-        panels[0].plot(epochs, train, linestyle="--", color=style["color"], linewidth=1)
+        _curve(panels[0], epochs, train, style | {"linestyle": ":", "linewidth": 1.1})
         if None not in history.test_loss:
-            panels[0].plot(epochs, [-(r.test_loss or 0) for r in history.epochs], **style)
-            panels[1].plot(epochs, [r.reconstruction for r in history.epochs], **style)
-            panels[2].plot(epochs, [r.kl for r in history.epochs], label=label, **style)
+            elbo = [-(r.test_loss or 0) for r in history.epochs]
+            parts = (
+                elbo,
+                [r.reconstruction for r in history.epochs],
+                [r.kl for r in history.epochs],
+            )
+            for axes, values in zip(panels, parts, strict=True):
+                _curve(axes, epochs, values, style)
+        panels[0].plot([], [], label=labels[label].replace("\n", ""), **style)
+    panels[0].plot([], [], color="0.3", linestyle=":", linewidth=1.1, label="training data")
     titles = (
-        "ELBO (held out; training dashed)",
+        "ELBO, held-out data",
         "reconstruction E[log p(x | z)]",
         "KL(q(z | x) ‖ p(z))",
     )
@@ -113,69 +148,31 @@ def training_curves(histories: Mapping[str, History]) -> Figure:
         axes.set_ylabel("nats per datum", fontdict=_FONT)
         axes.grid(alpha=0.3)
     _skip_the_start(panels[0])
-    if panels[2].lines:
-        panels[2].legend()
+    figure.legend(loc="outside lower center", ncols=min(len(histories) + 1, 4), fontsize=12)
     return figure
 
 
-def evidence_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Left, ELBO and evidence per guide; right, by how much the ELBO falls short. ± 2 SE.
-
-    On one and the same model the evidence is the same for every guide, and the shortfall is the
-    divergence KL(q(z | x) ‖ p(z | x)).
-
-    Args:
-        rows: rows of results.json.
-    """
-    figure = Figure(figsize=(max(9.0, 3.2 * len(rows) + 2), 5), layout="constrained")
-    values, shortfall = figure.subplots(1, 2)
-    estimates = [{e["estimator"]: e for e in row["estimates"]} for row in rows]
-    shown = [n for n in _ESTIMATORS if any(n in by_name for by_name in estimates)]
-    for number, name in enumerate(shown):
-        offset = 0.2 * (number - (len(shown) - 1) / 2)
-        for place, by_name in enumerate(estimates):
-            if name in by_name:
-                _error_bars(values, place + offset, by_name[name], f"C{number}")
-        values.plot([], [], "o", color=f"C{number}", label=_ESTIMATORS[name])
-    for place, by_name in enumerate(estimates):
-        _shortfall_bar(shortfall, place, by_name["elbo"], by_name["iw"])
-    values.set_title("larger is better; ± 2 SE of the test set", fontdict=_FONT)
-    values.set_ylabel(f"nats per {rows[0]['split']} datum", fontdict=_FONT)
-    values.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(shown), fontsize=12)
-    shortfall.margins(y=0.15)
-    shortfall.set_title("IW evidence − ELBO; ± 2 Monte Carlo SE", fontdict=_FONT)
-    shortfall.set_ylabel("nats per datum, smaller is better", fontdict=_FONT)
-    for axes in (values, shortfall):
-        labels = [row["label"].replace("(", "\n(") for row in rows]
-        axes.set_xticks(range(len(rows)), labels, fontsize=12)
-        axes.set_xlim(-0.6, len(rows) - 0.4)
-        axes.grid(axis="y", alpha=0.3)
-    return figure
+def line_style(number: int) -> dict[str, Any]:
+    """Of the curve with this number: colours of Okabe and Ito, and line styles, in turn."""
+    colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+    return {"color": colour, "linestyle": style, "linewidth": 2}
 
 
-def gap_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Approximation and amortization gap per guide, stacked, ± 2 Monte Carlo SE.
+def _curve(
+    axes: Axes, epochs: Sequence[int], values: Sequence[float | None], style: dict[str, Any]
+) -> None:
+    """The running mean of the values, over the values themselves if these are many."""
+    raw = np.array(values, dtype=float)
+    window = len(raw) // 15
+    if window > 1:
+        axes.plot(epochs, raw, color=style["color"], linewidth=0.6, alpha=0.35)
+    axes.plot(epochs, _running_mean(raw, max(window, 1)), **style)
 
-    Args:
-        rows: rows of results.json, with gaps.
-    """
-    figure, axes = _figure(max(6.5, 1.9 * len(rows) + 2), 5)
-    base = np.zeros(len(rows))
-    for number, part in enumerate(("approximation", "amortization")):
-        found = [row["gaps"][part] for row in rows]
-        heights = np.array([one["nats"] for one in found])
-        errors = [2 * (one["mc_se"] or 0.0) for one in found]
-        label = f"{part} gap: the {('family', 'encoder')[number]}"
-        style: dict[str, Any] = {"width": 0.55, "color": f"C{number}", "label": label}
-        axes.bar(range(len(rows)), heights, bottom=base, yerr=errors, capsize=6, **style)
-        base = base + heights
-    axes.set_xticks(range(len(rows)), [row["label"].replace("(", "\n(") for row in rows])
-    axes.set_ylabel("nats per datum, smaller is better", fontdict=_FONT)
-    axes.set_title("log p(x) − ELBO and its two parts; ± 2 Monte Carlo SE", fontdict=_FONT)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=12)
-    return figure
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of `window` values about each one, of fewer at the ends."""
+    half = window // 2
+    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 
 
 def densities(
@@ -192,10 +189,11 @@ def densities(
     columns = max(len(panels) for panels in rows.values())
     figure = Figure(figsize=(2.9 * columns + 0.6, 2.9 * len(rows) + 0.6), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=True)
+    titles = wrapped(name for panels in rows.values() for name in panels)
     for axes_of_row, (label, panels) in zip(grid, rows.items(), strict=True):
         for axes, (name, log_density) in zip(axes_of_row, panels.items(), strict=False):
             _density(axes, log_density, bounds)
-            axes.set_title(name.replace("(", "\n("), fontdict=_FONT)
+            axes.set_title(titles[name], fontdict=_FONT)
         axes_of_row[0].set_ylabel(f"{label}\nz₂" if label else "z₂", fontdict=_FONT)
     for axes in grid[-1]:
         axes.set_xlabel("z₁", fontdict=_FONT)
@@ -207,9 +205,12 @@ def _density(axes: Axes, log_density: Tensor, bounds: tuple[float, float]) -> No
     """One panel: the density, and where 50% and 90% of its mass are."""
     size = math.isqrt(len(log_density))
     masses = log_density.double().softmax(0).reshape(size, size).mT.cpu().numpy()  # z₂ upwards
-    axes.imshow(masses, origin="lower", extent=(*bounds, *bounds), cmap="Blues")
     descending = np.sort(masses, axis=None)[::-1]
     levels = [descending[np.searchsorted(descending.cumsum(), share)] for share in (0.9, 0.5)]
+    # A single ridge of height is not to blank the rest; a Gaussian's peak is twice its 50% level.
+    darkest = min(3 * levels[1], descending[0])
+    extent = (*bounds, *bounds)
+    axes.imshow(masses, origin="lower", extent=extent, cmap="Blues", vmin=0.0, vmax=darkest)
     if levels[0] < levels[1]:
         centres = np.linspace(*bounds, 2 * size + 1)[1::2]
         axes.contour(centres, centres, masses, levels, colors="C1", linewidths=1)
@@ -289,15 +290,3 @@ def _skip_the_start(axes: Axes) -> None:
     shown = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
     margin = 0.05 * np.ptp(shown) + 1e-9
     axes.set_ylim(shown.min() - margin, shown.max() + margin)
-
-
-def _error_bars(axes: Axes, place: float, estimate: Mapping[str, Any], colour: str) -> None:
-    error = 2 * (estimate["data_se"] or 0.0)
-    axes.errorbar(place, estimate["nats"], yerr=error, color=colour, capsize=6, fmt="o")
-
-
-def _shortfall_bar(axes: Axes, place: int, elbo: Mapping[str, Any], iw: Mapping[str, Any]) -> None:
-    error = 2 * math.hypot(elbo["mc_se"] or 0.0, iw["mc_se"] or 0.0)
-    gap = iw["nats"] - elbo["nats"]
-    axes.bar(place, gap, width=0.5, color="C2", yerr=error, capsize=6)
-    axes.annotate(f"{gap:.3f}", (place, gap), (0, 8), textcoords="offset points", ha="center")

@@ -1,7 +1,7 @@
 """Pictures of posteriors beside what they should be: calibration, and guides over the truth.
 
-Every function returns a matplotlib `Figure`; `plots.save` writes it. Colours are those of Okabe and
-Ito, which the colour-blind can tell apart, and every curve has a line style of its own besides.
+Every function returns a matplotlib `Figure`; `plots.save` writes it. Every curve has a colour and a
+line style of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from experiments.labels import PICTURE_WIDTH, shortened, wrapped
+from experiments.plots import COLOURS, STYLES, line_style
 from inference.calibration import LOG_P_X, LOG_Q_Z, Calibration
 
 _FONT = {"size": 13}
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 _WORST = 4  # latents drawn
+_CELLS = 400  # along a smoothed density
 
 
 def calibration(found: Calibration, document: Mapping[str, Any]) -> Figure:
@@ -50,8 +52,8 @@ def _rank_panel(axes: Axes, found: Calibration, document: Mapping[str, Any], lev
     for number, name in enumerate([*latents[:_WORST], LOG_P_X]):
         last = name == LOG_P_X
         style: dict[str, Any] = {
-            "color": "black" if last else _COLOURS[number],
-            "linestyle": "-" if last else _STYLES[number],
+            "color": "black" if last else COLOURS[number],
+            "linestyle": "-" if last else STYLES[number],
             "linewidth": 2.4 if last else 1.8,
         }
         axes.plot(points, found.ecdf(name) - points, label=name, **style)
@@ -86,7 +88,7 @@ def _coverage_panel(axes: Axes, found: Calibration, level: float) -> None:
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
     coverage = found.coverage(points)
     axes.plot(
-        coverage.nominal, coverage.estimate, color=_COLOURS[0], linewidth=2.2, label="coverage"
+        coverage.nominal, coverage.estimate, color=COLOURS[0], linewidth=2.2, label="coverage"
     )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize=12)
 
@@ -120,6 +122,7 @@ def contours(panels: Sequence[Panel], *, title: str) -> Figure:
     A row per datum, a column per guide.
     """
     labels = list(panels[0].guides)
+    titles = wrapped(labels)
     size = (3.3 * len(labels) + 0.8, 3.3 * len(panels) + 1.4)
     figure = Figure(figsize=(max(size[0], 5.6), size[1]), layout="constrained")
     grid = figure.subplots(len(panels), len(labels), squeeze=False)
@@ -127,14 +130,14 @@ def contours(panels: Sequence[Panel], *, title: str) -> Figure:
         panel, label = panels[row], labels[column]
         _over_the_truth(axes, panel, panel.guides[label])
         if row == 0:
-            axes.set_title(label.replace("(", "\n("), fontdict=_FONT)
+            axes.set_title(titles[label], fontdict=_FONT)
         if row == len(panels) - 1:
             axes.set_xlabel("z₁", fontdict=_FONT)
         if column == 0:
             axes.set_ylabel(f"{panel.title}\nz₂", fontdict=_FONT)
     handles = [
-        Line2D([], [], color=_COLOURS[0], linewidth=1.5, label="p(z | x)"),
-        Line2D([], [], color=_COLOURS[1], linewidth=2, linestyle="--", label="q(z | x)"),
+        Line2D([], [], color=COLOURS[0], linewidth=1.5, label="p(z | x)"),
+        Line2D([], [], color=COLOURS[1], linewidth=2, linestyle="--", label="q(z | x)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=12)
     figure.suptitle(title, fontsize=14)
@@ -148,8 +151,8 @@ def _over_the_truth(axes: Axes, panel: Panel, guide: Contours) -> None:
     axes.imshow(density, origin="lower", extent=(left, right, low, high), cmap="Greys", vmax=1.6)
     sides = [np.linspace(*ends, 2 * size + 1)[1::2] for ends in panel.bounds]
     for one, style in (  # a level below zero would be dashed by itself
-        (panel.truth, {"colors": _COLOURS[0], "linewidths": 1.5, "linestyles": "-"}),
-        (guide, {"colors": _COLOURS[1], "linewidths": 2, "linestyles": "--"}),
+        (panel.truth, {"colors": COLOURS[0], "linewidths": 1.5, "linestyles": "-"}),
+        (guide, {"colors": COLOURS[1], "linewidths": 2, "linestyles": "--"}),
     ):
         if one.levels[0] < one.levels[1]:
             axes.contour(*sides, one.log_density, one.levels, **style)
@@ -163,7 +166,7 @@ def marginals(
     *,
     title: str,
 ) -> Figure:
-    """Histograms of single latents: NUTS filled, every guide as a line; a row per datum.
+    """Densities of single latents: NUTS a histogram, every guide a line; a row per datum.
 
     Args:
         truth: draws of NUTS `[S, B, K]`.
@@ -172,11 +175,12 @@ def marginals(
         data: names of the B data.
         title: of the figure.
     """
+    short = shortened(guides, PICTURE_WIDTH)
     size = (3.4 * len(names) + 0.6, 2.5 * len(data) + 1.5)
     figure = Figure(figsize=(max(size[0], 5.6), size[1]), layout="constrained")
     grid = figure.subplots(len(data), len(names), squeeze=False)
     for (row, column), axes in np.ndenumerate(grid):
-        drawn = {label: z[:, row, column].cpu().numpy() for label, z in guides.items()}
+        drawn = {short[label]: z[:, row, column].cpu().numpy() for label, z in guides.items()}
         _histograms(axes, truth[:, row, column].cpu().numpy(), drawn)
         if row == len(data) - 1:
             axes.set_xlabel(names[column], fontdict=_FONT)
@@ -195,12 +199,15 @@ def _histograms(axes: Axes, truth: np.ndarray, guides: Mapping[str, np.ndarray])
     bins = np.linspace(low, high, 31)
     axes.hist(truth, bins, density=True, color="0.8", label="NUTS")
     for number, (label, z) in enumerate(guides.items()):
-        style: dict[str, Any] = {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "linestyle": _STYLES[number % len(_STYLES)],
-            "linewidth": 1.8,
-        }
-        heights, _ = np.histogram(z, bins, density=True)
-        axes.plot(0.5 * (bins[1:] + bins[:-1]), heights, label=label, **style)
+        axes.plot(*_smoothed(z, low, high), label=label, **line_style(number))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
+
+
+def _smoothed(z: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """The density of draws between two ends, by a Gaussian kernel of Scott's width."""
+    heights, edges = np.histogram(z, _CELLS, (low, high))
+    width = (high - low) / _CELLS
+    bandwidth = z.std() * len(z) ** -0.2
+    smooth = gaussian_filter1d(heights / (len(z) * width), bandwidth / width, mode="reflect")
+    return 0.5 * (edges[1:] + edges[:-1]), smooth

@@ -1,6 +1,7 @@
 """`evidence reference`: the guides of trained runs beside NUTS, on a few chosen data."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -119,6 +120,7 @@ def _draw(pair: Assembly, x: Tensor, config: Reference) -> tuple[Draws, float]:
             num_chains=config.num_chains,
             target_accept_prob=config.target_accept_prob,
             seed=config.seed,
+            progress=sys.stderr.isatty(),
         )
     except NotImplementedError as error:  # a support that no smooth map leads to
         raise ValueError(f"NUTS cannot move the latents of {pair.config.model}: {error}") from None

@@ -7,10 +7,16 @@ from tabulate import tabulate
 
 from experiments.assembly import Assembly
 from experiments.catalogue import Spec
+from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.preprocessing import bits_per_dim
 from experiments.results import ESTIMATED, Row
 from inference import Evidence, History
+
+# The nearest to log p(x) comes first: no reader should take a bound for it that stands before it.
+ESTIMATORS = ("exact", "ais", "iw", "elbo")
+
+_REASONS_SHOWN = 3
 
 
 def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
@@ -28,6 +34,7 @@ def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
         "split": config.split,
         "binarize": config.binarize,
         "seed": config.seed,
+        "data_seed": config.data_seed,
         "num_parameters": sum(sizes.values()),
         "train_seconds": history.seconds,
         "steps_per_second": history.steps_per_second,
@@ -64,10 +71,13 @@ def with_estimates(row: Row, records: Sequence[Evidence], assembly: Assembly) ->
 
 
 def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
+    reason = record.not_reliable
     estimate = {
         "estimator": record.estimator,
         "nats": json_number(record.mean),
-        "mc_se": json_number(record.mc_se),
+        "reliable": reason is None,
+        "reason": reason,
+        "mc_se": json_number(record.mc_se) if reason is None else None,
         "data_se": json_number(record.data_se),
         "num_particles": record.num_particles,
         "num_data": record.num_data,
@@ -86,8 +96,52 @@ def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The Markdown table of the rows, under a line that says what its numbers are."""
-    return f"{caption(rows)}\n\n{markdown([cells(row) for row in rows])}"
+    """The Markdown table of the rows, under a line that says what its numbers are.
+
+    Below it stands which numbers are not reliable, and whose ELBO was still rising at the end.
+
+    Args:
+        rows: one per guide; of several fits, the row over all of them.
+    """
+    short = shortened(row["label"] for row in rows)
+    lines = [cells(row) | {"guide": short[row["label"]]} for row in rows]
+    notes = [*_not_reliable(rows), *_still_rising(rows)]
+    return "\n\n".join([caption(rows), markdown(_in_order(lines)), *notes])
+
+
+def _in_order(lines: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """All cells of every line, headers that come later in one line placed as in the others."""
+    longest = max(lines, key=len)
+    headers = dict.fromkeys([*longest, *(name for line in lines for name in line)])
+    return [{name: line.get(name, "") for name in headers} for line in lines]
+
+
+def _not_reliable(rows: Sequence[Row]) -> list[str]:
+    """The reasons why numbers of the table are not reliable, of very many the first."""
+    short = shortened(row["label"] for row in rows)
+    notes = [
+        f"NOT RELIABLE, {_heading(estimate)} of {short[row['label']]}: {estimate['reason']}"
+        for row in rows
+        for estimate in row["estimates"]
+        if not estimate["reliable"]
+    ]
+    rest = len(notes) - _REASONS_SHOWN
+    more = [f"{rest} more reasons are in results.json."] if rest > 0 else []
+    return notes[:_REASONS_SHOWN] + more
+
+
+def _still_rising(rows: Sequence[Row]) -> list[str]:
+    gains = {
+        row["label"]: History.from_rows(row["history"]).still_rising
+        for row in rows
+        if row.get("history")
+    }
+    return [
+        f"{label}: the ELBO was still rising when training ended, by {gain:.2g} nats per datum "
+        "over the last half of its epochs: train longer, or without --num_epochs until it is flat."
+        for label, gain in gains.items()
+        if gain is not None
+    ]
 
 
 def markdown(lines: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) -> str:
@@ -116,9 +170,19 @@ def caption(rows: Sequence[Row]) -> str:
     count = f" ({', '.join(f'{n:,}' for n in sorted(num_data))} data)" if num_data else ""
     return (
         f"{first['model']}({options}) on {first['data']}, {first['split']} split{count}{pixels}, "
-        f"decoder {first['decoder']}, {first['num_epochs']} epochs. Nats per datum, larger is "
-        f"better; ± Monte Carlo SE ± data SE.{_annealing(rows)}"
+        f"decoder {first['decoder']}, {_epochs(rows)} epochs. Nats per datum, larger is better; "
+        f"± Monte Carlo SE ± data SE{_fits(first)}.{_annealing(rows)}"
     )
+
+
+def _epochs(rows: Sequence[Row]) -> str:
+    counts = sorted({row["num_epochs"] for row in rows})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _fits(row: Row) -> str:
+    count = row.get("num_fits", 1)
+    return f" ± fit SE, means over {count} fits" if count > 1 else ""
 
 
 def _annealing(rows: Sequence[Row]) -> str:
@@ -140,7 +204,7 @@ def annealing_words(found: Mapping[str, Any]) -> str:
 def cells(row: Row) -> dict[str, str]:
     """The cells of one row by column header."""
     filled = {"guide": row["label"]}
-    for estimate in row["estimates"]:
+    for estimate in sorted(row["estimates"], key=lambda e: ESTIMATORS.index(e["estimator"])):
         filled[_heading(estimate)] = _with_errors(estimate)
         if "mean_num_particles" in estimate:
             filled["particles"] = f"{estimate['mean_num_particles']:,.0f}"
@@ -158,7 +222,7 @@ def cells(row: Row) -> dict[str, str]:
             nats = row["divergences"][name]
             filled[heading] = "?" if nats is None else f"{nats:.3f}"
     if row["active_units"] is not None:
-        filled["active units"] = f"{row['active_units']['count']}/{row['active_units']['of']}"
+        filled["active units"] = f"{row['active_units']['count']:.3g}/{row['active_units']['of']}"
     if not row["estimates"] and row["history"]:
         filled["final training loss"] = f"{row['history'][-1]['train_loss']:.2f}"
     filled["parameters"] = f"{row['num_parameters']:,}"
@@ -178,8 +242,7 @@ def _heading(estimate: Mapping[str, Any]) -> str:
 
 
 def _with_errors(estimate: Mapping[str, Any]) -> str:
-    numbers = [estimate["nats"], estimate["mc_se"], estimate["data_se"]]
-    nats, mc_se, data_se = ("?" if n is None else f"{n:.3f}" for n in numbers)
-    if estimate["estimator"] == "exact":
-        return f"{nats} ± {data_se}"
-    return f"{nats} ± {mc_se} ± {data_se}"
+    names = ["nats"] if estimate["estimator"] == "exact" else ["nats", "mc_se"]
+    names += ["data_se", *(["fit_se"] if "fit_se" in estimate else [])]
+    numbers = ["?" if estimate[n] is None else f"{estimate[n]:.3f}" for n in names]
+    return " ± ".join(numbers) if estimate["reliable"] else f"NOT RELIABLE {numbers[0]}"

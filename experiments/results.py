@@ -28,7 +28,7 @@ _DOCUMENT = {"version": int, "command": str, "rows": list[_Object]}
 _ROW = {
     **dict.fromkeys(("label", "model", "guide", "data", "split", "binarize", "decoder"), str),
     **dict.fromkeys(("elbo", "folder", "data_sha256", "test_sha256", "weights_sha256"), str),
-    **dict.fromkeys(("seed", "num_epochs", "num_parameters"), int),
+    **dict.fromkeys(("seed", "data_seed", "num_epochs", "num_parameters"), int),
     **dict.fromkeys(("num_model_parameters", "num_guide_parameters"), int),
     **dict.fromkeys(("train_seconds", "steps_per_second"), float),
     **dict.fromkeys(("model_options", "guide_options"), _Object),
@@ -42,6 +42,8 @@ _ESTIMATE = {
     "estimator": Literal["elbo", "iw", "ais", "exact"],
     **dict.fromkeys(("nats", "mc_se", "data_se"), _NUMBER),
     **dict.fromkeys(("num_particles", "num_data"), int),
+    "reliable": bool,
+    "reason": str | None,
 }
 
 
@@ -99,7 +101,7 @@ def with_evaluation(row: Row, made_by: Mapping[str, Any], found: Mapping[str, An
         made_by: command and options that decide the numbers.
         found: the numbers, by their names in a row.
     """
-    names = ("split", "seed", "data_sha256", "test_sha256", "weights_sha256")
+    names = ("split", "seed", "data_seed", "data_sha256", "test_sha256", "weights_sha256")
     key = {**made_by, **{name: row[name] for name in names}}
     others = [one for one in row["evaluations"] if one["made_by"] != key]
     return row | found | {"evaluations": [*others, {"made_by": key, **found}]}

@@ -13,12 +13,13 @@ from experiments import checkpoints
 from experiments.assembly import Assembly, assemble, expect_config_of, load_snapshot, run_name
 from experiments.catalogue import Spec, build_elbo
 from experiments.config import Train
+from experiments.optimizers import build_optimizer, build_scheduler
 from experiments.pictures import draw_run
 from experiments.report import Row, table, training_row
 from experiments.results import is_of_weights
 from experiments.runs import RunFolder
 from guides import Unamortized
-from inference import History, Snapshot, fit
+from inference import History, Snapshot, UntilFlat, fit
 
 
 def train(config: Train) -> None:
@@ -84,11 +85,15 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             assembly.guide,
             assembly.x_train,
             num_epochs=config.num_epochs,
+            until=UntilFlat(max_steps=config.max_steps),
             batch_size=config.batch_size,
             lr=config.lr,
             lr_decay=config.lr_decay,
+            optimizer=build_optimizer(Spec.parse(config.optimizer), lr=config.lr),
+            scheduler=config.scheduler and build_scheduler(Spec.parse(config.scheduler)),
             elbo=build_elbo(Spec.parse(config.elbo)),
             x_test=assembly.x_test,
+            held_out=assembly.held_out,
             transform=assembly.transform,
             kl_warmup_epochs=config.kl_warmup_epochs,
             likelihood_warmup_epochs=config.likelihood_warmup_epochs,

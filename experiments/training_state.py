@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from experiments.schema import expect_type, typed
 from inference.history import EpochRecord
-from inference.parameters import named_parameters, tensors_of
 
-_RNG = "rng."
+_UNCHECKED = ("rng.", "param.", "optimizer.param.")
 _OPTIMIZER = "optimizer."
 _LAST = "last."
 # What torch's optimizers keep.
@@ -29,11 +28,11 @@ def training_state(
     optimizer is known to keep has the parameter's shape and type or, of a count, is one number, and
     is kept of all; the rest, and the random state, are checked by those that restore them.
     """
-    parameters = named_parameters(model, guide)
-    expected = dict(tensors_of(model, guide))
+    expected = weights(model, guide)
+    parameters = {n: t for n, t in expected.items() if isinstance(t, nn.Parameter)}
     if any(name.startswith(_LAST) for name in tensors):
         expected |= {f"{_LAST}{name}": tensor for name, tensor in expected.items()}
-    expected |= {name: tensor for name, tensor in tensors.items() if name.startswith(_RNG)}
+    expected |= {n: tensor for n, tensor in tensors.items() if n.startswith(_UNCHECKED)}
     moments: dict[str, set[str]] = {}
     for name in within(_OPTIMIZER, tensors):
         parameter, _, moment = name.rpartition("/")
@@ -49,6 +48,16 @@ def training_state(
             else:
                 expected[key] = tensors[key]
     return expected
+
+
+def weights(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a pair, by the names that a checkpoint has for them."""
+    pair = (("model", model), ("guide", guide))
+    return {
+        f"{role}.{name}": tensor
+        for role, module in pair
+        for name, tensor in module.state_dict(keep_vars=True).items()
+    }
 
 
 def within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,13 +5,8 @@ from inference.annealing import Annealed, anneal, annealed_evidence
 from inference.arviz_export import to_arviz
 from inference.bidirectional import Bracket, bidirectional_evidence
 from inference.calibration import Calibration, Coverage, simulation_based_calibration
-from inference.comparison import (
-    Comparison,
-    Difference,
-    compare_elbos,
-    compare_evidences,
-    paired_difference,
-)
+from inference.comparison import Comparison, compare_elbos, compare_evidences
+from inference.difference import Difference, paired_difference
 from inference.discrepancy import Discrepancy, compare_to_reference
 from inference.divergences import Divergences, grid_divergences, square_grid
 from inference.evidence import (
@@ -25,6 +20,7 @@ from inference.gaps import Gaps, inference_gaps
 from inference.gradient_noise import GradientNoise, gradient_signal_to_noise
 from inference.history import EpochRecord, History
 from inference.latent_diagnostics import LatentDiagnostics, latent_diagnostics
+from inference.non_finite import NonFiniteLossError
 from inference.objectives import (
     IWAE,
     STL,
@@ -39,7 +35,9 @@ from inference.objectives import (
 )
 from inference.preflight import check
 from inference.reference import Reference, nuts_reference
-from inference.training import NonFiniteLossError, Snapshot, fit, restore_tensors
+from inference.snapshots import Snapshot, restore_tensors
+from inference.stopping import UntilFlat
+from inference.training import fit
 from inference.weights import log_prob_terms, log_weights
 
 __all__ = [
@@ -70,6 +68,7 @@ __all__ = [
     "Renyi",
     "ReweightedWakeSleep",
     "Snapshot",
+    "UntilFlat",
     "WakeSleep",
     "adaptive_evidence",
     "anneal",

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
-from inference.evaluation import evaluation_mode
+from inference.evaluation import evaluation_mode, modules_of
 from inference.evidence import Evidence, from_log_weights
 from inference.precision import fast_matmul
 from inference.random_state import isolated_rng
+from inference.snapshots import Snapshot
 from inference.soundness import expect_sound_model, expect_sound_pair
 from inference.traces import Program
-from inference.training import Snapshot
 from inference.weights import DEFAULT_CHUNK_SIZE
 
 
@@ -182,13 +182,12 @@ def annealing_mode(
 
 
 @contextmanager
-def _frozen(*programs: object) -> Iterator[None]:
+def _frozen(*programs: Program | None) -> Iterator[None]:
     """No gradients of the parameters of modules: only those of the latents are wanted."""
     parameters = [
         parameter
-        for program in programs
-        if isinstance(program, nn.Module)
-        for parameter in program.parameters()
+        for module in modules_of(*programs)
+        for parameter in module.parameters()
         if parameter.requires_grad
     ]
     try:

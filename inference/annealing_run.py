@@ -14,8 +14,8 @@ from inference.annealing_state import expect_annealing_state
 from inference.guide_path import path_of
 from inference.log_joint import AbstractPath
 from inference.random_state import isolated_rng, rng_state, set_rng_state
+from inference.snapshots import Snapshot
 from inference.traces import Program
-from inference.training import Snapshot
 
 # What a crash may cost at the most, whatever a temperature takes.
 _SECONDS_UNSAVED = 10.0

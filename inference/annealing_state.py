@@ -36,6 +36,7 @@ def expect_annealing_state(
     here = block_sizes[block] if block < len(block_sizes) else 0
     forward_done = before + (here if stage > stages.index("forward") else 0)
     done = {"log_w": (num_chains["forward"], forward_done), "acceptance": (1, forward_done)}
+    done["on_edge"] = done["acceptance"]
     if "reverse" in stages:
         done["reverse_log_w"] = (num_chains["forward"], before)
     for name, shape in done.items():

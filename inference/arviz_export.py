@@ -29,6 +29,7 @@ def to_arviz(
     vectorize_particles: bool = True,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
+    progress: bool = False,
 ) -> Any:
     """Draws from a guide and all that ArviZ can use of the pair, in ArviZ's own object.
 
@@ -61,6 +62,7 @@ def to_arviz(
         vectorize_particles: see `log_weights`.
         chunk_size: particles × data in one call.
         seed: decides all draws; every guide starts from it. The state outside is untouched.
+        progress: show a progress bar.
 
     Returns:
         `arviz.InferenceData` with ArviZ 0.x, `xarray.DataTree` with ArviZ 1.x.
@@ -75,7 +77,11 @@ def to_arviz(
     guides = guide if isinstance(guide, Mapping) else {"": guide}
     if not guides:
         raise ValueError("expected at least one guide, got none")
-    options = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
+    options = {
+        "vectorize_particles": vectorize_particles,
+        "chunk_size": chunk_size,
+        "progress": progress,
+    }
     collected: list[_Collector] = []
     for one in guides.values():  # the model's own draws are taken once
         collector = _Collector(model, prior=prior and not collected, predictive=predictive)

@@ -15,9 +15,10 @@ from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
 from inference.guide_path import path_of
 from inference.reliability import edge_caveat
+from inference.simulation import device_of
+from inference.snapshots import Snapshot
 from inference.soundness import expect_sound_model, expect_sound_pair
 from inference.traces import Program, random_sites
-from inference.training import Snapshot
 from inference.weights import DEFAULT_CHUNK_SIZE
 
 
@@ -155,7 +156,8 @@ def bidirectional_evidence(
         chunk_size,
         snapshot_every,
     )
-    with annealing_mode(model, guide, seed, _device(model, template)) as refuse_new_parameters:
+    device = device_of(model, template) or torch.device("cpu")
+    with annealing_mode(model, guide, seed, device) as refuse_new_parameters:
         x, values = _simulate(model, size, template)
         check_data(x, "the simulated x")
         if guide is not None:
@@ -208,10 +210,3 @@ def _check_simulates(model: Program) -> None:
             "the model cannot be called as model(None, size=n) to simulate n data: pass a "
             "template of the data instead of a size"
         ) from None
-
-
-def _device(model: Program, template: Tensor | None) -> torch.device:
-    if template is not None:
-        return template.device
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((parameter.device for parameter in parameters), torch.device("cpu"))

@@ -126,6 +126,7 @@ def simulation_based_calibration(
     vectorize_particles: bool = True,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
+    progress: bool = False,
 ) -> Calibration:
     """Rank z* of (z*, x*) ~ p(z, x) among L draws from q(z | x*), over N simulations.
 
@@ -148,6 +149,7 @@ def simulation_based_calibration(
         vectorize_particles: see `log_weights`.
         chunk_size: particles × data in one call.
         seed: decides all draws; the state outside is untouched.
+        progress: show a progress bar.
 
     Raises:
         ValueError: as `log_weights`; or the model cannot be simulated.
@@ -164,7 +166,7 @@ def simulation_based_calibration(
             for name, value in _quantities(block).items():
                 record.put(name, block, value)
 
-        layout = visit_draws(model, guide, data, num_draws, visit, **options)
+        layout = visit_draws(model, guide, data, num_draws, visit, progress=progress, **options)
         values = _at_truth(model, guide, data, truth, layout)
         ranks = {n: _ranks(record.tensors[n], v) for n, v in values.items()}
     return Calibration(_by_entry(ranks), num_draws)

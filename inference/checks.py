@@ -36,21 +36,15 @@ def check_support(model_trace: Trace) -> None:
     """
     for name, site in model_trace.nodes.items():
         if site["type"] == "sample" and site["is_observed"] and not is_deterministic(site):
-            _check_site_support(name, site["fn"], site["value"])
+            check_site_support(name, site["fn"], site["value"])
 
 
-def check_all_data(model_trace: Trace, batch: Tensor, x: Tensor) -> None:
-    """Check all of `x` against the likelihood that scored its first `batch` as it is.
+def check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
+    """Check that an observed value lies in the support of its distribution.
 
     Raises:
         ValueError: as `check_support`.
     """
-    for name, site in model_trace.nodes.items():
-        if site["type"] == "sample" and site["is_observed"] and site["value"] is batch:
-            _check_site_support(name, site["fn"], x)
-
-
-def _check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
     base, support = base_distribution(fn), getattr(fn, "support", None)
     if support is None or base.support is constraints.real or support.check(value).all():
         return  # that all numbers are finite was checked before

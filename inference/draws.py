@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
+from tqdm import tqdm
 
 from inference.checks import check_data, check_support
 from inference.evaluation import evaluation_mode
@@ -132,6 +133,7 @@ def visit_draws(
     *,
     vectorize_particles: bool = True,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    progress: bool = False,
 ) -> Layout:
     """Draw `num_particles` latents per datum, some at a time, and hand over each block.
 
@@ -143,6 +145,7 @@ def visit_draws(
         visit: called with every block, in evaluation mode and without gradients.
         vectorize_particles: see `log_weights`.
         chunk_size: particles × data in one call.
+        progress: show a progress bar.
 
     Returns:
         Where data and particles are among the batch dimensions.
@@ -155,7 +158,11 @@ def visit_draws(
         if number < 1:
             raise ValueError(f"expected {name} of at least 1, got {number}")
     at_once = min(num_particles, chunk_size) if vectorize_particles else 1
-    with evaluation_mode(model, guide) as refuse_new_parameters:
+    total = num_particles * len(x)
+    with (
+        evaluation_mode(model, guide) as refuse_new_parameters,
+        tqdm(total=total, disable=not progress, unit="draw", unit_scale=True) as bar,
+    ):
         layout = layout_of(model, guide, x[:chunk_size], require_density=True)
         refuse_new_parameters()
         for columns in slices(len(x), chunk_size // at_once):
@@ -164,4 +171,5 @@ def visit_draws(
                 traces = trace_pair(model, guide, batch, size, layout.particle_dim)
                 check_support(traces.model)
                 visit(Block(rows, columns, batch, traces.guide, traces.model, layout))
+                bar.update(size * len(batch))
     return layout

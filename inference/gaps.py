@@ -11,9 +11,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
+from tqdm import tqdm
 
 from inference.checks import check_data
-from inference.comparison import Difference, paired_difference
+from inference.difference import Difference, paired_difference
 from inference.evaluation import evaluation_mode
 from inference.evidence import Evidence, from_log_weights
 from inference.random_state import rng_state, set_rng_state
@@ -87,6 +88,7 @@ class _Search:
     num_draws: int
     max_steps: int
     restart: bool
+    progress: bool
 
     def __post_init__(self) -> None:
         for name in ("num_draws", "max_steps"):
@@ -108,6 +110,7 @@ def inference_gaps(
     max_steps: int = 10_000,
     restart: bool = False,
     vectorize_particles: bool = True,
+    progress: bool = False,
 ) -> Gaps:
     """The approximation and the amortization gap of a guide on the data `x`.
 
@@ -135,6 +138,7 @@ def inference_gaps(
         restart: search a second time, from the mean of λ over the data, and keep for every datum
             what is better.
         vectorize_particles: see `log_weights`.
+        progress: show a progress bar of the search, which mostly ends before the most steps.
 
     Returns:
         The gaps, in nats per datum.
@@ -143,7 +147,7 @@ def inference_gaps(
         ValueError: a guide without local parameters, an evidence of other data, an ELBO that is
             not finite; or as `log_weights`.
     """
-    search = _Search(lr, num_draws, max_steps, restart)
+    search = _Search(lr, num_draws, max_steps, restart, progress)
     if num_particles < 2:
         raise ValueError(f"expected num_particles of at least 2, got {num_particles}")
     x = x.detach()  # data simulated from a model remember its parameters
@@ -281,7 +285,13 @@ def _ascend(family: _Family, start: Tensor, search: _Search) -> tuple[Tensor, in
     mean, averaged = torch.zeros_like(start), 0
     plateau = _Plateau()
     with evaluation_mode(family.model, family.guide):
-        for step in range(1, search.max_steps + 1):
+        steps = tqdm(
+            range(1, search.max_steps + 1),
+            "search for q*",
+            disable=not search.progress,
+            unit="step",
+        )
+        for step in steps:
             loss = _loss(family, parameters, search.num_draws)
             (parameters.grad,) = torch.autograd.grad(loss, parameters)
             _check_finite(loss, parameters.grad, step, search.lr)
@@ -291,6 +301,7 @@ def _ascend(family: _Family, start: Tensor, search: _Search) -> tuple[Tensor, in
                 averaged += 1
                 mean += (parameters.detach() - mean) / averaged
             if plateau.looks_without_gain == _LOOKS_WITHOUT_GAIN:
+                steps.close()
                 return mean, step, True
     return mean if averaged else parameters.detach(), search.max_steps, False
 

@@ -1,34 +1,58 @@
 """One torch optimizer for all parameters, where Pyro's own keeps one per parameter."""
 
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+MakeOptimizer = Callable[..., Optimizer]  # called with the parameters and lr=
+MakeScheduler = Callable[[Optimizer], LRScheduler]
+
+fused_adam = functools.partial(torch.optim.Adam, fused=True)
 
 
 class JointOptim(PyroOptim):
-    """Fused Adam over all named parameters at once, behind Pyro's interface.
+    """One torch optimizer over all named parameters at once, behind Pyro's interface.
 
     Pyro builds a torch optimizer for each parameter, which costs about a quarter of a training
     step, and clips each gradient by its own norm; here there is one update and one joint norm.
 
-    Reference: D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", 2015,
-    https://arxiv.org/abs/1412.6980.
-
     Args:
         parameters: unconstrained leaf tensors by name.
         lr: learning rate.
+        make: makes the optimizer, as torch's classes do: `make(tensors, lr=lr)`.
         clip_norm: largest joint gradient norm, or None for no clipping.
+
+    Raises:
+        ValueError: an optimizer that evaluates the loss by itself.
     """
 
     def __init__(
-        self, parameters: dict[str, Tensor], *, lr: float, clip_norm: float | None = None
+        self,
+        parameters: dict[str, Tensor],
+        *,
+        lr: float,
+        make: MakeOptimizer = fused_adam,
+        clip_norm: float | None = None,
     ) -> None:
         super().__init__(torch.optim.Adam, {})
         self.parameters = parameters
         self.clip_norm = clip_norm
-        self.adam = torch.optim.Adam(list(parameters.values()), lr=lr, fused=True)
+        self._make = functools.partial(make, lr=lr)
+        self.optimizer = self._make(list(parameters.values()))
+        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"expected an optimizer that takes gradients, got {type(self.optimizer).__name__}, "
+                "which evaluates the loss by itself: choose another, such as torch.optim.Adam"
+            )
 
     def __call__(self, params: Any = (), *args: Any, **kwargs: Any) -> None:
         """Update every parameter that has a gradient, then drop the gradients.
@@ -43,28 +67,121 @@ class JointOptim(PyroOptim):
             raise FloatingPointError(f"the gradient norm is {norm.item()}")
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip_norm, norm)
-        self.adam.step()
+        self.optimizer.step()
         self.zero_grad()
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        self.adam.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def set_lr(self, lr: float) -> None:
         """Change the learning rate from the next update on."""
-        for group in self.adam.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
     def get_state(self) -> dict[str, Tensor]:
-        """Adam's moments and step counts as `"<parameter>/<moment>" -> tensor`."""
-        return {
-            f"{name}/{key}": value
-            for name, parameter in self.parameters.items()
-            for key, value in self.adam.state[parameter].items()
-        }
+        """The optimizer's moments and step counts as `"<parameter>/<moment>" -> tensor`.
+
+        Raises:
+            ValueError: the optimizer keeps something that is no tensor.
+        """
+        return _moments(self.optimizer, self.parameters)
 
     def set_state(self, state_dict: dict[str, Tensor]) -> None:
-        """Restore what `get_state` returned."""
-        for key, value in state_dict.items():
-            name, moment = key.rsplit("/", 1)
-            self.adam.state[self.parameters[name]][moment] = value.clone()
+        """Restore what `get_state` returned.
+
+        Raises:
+            ValueError: the names, shapes or types are not those of this optimizer's state, which is
+                left as it was.
+        """
+        expected = self._state_after_a_step()
+        with_state = {name.rsplit("/", 1)[0] for name in state_dict}
+        wanted = {name for name in expected if name.rsplit("/", 1)[0] in with_state}
+        if odd := sorted(wanted ^ state_dict.keys()):
+            raise ValueError(f"the snapshot is of another optimizer: {odd[0]} is on one side only")
+        for name, value in state_dict.items():
+            expect_like(name, value, expected[name], of="optimizer")
+        for name, value in state_dict.items():
+            parameter, moment = name.rsplit("/", 1)
+            state = self.optimizer.state[self.parameters[parameter]]
+            state[moment] = value.clone().to(expected[name].device)
+
+    def _state_after_a_step(self) -> dict[str, Tensor]:
+        """What such an optimizer holds for parameters like these."""
+        likes = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        for like in likes.values():
+            like.grad = torch.zeros_like(like)
+        optimizer = self._make(list(likes.values()))
+        optimizer.step()
+        return _moments(optimizer, likes)
+
+
+class Schedule:
+    """A torch learning-rate scheduler, stepped after each epoch.
+
+    Its state is what the losses of the epochs before make it: a resumed run steps it anew.
+
+    Args:
+        optim: whose learning rate it sets.
+        make: makes the scheduler for an optimizer.
+    """
+
+    def __init__(self, optim: JointOptim, make: MakeScheduler) -> None:
+        self._scheduler = make(optim.optimizer)
+
+    def step(self, loss: float) -> None:
+        """Go on by an epoch that had this loss."""
+        with warnings.catch_warnings():
+            # On resumption there has been no update yet, which torch warns of.
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
+            if isinstance(self._scheduler, ReduceLROnPlateau):
+                self._scheduler.step(loss)
+            else:
+                self._scheduler.step()
+
+
+def expect_like(name: str, ours: Tensor, theirs: Tensor, *, of: str = "model or guide") -> Tensor:
+    """A tensor of a snapshot, if it has the shape and the type that are wanted.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        raise ValueError(
+            f"the snapshot is of another {of}: expected {name} of shape "
+            f"{tuple(theirs.shape)} and {theirs.dtype}, got {tuple(ours.shape)} and {ours.dtype}"
+        )
+    return ours
+
+
+def describe_maker(make: Callable[..., Any] | None) -> str | None:
+    """What makes an optimizer or a scheduler, and with which options, as far as it tells."""
+    if isinstance(make, functools.partial):
+        options = [*map(repr, make.args), *(f"{k}={v!r}" for k, v in make.keywords.items())]
+        return f"{describe_maker(make.func)}({', '.join(options)})"
+    return None if make is None else getattr(make, "__qualname__", type(make).__qualname__)
+
+
+def _moments(optimizer: Optimizer, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    moments = {
+        f"{name}/{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+    _expect_tensors(type(optimizer).__name__, moments.items())
+    return moments
+
+
+def _expect_tensors(optimizer: str, moments: Iterable[tuple[str, Any]]) -> None:
+    for name, value in moments:
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{optimizer} keeps {name} as {type(value).__name__}, and only tensors are saved: "
+                "choose another optimizer, or train without snapshots"
+            )

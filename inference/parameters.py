@@ -7,6 +7,8 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from inference.modules import modules_of
+
 
 @contextmanager
 def own_parameter_store(*, warm_start: bool = False) -> Iterator[Callable[[], None]]:
@@ -113,10 +115,28 @@ def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
         for role, module in _modules(model, guide)
         for name, tensor in module.state_dict().items()
     }
-    return {n: p.detach() for n, p in named_parameters(model, guide).items()} | state
+    named = {n: p.detach() for n, p in named_parameters(model, guide).items()}
+    return named | state | _held_buffers(model, guide)
 
 
 def _modules(model: object, guide: object) -> Iterator[tuple[str, nn.Module]]:
     for role, program in (("model", model), ("guide", guide)):
         if isinstance(program, nn.Module):
             yield role, program
+
+
+def _held_buffers(model: object, guide: object) -> dict[str, Tensor]:
+    """Buffers, such as running statistics, of modules that a program holds and is not itself."""
+    whole = [part for _, module in _modules(model, guide) for part in module.modules()]
+    buffers: dict[str, Tensor] = {}
+    for role, program in (("model", model), ("guide", guide)):
+        for number, module in enumerate(modules_of(program)):
+            if not any(module is part for part in whole):
+                learned = dict(module.named_parameters(remove_duplicate=False))
+                buffers |= {
+                    f"{role}.{number}.{name}": tensor
+                    for name, tensor in module.state_dict().items()
+                    if name not in learned
+                }
+                whole += module.modules()
+    return buffers

@@ -8,9 +8,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from torch import Tensor, nn
+from torch import Tensor
 
 from inference.checks import check_data, check_density, check_support
+from inference.evaluation import modules_of
 from inference.findings import Finding, from_error, guarded
 from inference.parameters import evaluation_store
 from inference.preflight_probes import PROBES
@@ -104,8 +105,7 @@ def _trace(program: Program, x: Tensor) -> Trace:
 @contextmanager
 def _as_they_were(*programs: Program) -> Iterator[None]:
     """No warnings, no validation; buffers, such as running statistics, restored at the end."""
-    modules = [program for program in programs if isinstance(program, nn.Module)]
-    buffers = [buffer for module in modules for buffer in module.buffers()]
+    buffers = [buffer for module in modules_of(*programs) for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
     try:
         with warnings.catch_warnings(), pyro.validation_enabled(False):

@@ -48,7 +48,12 @@ def rng_state(device: torch.device | None = None) -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) -> None:
-    """Restore what `rng_state` returned."""
+    """Restore what `rng_state` returned.
+
+    Raises:
+        ValueError: the state is of another form.
+    """
+    _expect_form(state, rng_state(device))
     torch.set_rng_state(state["torch"])
     position, has_gauss = state["numpy_position"].tolist()
     keys = state["numpy_keys"].numpy().astype(np.uint32)
@@ -60,33 +65,33 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) 
 
 
 def expect_rng_state(state: dict[str, Tensor]) -> None:
-    """Check that a state can be restored: a damaged one can make numpy read beyond its memory.
+    """Check that a state can be restored on a CPU; nothing is changed.
 
     Raises:
-        ValueError: an unknown or missing part, one of another shape or type, or numbers that are
-            none of a state.
+        ValueError: an unknown or missing part, one of another form, or numbers of no state.
     """
-    expected = rng_state()
     given = {name: tensor for name, tensor in state.items() if name != "cuda"}
-    if given.keys() != expected.keys():
-        raise ValueError(f"the random state lacks or adds {sorted(given.keys() ^ expected.keys())}")
-    for name, tensor in given.items():
-        ours = expected[name]
-        optional = name == "python_gauss" and tensor.shape in ((0,), (1,))
-        if tensor.dtype != ours.dtype or (tensor.shape != ours.shape and not optional):
-            raise ValueError(
-                f"expected the random state {name} to be {ours.dtype} {tuple(ours.shape)}, got "
-                f"{tensor.dtype} {tuple(tensor.shape)}"
-            )
-    words = torch.cat([state["numpy_keys"], state["python_words"]])
-    position, _ = state["numpy_position"].tolist()
-    if not (0 <= position <= len(state["numpy_keys"]) and (words >= 0).all()):
-        raise ValueError("the random state is none of numpy")
+    if odd := sorted(given.keys() ^ rng_state().keys()):
+        raise ValueError(f"the random state lacks or adds {odd[0]}")
     try:
         with isolated_rng():
             set_rng_state(given)
     except (RuntimeError, ValueError, OverflowError) as error:
         raise ValueError(f"the random state cannot be restored ({error})") from None
+
+
+def _expect_form(state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
+    """Check names, shapes and types: torch, numpy and Python trust what they are given."""
+    for name, expected in like.items():
+        if name not in state and name == "cuda":  # saved on a machine without
+            continue
+        sizes = (0, 1) if name == "python_gauss" else (expected.numel(),)
+        found = state.get(name)
+        if found is None or found.dtype != expected.dtype or found.numel() not in sizes:
+            raise ValueError(f"the snapshot has no random state that can be restored: {name}")
+    keys, position = state["numpy_keys"], int(state["numpy_position"][0])
+    if not (0 <= position <= len(keys) and (keys >= 0).all()):  # else numpy reads beyond them
+        raise ValueError("the snapshot has no random state that can be restored: numpy_position")
 
 
 def _is_cuda(device: torch.device | None) -> bool:

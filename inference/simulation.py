@@ -3,9 +3,9 @@
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from torch import Tensor, nn
+from torch import Tensor
 
-from inference.evaluation import evaluation_mode
+from inference.evaluation import evaluation_mode, modules_of
 from inference.traces import Program
 
 
@@ -61,5 +61,4 @@ def device_of(model: Program, x: Tensor | None) -> torch.device | None:
     """Where the batch is, or else the model's parameters."""
     if x is not None:
         return x.device
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((p.device for p in parameters), None)
+    return next((p.device for module in modules_of(model) for p in module.parameters()), None)

@@ -49,6 +49,29 @@ def expect_sound_pair(model: Program, guide: Program, x: Tensor) -> Tensor:
         return coverage.share_on_edge()
 
 
+def expect_sound_draws(model: Program, guide: Program, x: Tensor, traces: Traces) -> None:
+    """Refuse a guide with auxiliary draws that the latents do not determine: no ELBO is a bound.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: a batch.
+        traces: of the pair on it.
+
+    Raises:
+        ValueError: it has such draws.
+    """
+    if random_sites(traces.guide).keys() <= random_sites(traces.model).keys():
+        return
+    with isolated_rng(device=x.device), evaluation_mode(model, guide), torch.no_grad():
+        try:
+            layout = layout_of(model, guide, x, require_density=False)
+        except ValueError:  # latents that all data share: there is no Jacobian per datum
+            return
+        for finding in check_auxiliary(guide, traces, x, layout):
+            raise ValueError(str(finding))
+
+
 def _few(model: Program, guide: Program, x: Tensor) -> Tensor:
     """The first data, or all of them where the pair runs on no others."""
     try:

@@ -16,6 +16,7 @@ from torch import Tensor
 from inference.checks import check_density, check_support, is_deterministic
 from inference.random_state import isolated_rng
 from inference.supports import zero_outside
+from inference.validation import validated
 
 Program = Callable[..., Any]  # a Pyro model or guide, called with a batch x
 
@@ -38,9 +39,7 @@ class Layout:
 def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: bool) -> Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
-        traces = trace_pair(model, guide, x)
-    check_support(traces.model)
-    check_sites(traces)
+        traces = checked_traces(model, guide, x)
     if require_density:
         check_density(traces.guide)
     dims = _data_dims(traces, len(x))
@@ -68,8 +67,64 @@ def _frames(traces: Traces) -> Iterator[CondIndepStackFrame]:
             yield from (frame for frame in site["cond_indep_stack"] if frame.vectorized)
 
 
-def check_sites(traces: Traces) -> None:
+def checked_traces(
+    model: Program, guide: Program, x: Tensor, *, may_enumerate: bool = False
+) -> Traces:
+    """Run the pair once under validation, and check its data, its shapes and its sites."""
+    with validated(x):
+        traces = trace_pair(model, guide, x)
+    check_support(traces.model)
+    check_batch_shapes(traces)
+    check_sites(traces, may_enumerate=may_enumerate)
+    return traces
+
+
+def check_batch_shapes(traces: Traces) -> None:
+    """Check that the batch dimensions of every site are those of its plates, as Pyro's ELBOs do.
+
+    A mean `[B, 1]` against data `[B]` has log-probabilities `[B, B]`, of every datum under every
+    other one's mean, whose sum means nothing.
+
+    Raises:
+        ValueError: names the site.
+    """
+    for trace in traces:
+        for name, site in random_sites(trace).items():
+            fn, value = site["fn"], site["value"]
+            batch = fn.batch_shape, value.shape[: value.ndim - fn.event_dim]
+            plates = {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
+            if not _are_of_plates(batch, plates):
+                raise ValueError(
+                    f"site {name!r} has a distribution of batch shape {tuple(batch[0])} and a "
+                    f"value of {tuple(batch[1])}, with dimensions that belong to no plate: declare "
+                    "them with .to_event(), or give both the shape of their plates "
+                    f"{_shape_of(plates)}"
+                )
+
+
+def _are_of_plates(shapes: tuple[torch.Size, torch.Size], plates: dict[int, int]) -> bool:
+    """Whether the shapes, broadcast, are those of plates by dim; between plates any may be."""
+    try:
+        shape = torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        return False
+    outermost = min(plates, default=0)
+    sizes = {dim: shape[dim] for dim in range(-len(shape), 0)}
+    return all(
+        size == plates.get(dim, 1 if dim < outermost else size) for dim, size in sizes.items()
+    ) and all(sizes.get(dim, 1) == size for dim, size in plates.items())
+
+
+def _shape_of(plates: dict[int, int]) -> tuple[int, ...]:
+    return tuple(plates.get(dim, 1) for dim in range(min(plates, default=0), 0))
+
+
+def check_sites(traces: Traces, *, may_enumerate: bool = False) -> None:
     """Check that the guide samples the model's latent sites and, but for auxiliary ones, no others.
+
+    Args:
+        traces: of one run.
+        may_enumerate: latents that the model enumerates in parallel need no guide.
 
     Raises:
         ValueError: it does not.
@@ -77,6 +132,8 @@ def check_sites(traces: Traces) -> None:
     sites = random_sites(traces.model)
     latents = {name for name, site in sites.items() if not site["is_observed"]}
     guided = set(random_sites(traces.guide))
+    if may_enumerate:
+        latents -= {n for n in latents - guided if sites[n]["infer"].get("enumerate") == "parallel"}
     auxiliary = {n for n in guided if traces.guide.nodes[n]["infer"].get("is_auxiliary")}
     if missing := sorted(latents - guided):
         raise ValueError(f"the guide does not sample the model's latent sites {missing}")

@@ -1,90 +1,28 @@
 """Training a model/guide pair by stochastic variational inference."""
 
-import math
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
 
 import pyro
-import torch
-from pyro import poutine
-from pyro.infer import ELBO, SVI, Trace_ELBO
-from pyro.poutine import Trace
-from torch import Tensor, nn
-from tqdm import tqdm
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
 
-from inference.checks import check_all_data, check_data, check_support
-from inference.history import EpochRecord, History
-from inference.objectives.base import AbstractObjective
-from inference.optimizer import JointOptim
-from inference.parameters import own_parameter_store, tensors_of, trainable_parameters
+from inference.checks import check_data
+from inference.history import History
+from inference.optimizer import MakeOptimizer, MakeScheduler, fused_adam
+from inference.parameters import own_parameter_store
 from inference.precision import fast_matmul
-from inference.random_state import isolated_rng, rng_state, set_rng_state
-from inference.tempering import TemperLatents, TemperLikelihood
-from inference.traces import Program
-from inference.weights import log_prob_terms
+from inference.random_state import isolated_rng
+from inference.snapshots import Snapshot
+from inference.soundness import expect_sound_draws
+from inference.stopping import UntilFlat
+from inference.support import check_all_data
+from inference.traces import Program, Traces, checked_traces
+from inference.training_options import TrainingOptions
+from inference.training_run import Makers, ScalarWriter, TrainingData, TrainingRun
+from inference.validation import validated
 
-# What a crash may cost at the most, whatever a step takes.
-_SECONDS_UNSAVED = 10.0
-
-
-class NonFiniteLossError(ValueError):
-    """Training was stopped before an update by a loss or gradient that is NaN or infinite."""
-
-
-class ScalarWriter(Protocol):
-    """What `fit` needs of a TensorBoard `SummaryWriter`."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
-        """Log one value."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All that a run needs to go on bit for bit: tensors, and a JSON-able description."""
-
-    tensors: dict[str, Tensor]
-    meta: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Options:
-    num_epochs: int
-    batch_size: int
-    lr: float
-    lr_decay: float
-    kl_warmup_epochs: float
-    likelihood_warmup_epochs: float
-    clip_norm: float | None
-    seed: int
-    snapshot_every: int
-
-    def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size", "snapshot_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        for name in ("lr", "lr_decay"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"expected a finite {name} > 0, got {getattr(self, name)}")
-        for name in ("kl_warmup_epochs", "likelihood_warmup_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"expected clip_norm > 0 or None, got {self.clip_norm}")
-
-
-@dataclass
-class _Position:
-    """Where a run is: epochs done, steps done in this epoch, and what they added up to."""
-
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+_UNTIL_FLAT = UntilFlat()
 
 
 def fit(
@@ -92,12 +30,16 @@ def fit(
     guide: Program,
     x_train: Tensor,
     *,
-    num_epochs: int = 20,
+    num_epochs: int | None = None,
+    until: UntilFlat = _UNTIL_FLAT,
     batch_size: int = 128,
     lr: float = 1e-3,
     lr_decay: float = 1.0,
+    optimizer: MakeOptimizer = fused_adam,
+    scheduler: MakeScheduler | None = None,
     elbo: ELBO | None = None,
     x_test: Tensor | None = None,
+    held_out: Tensor | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_warmup_epochs: float = 0.0,
     likelihood_warmup_epochs: float = 0.0,
@@ -110,23 +52,31 @@ def fit(
     on_snapshot: Callable[[Snapshot], None] | None = None,
     snapshot_every: int = 500,
 ) -> History:
-    """Fit model and guide to `x_train` with `pyro.infer.SVI` and one fused Adam.
+    """Fit model and guide to `x_train` with `pyro.infer.SVI`, until the ELBO is flat.
 
     Any pair of Pyro callables will do. Parameters that do not require gradients stay as they are:
     `model.requires_grad_(False)` fits a guide to a fixed model. Parameters stay in their modules;
     those of plain functions are in Pyro's store afterwards. The random state outside is untouched.
+    The first steps run under Pyro's validation.
 
     Args:
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
         x_train: data `[N, *data_shape]`, on the device to train on.
-        num_epochs: passes over the data.
+        num_epochs: passes over the data; None for as many as it takes until the ELBO is flat.
+        until: when it is, and the most steps to take.
         batch_size: data per step; the last batch of an epoch may be smaller.
-        lr: Adam's learning rate.
+        lr: learning rate.
         lr_decay: factor on the learning rate after each epoch.
+        optimizer: makes the optimizer as torch's classes do, `optimizer(tensors, lr=lr)`; options
+            by `functools.partial(torch.optim.AdamW, weight_decay=0.01)`. A fused Adam by default.
+        scheduler: makes a torch learning-rate scheduler for that optimizer, which is stepped after
+            each epoch and then alone sets the learning rate.
         elbo: any Pyro `ELBO`; `Trace_ELBO()` by default. `TraceMeanField_ELBO()` takes the KL
             divergence in closed form where there is one.
         x_test: data to report the ELBO and its terms on after each epoch; not transformed.
+        held_out: data that are not trained on, as `x_test`; their ELBO after each epoch decides
+            when to stop, and the parameters of the best epoch are kept: against overfitting.
         transform: applied to each minibatch as it is drawn, e.g. `torch.bernoulli` for dynamic
             binarization.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1: against a
@@ -149,12 +99,13 @@ def fit(
 
     Raises:
         NonFiniteLossError: a loss or gradient is NaN or infinite; the parameters are those of the
-            last good step.
+            last good step. Or the last update of all ruined them; no snapshot of that is made.
         ValueError: bad data or options, data outside the likelihood's support, parameter names
             that an earlier fit took, or a snapshot of another run.
     """
-    options = _Options(
+    options = TrainingOptions(
         num_epochs,
+        until,
         batch_size,
         lr,
         lr_decay,
@@ -164,10 +115,13 @@ def fit(
         seed,
         snapshot_every,
     )
+    if scheduler is not None and lr_decay != 1:
+        raise ValueError("expected lr_decay or a scheduler, got both: leave lr_decay out")
     check_data(x_train, "x_train")
     x_train = x_train.detach()  # data simulated from a model remember its parameters
-    if x_test is not None:
-        check_data(x_test, "x_test")
+    for name, x in (("x_test", x_test), ("held_out", held_out)):
+        if x is not None:
+            check_data(x, name)
     with (
         isolated_rng(seed, x_train.device),
         pyro.validation_enabled(False),
@@ -175,301 +129,26 @@ def fit(
         own_parameter_store(warm_start=warm_start) as refuse_taken_names,
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings(
-            "ignore", "Encountered NaN"
-        )  # we stop, where Pyro warns and goes on
+        # We stop, where Pyro warns and goes on.
+        warnings.filterwarnings("ignore", "Encountered NaN")
         batch = x_train[:batch_size]
-        model_trace = _first_run(model, guide, batch if transform is None else transform(batch))
-        check_all_data(model_trace, batch, x_train)
+        traces = _first_run(model, guide, batch if transform is None else transform(batch))
+        if transform is None:
+            check_all_data(model, guide, x_train, batch=batch, model_trace=traces.model)
         refuse_taken_names()
-        run = _Run(model, guide, x_train, options, elbo or Trace_ELBO(), x_test, transform, writer)
+        data = TrainingData(x_train, x_test, held_out, transform)
+        makers = Makers(optimizer, scheduler)
+        run = TrainingRun(model, guide, data, options, elbo or Trace_ELBO(), makers, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
         return run.train(progress, on_snapshot)
 
 
-def _first_run(model: Program, guide: Program, x: Tensor) -> Trace:
-    """Run the pair once under Pyro's validation: it creates lazy parameters and checks the data."""
-    with pyro.validation_enabled():
-        guide_trace = poutine.trace(guide).get_trace(x)
-        with pyro.validation_enabled(False):  # its own message on the support is a page long
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
-        check_support(model_trace)
-        model_trace.compute_log_prob()
-    return model_trace
-
-
-class _Run:
-    """One training run, from its first step or from a snapshot."""
-
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        x_train: Tensor,
-        options: _Options,
-        elbo: ELBO,
-        x_test: Tensor | None,
-        transform: Callable[[Tensor], Tensor] | None,
-        writer: ScalarWriter | None,
-    ) -> None:
-        self.model, self.guide, self.elbo = model, guide, elbo
-        self.x_train, self.x_test, self.transform = x_train, x_test, transform
-        self.options, self.writer = options, writer
-        self.position = _Position()
-        self.parameters = trainable_parameters(model, guide)
-        self.optim = JointOptim(self.parameters, lr=options.lr, clip_norm=options.clip_norm)
-        self.svi = SVI(
-            model, guide, self.optim, loss=elbo.loss, loss_and_grads=self._loss_and_grads
-        )
-        self.steps_per_epoch = math.ceil(len(x_train) / options.batch_size)
-        self.last_snapshot = time.monotonic()
-        if x_test is not None:
-            self._test_terms(x_test)  # what is wrong with them shows before an epoch is trained
-
-    def train(self, progress: bool, on_snapshot: Callable[[Snapshot], None] | None) -> History:
-        """Take every step that is left."""
-        total = self.options.num_epochs * self.steps_per_epoch
-        with tqdm(total=total, initial=self.steps_done, disable=not progress, unit="step") as bar:
-            while self.position.epoch < self.options.num_epochs:
-                for loss in self._epoch():
-                    bar.set_description(f"epoch {self.position.epoch + 1}", refresh=False)
-                    bar.set_postfix_str(f"loss {loss:.2f} nats per datum", refresh=False)
-                    bar.update()
-                    if on_snapshot and self._snapshot_is_due():
-                        on_snapshot(self.snapshot())
-                        self.last_snapshot = time.monotonic()
-                self._end_epoch()
-        if on_snapshot:
-            on_snapshot(self.snapshot())
-        return History.from_rows(self.position.history)
-
-    def _snapshot_is_due(self) -> bool:
-        waited = time.monotonic() - self.last_snapshot
-        return self.steps_done % self.options.snapshot_every == 0 or waited > _SECONDS_UNSAVED
-
-    @property
-    def steps_done(self) -> int:
-        """Training steps since the start of the run."""
-        return self.position.epoch * self.steps_per_epoch + self.position.step
-
-    def _epoch(self) -> Iterator[float]:
-        """Take the steps that are left of this epoch; yields each loss, in nats per datum."""
-        at, options = self.position, self.options
-        self.optim.set_lr(options.lr * options.lr_decay**at.epoch)
-        # The order depends on seed and epoch alone: a resumed run needs no sampler state.
-        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + at.epoch)
-        order = torch.randperm(len(self.x_train), generator=generator).to(self.x_train.device)
-        if options.batch_size >= len(self.x_train):  # a guide may have a parameter per datum
-            order = order.sort().values
-        for rows in order.split(options.batch_size)[at.step :]:
-            started = time.perf_counter()
-            x = self.x_train[rows]
-            loss = self._step(x if self.transform is None else self.transform(x))
-            at.seconds += time.perf_counter() - started
-            at.loss_sum += loss * len(rows)
-            at.step += 1
-            yield loss
-
-    def _step(self, x: Tensor) -> float:
-        try:
-            with self._tempered():
-                return self.svi.step(x)
-        except FloatingPointError as error:
-            raise NonFiniteLossError(self._stopped(str(error))) from None
-
-    def _loss_and_grads(self, model: Program, guide: Program, x: Tensor) -> float:
-        """What SVI calls for a step: loss and gradients per datum; stops before a ruinous update.
-
-        Parameters are hidden from SVI, which would look for them in Pyro's store by name, where
-        two modules can meet; `JointOptim` knows them all.
-        """
-        with poutine.block(hide_types=["param"]):
-            if not hasattr(self.elbo, "differentiable_loss"):
-                loss = self.elbo.loss_and_grads(model, guide, x) / len(x)
-                for parameter in self.parameters.values():
-                    if parameter.grad is not None:
-                        parameter.grad /= len(x)
-            else:
-                surrogate = self.elbo.differentiable_loss(model, guide, x) / len(x)
-                loss = surrogate.item()
-                if math.isfinite(loss):
-                    surrogate.backward()
-        if not math.isfinite(loss):
-            self.optim.zero_grad()
-            raise NonFiniteLossError(self._stopped(f"the loss is {loss}", x))
-        if self.steps_done == 0 and all(p.grad is None for p in self.parameters.values()):
-            raise ValueError(
-                "no parameter got a gradient: announce the parameters of plain modules with "
-                "pyro.module, or make the module a PyroModule"
-            )
-        return loss
-
-    @contextmanager
-    def _tempered(self) -> Iterator[None]:
-        """The warm-ups that are under way."""
-        kl, likelihood = self._kl_weight(), self._weight(self.options.likelihood_warmup_epochs)
-        with (
-            TemperLatents(kl) if kl < 1 else nullcontext(),
-            TemperLikelihood(likelihood) if likelihood < 1 else nullcontext(),
-        ):
-            yield
-
-    def _kl_weight(self) -> float:
-        return self._weight(self.options.kl_warmup_epochs)
-
-    def _weight(self, warmup_epochs: float) -> float:
-        """Rises from 0 to 1 within so many epochs."""
-        if warmup_epochs == 0:
-            return 1.0
-        return min(1.0, (self.steps_done + 1) / (warmup_epochs * self.steps_per_epoch))
-
-    def _end_epoch(self) -> None:
-        at = self.position
-        test_loss = reconstruction = kl = None
-        if self.x_test is not None:
-            reconstruction, kl = self._test_terms(self.x_test)
-            test_loss = kl - reconstruction
-        record = EpochRecord(
-            epoch=at.epoch + 1,
-            train_loss=at.loss_sum / len(self.x_train),
-            beta=self._kl_weight(),
-            test_loss=test_loss,
-            reconstruction=reconstruction,
-            kl=kl,
-            seconds=at.seconds,
-            num_steps=self.steps_per_epoch,
-        )
-        if self.writer is not None:
-            _log(self.writer, record)
-        self.position = _Position(at.epoch + 1, history=[*at.history, asdict(record)])
-
-    def _test_terms(self, x: Tensor) -> tuple[float, float]:
-        """Reconstruction and KL on the test data; draws nothing from the training's randomness."""
-        with isolated_rng(self.options.seed, x.device):
-            terms = log_prob_terms(self.model, self.guide, x)
-        reconstruction = terms.log_p_x.double().mean().item()
-        return reconstruction, (terms.log_q_z - terms.log_p_z).double().mean().item()
-
-    def snapshot(self) -> Snapshot:
-        """The run as it is now."""
-        tensors = tensors_of(self.model, self.guide)
-        tensors |= {f"optimizer.{n}": t for n, t in self.optim.get_state().items()}
-        tensors |= {f"rng.{n}": t for n, t in rng_state(self.x_train.device).items()}
-        meta = {"identity": self._identity(), "position": asdict(self.position)}
-        return Snapshot({n: t.detach().clone() for n, t in tensors.items()}, meta)
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot.
-
-        Raises:
-            ValueError: the snapshot is of another run.
-        """
-        theirs, ours = snapshot.meta["identity"], self._identity()
-        if snapshot.meta["position"]["epoch"] > self.options.num_epochs:
-            raise ValueError(
-                f"the snapshot has {snapshot.meta['position']['epoch']} epochs behind it, more "
-                f"than num_epochs = {self.options.num_epochs}"
-            )
-        if theirs != ours:
-            differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
-            what = ", ".join(f"{k} {ours.get(k)} (was {theirs.get(k)})" for k in differing)
-            raise ValueError(f"the snapshot is of another run: {what}")
-        state = tensors_of(self.model, self.guide)
-        missing = sorted(state.keys() - snapshot.tensors.keys())
-        if missing:
-            raise ValueError(f"the snapshot is of another model or guide: it lacks {missing[0]}")
-        with torch.no_grad():
-            for name, tensor in state.items():
-                tensor.copy_(_same_shape(name, snapshot.tensors[name], tensor))
-        moments = _within("optimizer.", snapshot.tensors)
-        if {name.rsplit("/", 1)[0] for name in moments} != set(self.parameters):
-            raise ValueError("the snapshot is of a run that trained other parameters")
-        self.optim.set_state(moments)
-        self.position = _Position(**snapshot.meta["position"])
-        set_rng_state(_within("rng.", snapshot.tensors), self.x_train.device)
-
-    def _identity(self) -> dict[str, Any]:
-        """What must agree for a run to be gone on with; more epochs are no other run."""
-        varying = ("num_epochs", "snapshot_every")
-        options = {k: v for k, v in asdict(self.options).items() if k not in varying}
-        return {**options, "elbo": _describe(self.elbo), "num_data": len(self.x_train)}
-
-    def _stopped(self, what: str, x: Tensor | None = None) -> str:
-        at = self.position
-        return (
-            f"{what} at epoch {at.epoch + 1}, step {at.step + 1} of {self.steps_per_epoch}; "
-            f"stopped before the update. {self._likely_cause(x)}"
-        )
-
-    def _likely_cause(self, x: Tensor | None) -> str:
-        lower = f"lower the learning rate (lr = {self.options.lr:g})"
-        lower += " or set clip_norm" if self.options.clip_norm is None else ""
-        if x is not None and not torch.isfinite(x).all():
-            return "Likely cause: the transform makes NaN or infinite data"
-        for name, parameter in self.parameters.items():
-            if not torch.isfinite(parameter).all():
-                return f"Likely cause: parameter {name} overflowed in an earlier update: {lower}"
-        site = self._non_finite_site(x) if x is not None else None
-        if site is not None:
-            return f"Likely cause: the log-probability of site {site!r} overflowed: {lower}"
-        return f"Likely cause: the optimizer diverged: {lower}"
-
-    @torch.no_grad()
-    def _non_finite_site(self, x: Tensor) -> str | None:
-        """The first site without a finite log-probability, guide before model."""
-        guide_trace = poutine.trace(self.guide).get_trace(x)
-        model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(x)
-        for trace in (guide_trace, model_trace):
-            for name, site in trace.nodes.items():
-                if (
-                    site["type"] == "sample"
-                    and not torch.isfinite(site["fn"].log_prob(site["value"])).all()
-                ):
-                    return name
-        return None
-
-
-def restore_tensors(
-    snapshot: Snapshot, *, model: nn.Module | None = None, guide: nn.Module | None = None
-) -> None:
-    """Load the weights of a snapshot into modules of the same shapes, for evaluation.
-
-    Raises:
-        ValueError: the snapshot is of another model or guide.
-    """
-    for role, module in (("model", model), ("guide", guide)):
-        if module is None:
-            continue
-        state = module.state_dict()
-        tensors = _within(f"{role}.", snapshot.tensors)
-        if state.keys() != tensors.keys():
-            odd = sorted(state.keys() ^ tensors.keys())[0]
-            raise ValueError(f"the snapshot is of another {role}: {odd} is on one side only")
-        module.load_state_dict({n: _same_shape(n, tensors[n], t) for n, t in state.items()})
-
-
-def _same_shape(name: str, ours: Tensor, theirs: Tensor) -> Tensor:
-    if ours.shape != theirs.shape:
-        raise ValueError(
-            f"the snapshot is of another model or guide: expected {name} of shape "
-            f"{tuple(theirs.shape)}, got {tuple(ours.shape)}"
-        )
-    return ours
-
-
-def _within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _describe(elbo: ELBO) -> str:
-    """An objective and its options, as far as it tells them: Pyro's own do not."""
-    if isinstance(elbo, AbstractObjective):
-        return repr(elbo)
-    return f"{type(elbo).__name__}(num_particles={getattr(elbo, 'num_particles', 1)})"
-
-
-def _log(writer: ScalarWriter, record: EpochRecord) -> None:
-    for name, value in asdict(record).items():
-        if name != "epoch" and value is not None:
-            writer.add_scalar(name, value, record.epoch)
+def _first_run(model: Program, guide: Program, x: Tensor) -> Traces:
+    """Run the pair once: it creates lazy parameters and shows what is wrong with it."""
+    traces = checked_traces(model, guide, x, may_enumerate=True)
+    with validated(x):
+        for trace in traces:
+            trace.compute_log_prob()
+    expect_sound_draws(model, guide, x, traces)
+    return traces

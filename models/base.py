@@ -65,6 +65,9 @@ class AbstractModel(RegisteredModule, ABC):
     # Whether `log_evidence(x)` is there and can be had for the options chosen.
     knows_evidence: bool = False
 
+    # What a datum is, in words, of a model for which an image is none.
+    responses: ClassVar[str | None] = None
+
     # The number of entries of a datum, of a model that takes no other.
     fixed_data_dim: ClassVar[int | None] = None
 

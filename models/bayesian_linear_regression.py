@@ -39,6 +39,7 @@ class BayesianLinearRegression(AbstractModel):
     """
 
     knows_evidence = True
+    responses = "vectors of N responses, one for each row of the design"
     design: Tensor
 
     def __init__(

@@ -64,7 +64,9 @@ plt.rcParams["font.size"] = 12
 #
 # The layer is invertible when $w^\top \hat u > -1$. Otherwise it folds the plane. So the free
 # parameter u is corrected along w: $\hat u = u + (\mathrm{softplus}(w^\top u) - 1 - w^\top u)\,
-# w / \lVert w \rVert^2$, which makes $w^\top \hat u = \mathrm{softplus}(w^\top u) - 1$.
+# w / \lVert w \rVert^2$, which makes $w^\top \hat u = \mathrm{softplus}(w^\top u) - 1$. This is
+# the paper's; it grows without bound as w goes to zero, so the suite's own `Planar` corrects by
+# $\sqrt{1 + (w^\top u)^2} - 1$ times the same vector.
 
 
 # %%

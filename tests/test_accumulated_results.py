@@ -147,7 +147,7 @@ def test_also_where_training_was_cut_short_after_a_checkpoint(monkeypatch, capsy
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "save", killed)
         with pytest.raises(SystemExit):
-            main([str(word) for word in LONGER])
+            main(["train", *map(str, LONGER)])
     capsys.readouterr()
     run("evaluate", "run", *FEW, "--num_particles", 7)
     assert "of earlier weights" in capsys.readouterr().out

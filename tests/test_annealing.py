@@ -21,7 +21,7 @@ from inference.annealing_run import AnnealingRun
 from inference.estimators import iwae, iwae_curve
 from inference.guide_path import path_of
 from inference.schedule import sigmoidal_betas
-from inference.training import Snapshot
+from inference.snapshots import Snapshot
 from inference.unconstrained import Assignment
 from models import VAE, Autoencoder
 from tests.conftest import make_oracle

@@ -407,6 +407,54 @@ def test_splines_pass_through_their_knots():
     assert torch.allclose(ladj.exp(), slopes, rtol=1e-9, atol=1e-9)
 
 
+def inversion_errors(element, parameters, x):
+    """Of origins; of images, relative to rounding; and the log-slopes."""
+    eps = torch.finfo(x.dtype).eps
+    y, log_slope = element.push(x, parameters)
+    back, log_slope_back = element.pull(y, parameters)
+    again, _ = element.push(back, parameters)
+    return (
+        max((back - x).abs().max().item(), (log_slope + log_slope_back).abs().max().item()),
+        (again - y).abs().max().item() / eps,
+        log_slope.aminmax(),
+    )
+
+
+@pytest.mark.parametrize("std", [1.0, 3.0, 9.0, 1e3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-2), (torch.float64, 1e-10)])
+def test_splines_invert_whatever_the_parameters(std, dtype, tolerance):
+    """The image of the origin is right to a few roundings, and slopes are such that so is it.
+
+    The planted error: without a bound the slopes are lost in rounding.
+    """
+    parameters, x = randn(100_000, 23, std=std).to(dtype), randn(100_000, std=2.0).to(dtype)
+    error, rounding, (low, high) = inversion_errors(SPLINE, parameters, x)
+    assert error < tolerance
+    assert rounding < 100
+    assert -6.5 < low < high < 4
+    if std > 1:
+        free, rounding, (low, _) = inversion_errors(RationalQuadratic(bound=1e6), parameters, x)
+        assert free > 10 * tolerance
+        assert rounding < 1000  # it is the slopes, not the formula
+        assert low < -10
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "coupling"])
+def test_spline_flows_invert_at_tripled_weights(kind):
+    """Weights of the size of trained ones, times three, through all layers; unbounded ones fail."""
+    guide = build(NeuralSpline, {"kind": kind}, 4)
+    randomize(guide.networks, 3 * 0.9)
+    noise, x = randn(20, 50, 4), 3 * torch.rand(50, 8, **DOUBLE)
+    for bound, is_right in ((guide.element.bound, True), (1e6, False)):
+        guide.element.bound = bound
+        with torch.no_grad():
+            (flow,) = guide.posterior(x).transforms
+            z, ladj = flow.push(noise)
+            back, ladj_back = flow.pull(z.clone())
+        error = max((back - noise).abs().max(), (ladj - ladj_back).abs().max())
+        assert error < 1e-6 if is_right else error > 1e-3
+
+
 def test_bounded_scales():
     """The log-scale is s for small s, and never beyond the bound."""
     parameters = torch.stack((torch.zeros(5), torch.tensor([-1e4, -1e-3, 0.0, 1e-3, 1e4])), -1)
@@ -482,8 +530,9 @@ def pyros_spline(x, parameters, bound=5.0, **options):
 def test_splines_beside_pyros():
     """Equal in all bins but the first and the last, where Pyro's slopes end at 0.999."""
     parameters, x = randn(5000, 1, 23), randn(5000, 1)
-    ours, theirs = SPLINE.push(x, parameters), pyros_spline(x, parameters)
-    knots = SPLINE._knots(parameters)[..., 0, :]
+    free = RationalQuadratic(bound=1e6)
+    ours, theirs = free.push(x, parameters), pyros_spline(x, parameters)
+    knots = free._knots(parameters)[..., 0, :]
     inner = (x > knots[..., 1] + 1e-5) & (x < knots[..., -2])
     assert inner.sum() > 1000
     for our, their in zip(ours, theirs, strict=True):

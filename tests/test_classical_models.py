@@ -17,7 +17,7 @@ from models import (
     Energy2D,
     GaussianMixture2D,
 )
-from models.quadrature import box_rule
+from tests.box_rule import box_rule
 from tests.conftest import make_oracle
 
 ORACLES = {

@@ -79,10 +79,12 @@ def test_train_evaluate_and_sample(capsys):
     assert [e["estimator"] for e in row["estimates"]] == ["elbo", "iw"]
     for estimate in row["estimates"]:
         assert set(estimate) == {
-            "estimator", "nats", "mc_se", "data_se", "num_particles", "num_data",
+            "estimator", "nats", "reliable", "reason", "mc_se", "data_se", "num_particles",
+            "num_data",
         }  # fmt: skip
         assert estimate["num_data"] == 360
-        assert 0 < estimate["mc_se"] < estimate["data_se"]
+        assert (estimate["mc_se"] is None) == (not estimate["reliable"])
+        assert estimate["mc_se"] is None or 0 < estimate["mc_se"] < estimate["data_se"]
     assert row["estimates"][0]["nats"] < row["estimates"][1]["nats"]
     assert set(row["k_hat"]) == {"median", "share_bad", "threshold"}
     assert (row["model"], row["guide"], row["binarize"]) == ("VAE", "Planar", "dynamic")

@@ -97,7 +97,7 @@ YAML = {
     "huge epochs": with_value("num_epochs", 10**30),
     "epochs as a text": with_value("num_epochs", "2"),
     "epochs as truth": with_value("num_epochs", True),
-    "epochs as null": with_value("num_epochs", None),
+    "a batch of null": with_value("batch_size", None),
     "a huge number": lambda text: text.replace("seed: 0", f"seed: {'9' * 5000}"),
     "a NaN": with_value("lr", math.nan),
     "an infinity": with_value("lr", math.inf),

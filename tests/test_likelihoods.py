@@ -15,7 +15,7 @@ from models.likelihoods import (
     Normal,
     PixelLikelihood,
 )
-from models.quadrature import box_rule
+from tests.box_rule import box_rule
 
 LOGITS = torch.tensor([-700.0, -80.0, -3.0, -0.7, -0.5, -1e-4, 0.0, 1e-9, 0.59, 0.61, 5.0, 200.0])
 

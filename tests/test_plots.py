@@ -40,6 +40,16 @@ def test_reconstructions_stand_below_their_originals():
     assert labels == ["data", "reconstruction"]
 
 
+def test_grey_originals_stand_above_the_binary_data_that_the_model_was_given():
+    binary = (IMAGES[:4] > 0.5).float()
+    figure = plots.reconstructions(binary, IMAGES[4:8], (8, 8), title="t", originals=IMAGES[:4])
+    mosaic = mosaic_of(figure)
+    for row, images in enumerate((IMAGES[:4], binary, IMAGES[4:8])):
+        assert np.allclose(mosaic[9 * row : 9 * row + 8, 9:17], images[1].reshape(8, 8))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["original", "as binarized", "reconstruction"]
+
+
 def test_the_manifold_grows_to_the_right_and_upwards():
     model = VAE(4, 2, hidden_dims=(8,))
 
@@ -66,6 +76,25 @@ def test_codes_of_any_size_are_shown_in_two_dimensions(latent_dim):
     assert ("variance" in axes.get_xlabel()) == (latent_dim > 2)
 
 
+def test_data_without_labels_have_no_legend():
+    figure = plots.latent_codes(torch.randn(9, 2), torch.zeros(9, dtype=torch.long), title="t")
+    assert figure.axes[0].get_legend() is None
+
+
+def test_one_high_ridge_does_not_blank_a_density():
+    """A twentieth of the mass in one cell; planted: the scale that ends at the highest value."""
+    grid = torch.linspace(-4, 4, 100)
+    z1, z2 = torch.meshgrid(grid, grid, indexing="ij")
+    density = torch.exp(-(z1**2 + z2**2) / 2) / (2 * np.pi) * (8 / 99) ** 2
+    density[30, 30] = 0.05
+    figure = plots.densities({"": {"q": density.log().flatten()}}, (-4.0, 4.0), title="t")
+    (image,) = figure.axes[0].images
+    _, darkest = image.get_clim()
+    middle = image.get_array()[50, 50]
+    assert middle > 0.5 * darkest
+    assert middle < 0.05 * image.get_array().max()
+
+
 def record(epoch, test=True):
     terms = (95.0 - epoch, -80.0, 15.0 - epoch) if test else (None, None, None)
     return EpochRecord(epoch, 90.0 - epoch, 1.0, *terms, seconds=1.0, num_steps=3)
@@ -81,30 +110,34 @@ def test_curves_show_elbo_reconstruction_and_kl():
     assert low < -92 < -70 < high
     assert all(axes.get_ylabel() == "nats per datum" for axes in figure.axes)
     json.dumps(histories["A"].to_rows())
+    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[2].lines}
+    assert len(styles) == len(figure.axes[2].lines)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "A",
+        "B",
+        "training data",
+    ]
 
 
-def row(label, elbo, iw):
-    def estimate(name, nats):
-        return {"estimator": name, "nats": nats, "mc_se": 0.01, "data_se": 0.2}
-
-    estimates = [estimate("elbo", elbo), estimate("iw", iw), estimate("exact", iw)]
-    return {"label": label, "split": "test", "estimates": estimates}
-
-
-def test_evidence_is_drawn_with_its_error_bars_and_the_shortfall():
-    figure = plots.evidence_bars([row("MeanField", -93.0, -91.5), row("Planar(K=2)", -92.5, -91.5)])
-    values, shortfall = figure.axes
-    assert [bar.get_height() for bar in shortfall.patches] == [1.5, 1.0]
-    assert [text.get_text() for text in shortfall.texts] == ["1.500", "1.000"]
-    assert len(values.containers) == 6
-    spans = [c.lines[2][0].get_segments()[0][:, 1] for c in values.containers]
-    assert np.allclose([high - low for low, high in spans], 0.8)  # ± 2 SE of 0.2
+def test_many_noisy_epochs_are_smoothed_over_their_values():
+    """Noise of one nat is shrunk to a third or less, and its mean is kept."""
+    noise = torch.randn(200, generator=torch.Generator().manual_seed(0)).tolist()
+    history = History([
+        EpochRecord(e, 90.0, 1.0, 95.0 + noise[e], -80.0, 15.0, seconds=1.0, num_steps=3)
+        for e in range(200)
+    ])  # fmt: skip
+    figure = plots.training_curves({"A": history})
+    curves = [np.asarray(line.get_ydata()) for line in figure.axes[0].lines]
+    raw, smooth = (c for c in curves if len(c) and abs(c.mean() + 95) < 1)
+    assert raw.std() == pytest.approx(np.std(noise))
+    assert smooth.std() < raw.std() / 3
+    assert smooth.mean() == pytest.approx(raw.mean(), abs=0.05)
 
 
 @pytest.mark.parametrize("figure", [
     plots.gallery(IMAGES, (8, 8), title="a title that says what is to be seen", columns=4),
     plots.reconstructions(IMAGES[:3], IMAGES[3:6], (8, 8), title="three only"),
-    plots.evidence_bars([row(f"Planar(num_flows={k})", -93.0, -91.5) for k in range(5)]),
+    plots.reconstructions(IMAGES[:3], IMAGES[3:6], (8, 8), title="t", originals=IMAGES[6:9]),
     plots.training_curves({"A": History([record(e) for e in range(1, 5)])}),
 ])  # fmt: skip
 def test_nothing_is_cut_off(figure, tmp_path):

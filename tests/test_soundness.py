@@ -17,6 +17,7 @@ from inference import (
     bidirectional_evidence,
     check,
     estimate_evidence,
+    fit,
     importance_weighted_evidence,
     log_weights,
 )
@@ -136,17 +137,21 @@ def centred_model(x):
         pyro.sample("x", dist.Normal(z + x.mean(), 1.0), obs=x)
 
 
+EXTRA = with_extra_draw(1.0), with_extra_draw(1.0, auxiliary=False)
+NO_JACOBIAN, WRONG_SIGN = half_made(0.0), half_made(math.log(2))
+AUXILIARY = (*EXTRA, NO_JACOBIAN, WRONG_SIGN, folded, forgotten)
+
 WRONG = {
-    "a draw that the model lacks": (model, with_extra_draw(1.0), "'u': an auxiliary draw"),
-    "the same, not marked": (model, with_extra_draw(1.0, auxiliary=False), "samples .'u'."),
+    "a draw that the model lacks": (model, EXTRA[0], "'u': an auxiliary draw"),
+    "the same, not marked": (model, EXTRA[1], "samples .'u'."),
     "improper prior": (improper, guide, "prior 'z': an improper prior"),
     "half of the support": (model, positive, "misses .* of the mass"),
     "half of the support, said to be all": (model, positive_and_says_real, "misses .*% of the"),
     "a part of the support": (model, truncated, "misses .* of the mass"),
     "masked guide": (model, masked, "mask 'z': masked out otherwise"),
     "masked model": (poutine.mask(model, mask=X > 0), guide, "mask 'z': masked out otherwise"),
-    "no Jacobian": (model, half_made(0.0), "log_density of 0.0000, where .* is -0.6931"),
-    "Jacobian with the wrong sign": (model, half_made(math.log(2)), "log_density of 0.6931"),
+    "no Jacobian": (model, NO_JACOBIAN, "log_density of 0.0000, where .* is -0.6931"),
+    "Jacobian with the wrong sign": (model, WRONG_SIGN, "log_density of 0.6931"),
     "two draws make one": (model, folded, "of 2 entries per datum make latents of 1"),
     "a draw that makes nothing": (model, forgotten, "of which it is no invertible function"),
     "guide sees the other data": (model, centred, "leak 'z': row"),
@@ -169,6 +174,13 @@ def test_a_pair_whose_weights_mean_nothing_is_refused(wrong, estimator):
 def test_check_finds_the_same(wrong):
     model, guide, _ = WRONG[wrong]
     assert check(model, guide, X)
+
+
+@pytest.mark.parametrize("wrong", [name for name, (_, g, _) in WRONG.items() if g in AUXILIARY])
+def test_nothing_is_trained_with_draws_that_have_no_place(wrong):
+    model, guide, message = WRONG[wrong]
+    with pytest.raises(ValueError, match=message):
+        fit(model, guide, X, num_epochs=1, progress=False)
 
 
 def test_the_number_that_was_refused_is_above_the_evidence():

@@ -72,16 +72,46 @@ def apply(matrix, vector):
 
 
 def test_planar_layers_follow_the_paper():
-    """f(z) = z + û tanh(wᵀz + b), û = u + (softplus(wᵀu) − 1 − wᵀu) w/‖w‖²."""
+    """f(z) = z + û tanh(wᵀz + b), but for û = u + (√(1 + (wᵀu)²) − 1) w/‖w‖²."""
     layers, (bias, u, w) = planar(4, 3, 5, 1.0)
     z = expected = randn(7, 4, 5)
     for k in range(3):
         wu = (w[:, k] * u[:, k]).sum(-1, keepdim=True)
         norm2 = w[:, k].pow(2).sum(-1, keepdim=True)
-        u_hat = u[:, k] + (wu.exp().log1p() - 1 - wu) * w[:, k] / norm2
+        u_hat = u[:, k] + ((1 + wu**2).sqrt() - 1) * w[:, k] / norm2
         bend = torch.tanh((w[:, k] * expected).sum(-1, keepdim=True) + bias[:, k])
         expected = expected + u_hat * bend
     assert torch.allclose(layers(z), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_planar_layers_have_no_pole(dim, dtype):
+    """û is no longer than 2u and has bounded gradients, however short w is; the paper's is not."""
+    u = torch.randn(1000, dim, dtype=dtype).requires_grad_()
+    for size in (0.0, 1e-30, 1e-15, 1e-6, 1e-3, 1.0):
+        w = (size * torch.randn(1000, dim, dtype=dtype)).requires_grad_()
+        u_hat, slope = invertible(u, w)
+        assert (u_hat.norm(dim=-1) < 2.001 * u.norm(dim=-1)).all()
+        assert (slope > 0).all()
+        assert torch.allclose(1 + (w * u_hat).sum(-1, keepdim=True), slope, atol=1e-4)
+        gradients = torch.autograd.grad(u_hat.sum() + slope.sum(), (u, w))
+        assert max(gradient.abs().max() for gradient in gradients) < 1e3
+        if 0 < size < 1e-4 and size**2 > torch.finfo(dtype).tiny:
+            w_u = (w * u).sum(-1, keepdim=True)
+            papers = u + (F.softplus(w_u) - 1 - w_u) * w / w.square().sum(-1, keepdim=True)
+            assert papers.norm(dim=-1).max() > 20 * u.norm(dim=-1).max()
+
+
+def test_planar_layers_of_one_latent_pass_smoothly_through_zero():
+    """As w changes its sign nothing jumps, and gradients are those of finite differences."""
+    u = torch.tensor([[1.5]], **DOUBLE)
+    for w in (-1e-9, 0.0, 1e-9):
+        weight = torch.tensor([[w]], **DOUBLE).requires_grad_()
+        u_hat, slope = invertible(u, weight)
+        assert u_hat.item() == pytest.approx(1.5, abs=1e-7)
+        (gradient,) = torch.autograd.grad(slope.sum(), weight)
+        assert gradient.item() == pytest.approx(1.5, abs=1e-7)
 
 
 def test_radial_layers_follow_the_paper():

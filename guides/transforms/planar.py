@@ -11,9 +11,13 @@ from guides.transforms.inversion import rise, unbend
 class PlanarLayers(AbstractTransform):
     """K planar layers, f(z) = z + û tanh(wᵀz + b), one after the other.
 
-    û = u + (softplus(wᵀu) − 1 − wᵀu) w/‖w‖² has wᵀû > −1, which makes f invertible:
+    û = u + (√(1 + a²) − 1) w/‖w‖² with a = wᵀu has wᵀû > −1, which makes f invertible:
     v = wᵀz + b solves v + wᵀû tanh v = wᵀy + b, and z = y − û tanh v. Then
-    det ∂f/∂z = 1 + wᵀû tanh′ v = tanh² v + s tanh′ v with s = softplus(wᵀu) > 0. At w = 0, û = u.
+    det ∂f/∂z = 1 + wᵀû tanh′ v = tanh² v + s tanh′ v with s = 1 + wᵀû = a + √(1 + a²) > 0.
+
+    The paper has softplus(a) − 1 − a in place of √(1 + a²) − 1: at w = 0 that is log 2 − 1, and û
+    has a pole, which an encoder meets with one latent, as w(x) changes its sign. Here û has a
+    bounded length, ‖û‖ ≤ 2 ‖u‖, and is u at w = 0 and wherever a = 0.
 
     Args:
         bias: b, `[B, K, 1]`.
@@ -51,12 +55,9 @@ class PlanarLayers(AbstractTransform):
 
 
 def invertible(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """û and 1 + wᵀû > 0, for u and w of shape `[..., Z]`: `[..., Z]` and `[..., 1]`.
-
-    Rezende and Mohamed 2015, appendix A.1.
-    """
-    w_u, w_w = (w * u).sum(-1, keepdim=True), (w * w).sum(-1, keepdim=True)
-    is_zero = w_w == 0
-    slope = torch.where(is_zero, 1.0, F.softplus(w_u))
-    along_w = (slope - 1 - w_u) / w_w.masked_fill(is_zero, 1.0)
-    return torch.addcmul(u, along_w, w), slope
+    """û and 1 + wᵀû > 0, for u and w of shape `[..., Z]`: `[..., Z]` and `[..., 1]`."""
+    direction = F.normalize(w, dim=-1)
+    a = (w * u).sum(-1, keepdim=True)
+    # (√(1 + a²) − 1)/‖w‖, without a difference of equals and without a division by ‖w‖.
+    excess = (direction * u).sum(-1, keepdim=True) * a / (1 + (1 + a * a).sqrt())
+    return torch.addcmul(u, excess, direction), torch.asinh(a).exp()

@@ -46,6 +46,7 @@ class AbstractObjective(ELBO):
     """
 
     min_particles: ClassVar[int] = 1
+    trains_model: ClassVar[bool] = True
 
     def __init__(self, num_particles: int = 1, *, vectorize_particles: bool = True) -> None:
         if not _is_count(num_particles) or num_particles < self.min_particles:

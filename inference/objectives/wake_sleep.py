@@ -59,6 +59,7 @@ class ForwardKL(AbstractObjective):
     """
 
     min_particles = 2
+    trains_model = False
 
     def __init__(self, num_particles: int = 8, *, vectorize_particles: bool = True) -> None:
         super().__init__(num_particles, vectorize_particles=vectorize_particles)

@@ -1,0 +1,140 @@
+"""Training on the command line: until flat, optimizers, held-out data, and what it refuses."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from experiments import checkpoints
+from experiments.assembly import assemble, load_run
+from experiments.cli import main
+from experiments.config import Train
+from experiments.runs import RunFolder
+from inference import UntilFlat, log_prob_terms
+from tests.test_cli import refused, results, run, weights
+
+SMALL = ["--model", "VAE(latent_dim=2, hidden_dims=[8])"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_whose_elbo_was_still_rising_is_said_wherever_its_numbers_are(capsys):
+    run("train", *SMALL, "--num_epochs", 8, "--out", "run")
+    said = "MeanField: the ELBO was still rising when training ended, by "
+    assert said in capsys.readouterr().out
+    run("evaluate", "run", "--num_particles", 9)
+    assert said in capsys.readouterr().out
+    short = ["--num_epochs", 8, "--num_particles", 9, "--out", "cmp"]
+    run("compare", *SMALL, "--guides", "MeanField", "FullRank", *short)
+    out = capsys.readouterr().out
+    assert said in out
+    assert "FullRank: the ELBO was still rising" in out
+    assert said in Path("cmp/table.md").read_text()
+
+
+def test_without_a_number_of_epochs_training_is_until_flat(capsys, monkeypatch):
+    monkeypatch.setattr("experiments.train.UntilFlat", functools.partial(UntilFlat, 4))
+    model = ["--model", "LinearGaussian(latent_dim=1)", "--data", "toy", "--guide", "FullRank"]
+    run("train", *model, "--lr", 0.05, "--out", "run")
+    assert "still rising" not in capsys.readouterr().out
+    assert results("run")["rows"][0]["history"][-1]["is_flat"]
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["num_epochs"] is None
+    run("train", *model, "--max_steps", 99, "--out", "capped")
+    assert "still rising" in capsys.readouterr().out
+    assert not results("capped")["rows"][0]["history"][-1]["is_flat"]
+
+
+def test_optimizer_and_scheduler_reach_training_and_are_resumed():
+    options = [*SMALL, "--optimizer", "AdamW(weight_decay=0.1)"]
+    options += ["--scheduler", "CosineAnnealingLR(T_max=4)"]
+    run("train", *options, "--num_epochs", 4, "--out", "whole")
+    run("train", *options, "--num_epochs", 2, "--out", "run")
+    run("train", *options, "--num_epochs", 4, "--out", "run", "--resume", "true")
+    assert all(torch.equal(t, weights("run")[n]) for n, t in weights("whole").items())
+    rates = [record["lr"] for record in results("whole")["rows"][0]["history"]]
+    assert rates == pytest.approx([1e-3, 0.5e-3 * (1 + 0.5**0.5), 0.5e-3, 0.5e-3 * (1 - 0.5**0.5)])
+    run("train", *SMALL, "--num_epochs", 4, "--out", "adam")
+    assert any(not torch.equal(t, weights("adam")[n]) for n, t in weights("whole").items())
+
+
+def test_the_weights_of_the_best_epoch_on_held_out_data_are_kept():
+    options = [*SMALL, "--binarize", "static", "--held_out", 0.9, "--lr", 0.05]
+    run("train", *options, "--num_epochs", 60, "--out", "run")
+    losses = [r["held_out_loss"] for r in results("run")["rows"][0]["history"]]
+    assert losses[-1] > min(losses)
+    assembly, _ = load_run(RunFolder("run"))
+    terms = log_prob_terms(assembly.model, assembly.guide, assembly.held_out, 20)
+    assert -terms.log_w.mean().item() == pytest.approx(min(losses), abs=0.05)
+    assert len(assembly.x_train) + len(assembly.held_out) == 1437
+
+
+def test_held_out_data_are_no_training_data():
+    whole = assemble(Train(binarize="threshold", held_out=0.0)).x_train
+    parts = assemble(Train(binarize="threshold", held_out=0.25))
+    both = torch.cat([parts.x_train, parts.held_out])
+    assert len(parts.held_out) == round(0.25 * len(whole))
+    assert torch.equal(both.sum(0), whole.sum(0))
+    assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, whole.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--clip_norm", ".nan"], "finite clip_norm > 0 or None, got nan"),
+        (["--clip_norm", ".inf"], "finite clip_norm > 0 or None, got inf"),
+        (["--kl_warmup_epochs", ".inf"], "finite kl_warmup_epochs >= 0, got inf"),
+        (["--kl_warmup_epochs", ".nan"], "finite kl_warmup_epochs >= 0, got nan"),
+        (["--likelihood_warmup_epochs", ".nan"], "finite likelihood_warmup_epochs >= 0, got nan"),
+        (["--lr_decay", "1e200"], "factor lr_decay > 0 of at most 1, got 1e+200"),
+        (["--lr_decay", ".nan"], "factor lr_decay > 0 of at most 1, got nan"),
+        (["--lr", ".inf"], "finite lr > 0, got inf"),
+        (["--lr", "1e38"], "lower the learning rate (lr = 1e+38)"),
+        (["--max_steps", "0"], "max_steps of at least 1, got 0"),
+        (["--optimizer", "AdamX"], "unknown optimizer 'AdamX'"),
+        (["--optimizer", "AdamW(decay=1)"], "unknown option of the optimizer AdamW 'decay'"),
+        (["--optimizer", "AdamW(weight_decay=-1)"], "Invalid weight_decay value: -1"),
+        (["--optimizer", "AdamW(weight_decay=much)"], "AdamW(weight_decay='much'): "),
+        (["--optimizer", "SGD(lr=0.1)"], "expected the learning rate of SGD as --lr"),
+        (["--optimizer", "LBFGS"], "LBFGS"),
+        (["--optimizer", "SparseAdam"], "SparseAdam"),
+        (["--scheduler", "StepLR"], "StepLR: "),
+        (["--scheduler", "CosineLR(T_max=3)"], "unknown scheduler 'CosineLR'"),
+        (["--held_out", "1"], "share of at least 0, below 1, got 1"),
+        (["--held_out", ".nan"], "share of at least 0, below 1, got nan"),
+        (["--held_out", "0.1", "--guide", "Unamortized(guide=MeanField)"], "--held_out"),
+        (["--lr_decay", "0.9", "--scheduler", "ExponentialLR(gamma=0.9)"], "got both"),
+    ],
+)
+def test_bad_options_get_one_line_and_leave_nothing(capsys, options, message):
+    text = refused(capsys, "train", *SMALL, "--num_epochs", 1, *options, "--out", "run")
+    assert message in text
+    assert checkpoints.newest(Path("run/checkpoints")) is None
+    assert not Path("run").exists()
+
+
+def test_a_moment_of_another_shape_with_a_right_checksum_is_refused(capsys):
+    run("train", *SMALL, "--num_epochs", 1, "--out", "run")
+    path = checkpoints.newest(Path("run/checkpoints"))
+    snapshot, meta = checkpoints.load(path)
+    name = next(n for n in snapshot.tensors if n.endswith("/exp_avg"))
+    snapshot.tensors[name] = snapshot.tensors[name].flatten()[:1].clone()
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()
+    context = {k: v for k, v in meta.items() if k not in ("format", "tensors_sha256", "snapshot")}
+    checkpoints.save(path.parent, snapshot, context)
+    text = refused(capsys, "train", *SMALL, "--num_epochs", 2, "--out", "run", "--resume", "true")
+    assert "the snapshot is of another optimizer: expected " in text
+    assert json.loads((path / "meta.json").read_text())["snapshot"]["position"]["epoch"] == 1
+
+
+def test_help_says_what_the_default_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "until the ELBO" in " ".join(capsys.readouterr().out.split())
