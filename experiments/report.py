@@ -10,28 +10,13 @@ from experiments.catalogue import Spec
 from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.preprocessing import bits_per_dim
+from experiments.results import ESTIMATED, Row
 from inference import Evidence, History
-
-Row = dict[str, Any]
 
 # The nearest to log p(x) comes first: no reader should take a bound for it that stands before it.
 ESTIMATORS = ("exact", "ais", "iw", "elbo")
 
 _REASONS_SHOWN = 3
-
-# What evaluations add to the row of a training.
-ESTIMATED = (
-    "estimates",
-    "k_hat",
-    "ess",
-    "active_units",
-    "latents",
-    "divergences",
-    "evaluation",
-    "annealing",
-    "bracket",
-    "gaps",
-)
 
 
 def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
@@ -64,6 +49,8 @@ def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
         "num_model_parameters": sizes["model"],
         "num_guide_parameters": sizes["guide"],
         "history": history.to_rows(),
+        "weights_sha256": assembly.weights_sha256(),
+        "evaluations": [],
         **assembly.fingerprint(),
     }
 
