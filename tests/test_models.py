@@ -24,7 +24,7 @@ from models import (
     LinearGaussian,
 )
 from models.chain import Chain
-from models.quadrature import box_rule
+from tests.box_rule import box_rule
 from tests.conftest import make_oracle
 
 # As on the command line, with the size of the data.

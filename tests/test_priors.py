@@ -11,7 +11,7 @@ from inference import fit
 from models import VAE
 from models.priors import FlowPrior, MixturePrior, VampPrior
 from models.priors.flow import Flow
-from models.quadrature import box_rule
+from tests.box_rule import box_rule
 
 
 def randomized(prior, scale=0.5):
