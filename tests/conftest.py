@@ -1,10 +1,18 @@
 """What all tests share: the exact oracle, and a clean state of Pyro around every test."""
 
+import os
+
+# One thread for each worker of pytest-xdist, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import pyro
 import pytest
 import torch
 
 from models import LinearGaussian
+
+torch.set_num_threads(1)  # a plugin may have imported torch before
 
 
 @pytest.fixture(autouse=True)
