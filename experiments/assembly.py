@@ -184,7 +184,7 @@ def load_run(folder: RunFolder, **overrides: Any) -> tuple[Assembly, Snapshot]:
     snapshot = load_snapshot(folder, assembly.dataset)
     if snapshot is None:
         raise ValueError(f"{folder.path} has no checkpoint yet: train it first")
-    restore_tensors(snapshot, model=assembly.model, guide=assembly.guide)
+    restore_tensors(snapshot, model=assembly.model.eval(), guide=assembly.guide.eval())
     return assembly, snapshot
 
 

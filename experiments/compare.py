@@ -82,8 +82,8 @@ def _announce(
     if config.decoder == "frozen":  # the first guide trains the model, once for each seed
         training, _ = next(iter(found.values()))
         seconds += [(training, (0.0, 0.0))] * len({number for number, _ in left})
-    ends = [sum(training + span[end] for training, span in seconds) for end in (0, 1)]
-    print(told(f"training and evaluating {len(left)} fits", (ends[0], ends[1])), flush=True)
+    least, most = (sum(span[end] for spans in seconds for span in spans) for end in (0, 1))
+    print(told(f"training and evaluating {len(left)} fits", (least, most)), flush=True)
 
 
 def _place(config: Compare, number: int, path: Path) -> Path:

@@ -17,17 +17,22 @@ from inference import estimate_evidence, fit, hmc
 from inference.guide_path import path_of
 from inference.random_state import isolated_rng
 from inference.schedule import NUM_WARMUP_STEPS
+from inference.stopping import UntilFlat
 from inference.weights import DEFAULT_CHUNK_SIZE
 from models import AbstractModel
 
 _SHORT = 10  # seconds that need no number
 _TIMED_DATA = 2
 _TIMED_BATCHES = 2
+_FEWEST_STEPS = 11 * UntilFlat().steps_per_look  # ten looks without gain, after one
 _PILOT = 200  # temperatures of `anneal`'s pilot run
 _FEWEST = 200  # particles of the first round of an adaptive number
 
 
-def told(what: str, seconds: tuple[float, float]) -> str:
+Span = tuple[float, float]
+
+
+def told(what: str, seconds: Span) -> str:
     """A sentence with the least and the most that something will take."""
     least, most = (_rounded(value) for value in seconds)
     if seconds[1] < _SHORT:
@@ -35,7 +40,7 @@ def told(what: str, seconds: tuple[float, float]) -> str:
     elif least == most:
         span = f"about {most}"
     else:
-        span = f"between about {least} and {most}, by how many particles the data need"
+        span = f"between about {least} and {most}, by how much it turns out to need"
     return f"{what} will take {span} (from a short timing on this machine)"
 
 
@@ -49,7 +54,7 @@ def _rounded(seconds: float) -> str:
 
 def evaluation_seconds(
     model: AbstractModel, guide: AbstractPosterior, x: Tensor, config: Estimation
-) -> tuple[float, float]:
+) -> Span:
     """The least and the most that an evaluation of `x` takes, as far as a short timing tells."""
     with isolated_rng(0, x.device):
         least = most = 0.0
@@ -85,8 +90,8 @@ def _annealing(model: Any, guide: Any, x: Tensor, config: Estimation) -> float:
 
 def fit_seconds(
     pair: Assembly, guides: Mapping[str, AbstractPosterior], config: Compare
-) -> dict[str, tuple[float, tuple[float, float]]] | None:
-    """Of every guide, training, and the least and the most of its evaluation.
+) -> dict[str, tuple[Span, Span]] | None:
+    """Of every guide, the least and the most that its training, and its evaluation, takes.
 
     None where the timing itself fails: what is wrong shows soon, and in better words.
     """
@@ -104,8 +109,8 @@ def fit_seconds(
         return None
 
 
-def _training(pair: Assembly, guide: AbstractPosterior, config: Experiment) -> float:
-    """Of all epochs, by a few steps of copies."""
+def _training(pair: Assembly, guide: AbstractPosterior, config: Experiment) -> Span:
+    """Of all epochs, or until the ELBO is flat, by a few steps of copies."""
     x, size = pair.x_train, config.batch_size
     model, guide = copy.deepcopy((pair.model, guide))
     history = fit(
@@ -119,8 +124,11 @@ def _training(pair: Assembly, guide: AbstractPosterior, config: Experiment) -> f
         transform=pair.transform,
         progress=False,
     )
-    warm = history.epochs[-1]
-    return warm.seconds / warm.num_steps * math.ceil(len(x) / size) * config.num_epochs
+    per_step = history.epochs[-1].seconds / history.epochs[-1].num_steps
+    if config.num_epochs is None:
+        return per_step * min(_FEWEST_STEPS, config.max_steps), per_step * config.max_steps
+    steps = math.ceil(len(x) / size) * config.num_epochs
+    return per_step * steps, per_step * steps
 
 
 def _timed(call: Callable[[], Any]) -> float:

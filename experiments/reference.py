@@ -16,6 +16,7 @@ from experiments.assembly import Assembly
 from experiments.atomic import replaced
 from experiments.catalogue import Spec
 from experiments.config import Reference
+from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.one_model import load_runs
 from experiments.pictures_posterior import draw_reference
@@ -253,7 +254,9 @@ def _verdict(document: dict[str, Any]) -> str:
 
 def reference_table(document: dict[str, Any]) -> str:
     """The Markdown table of the guides, under a line that says what its numbers are."""
-    return f"{_caption(document)}\n\n{markdown([_cells(one) for one in document['guides']])}"
+    short = shortened(one["label"] for one in document["guides"])
+    lines = [_cells(one | {"label": short[one["label"]]}) for one in document["guides"]]
+    return f"{_caption(document)}\n\n{markdown(lines)}"
 
 
 def _caption(document: dict[str, Any]) -> str:

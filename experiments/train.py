@@ -19,6 +19,7 @@ from experiments.report import Row, table, training_row
 from experiments.runs import RunFolder
 from guides import Unamortized
 from inference import History, Snapshot, UntilFlat, fit
+from inference.evaluation import no_training
 
 
 def train(config: Train) -> None:
@@ -44,7 +45,8 @@ def train_run(config: Train, *, label: str | None = None) -> Row:
         row["folder"] = str(folder.path)
         if not _results_are_newer(folder, row):
             folder.write_results("train", [row])
-        draw_run(folder.path, assembly, history)
+        with no_training(assembly.model, assembly.guide):
+            draw_run(folder.path, assembly, history)
     return row
 
 

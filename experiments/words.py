@@ -64,6 +64,11 @@ def understandable(message: str, commands: Iterable[str]) -> str:
     """What the parser says, in the words of the command line."""
     text = re.sub(rf"(?<![\w.-])(?:{'|'.join(commands)})\.(?=\w)", "", message)
     text = re.sub(r'^Parser key "', 'option "', text)
+    if found := re.match(r"(.*?: )Does not validate against any .* Given value: (.*)$", text):
+        kinds = dict.fromkeys(re.findall(r"Expected an? <class '(\w+)'>", text))
+        kinds.pop("NoneType", None)
+        wanted = " or ".join(_kind(kind, None, None) for kind in kinds)
+        return f"{found[1]}expected {wanted}, got {found[2]}"
     kinds = r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\]|([^.]*?))\. Got value: "
     return re.sub(kinds, lambda m: f"expected {_kind(*m.groups())}, got ", text)
 

@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from guides.base import AbstractPosterior
+from guides.common_noise import CommonNoise
 
 
 class Refined(AbstractPosterior):
@@ -17,9 +18,10 @@ class Refined(AbstractPosterior):
     λ₀ = encoder(x),  λ_{t+1} = λ_t + Adam(∇_λ L(λ_t; x)),  q(z | x) = q(z; λ_T),
 
     with L the ELBO of the datum, estimated with `num_particles` noise draws: new ones at every
-    step, as a few draws that stay are soon overfitted, and the same ones at every call, so that
-    q(z | x) is a function of x. Training takes λ_T − λ₀ as a constant: the encoder learns by the
-    gradient at λ_T, without second derivatives of the model.
+    step, as a few draws that stay are soon overfitted, but the same ones at every call and for
+    every datum, so that q(z | x) is a function of x, whatever else is in the batch. Training takes
+    λ_T − λ₀ as a constant: the encoder learns by the gradient at λ_T, without second derivatives of
+    the model.
 
     Reference: Y. Kim, S. Wiseman, A. C. Miller, D. Sontag, A. M. Rush, "Semi-Amortized Variational
     Autoencoders", 2018, https://arxiv.org/abs/1802.02550, algorithm 1.
@@ -78,8 +80,9 @@ class Refined(AbstractPosterior):
         refined = start.clone().requires_grad_()
         adam = torch.optim.Adam([refined], lr=self.lr)  # acts on each entry by itself
         devices = [x.device] if x.is_cuda else []
+        noise = CommonNoise(self.num_particles, len(x))
         for step in range(self.num_steps):
-            with torch.random.fork_rng(devices), poutine.block():
+            with torch.random.fork_rng(devices), poutine.block(), noise:
                 torch.manual_seed(step)
                 loss = -self._elbo_sum(x, refined)
             (refined.grad,) = torch.autograd.grad(loss, refined)

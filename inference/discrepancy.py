@@ -12,7 +12,7 @@ from inference.evaluation import evaluation_mode
 from inference.random_state import isolated_rng
 from inference.reference import Reference, diagnostic, with_batch_dims
 from inference.traces import Program, random_sites
-from inference.two_samples import Accuracy, classifier_accuracy, sliced_wasserstein
+from inference.two_samples import Accuracy, classifier_accuracy, distance_and_floor
 from inference.unconstrained import Given, log_prob_of, trace_of
 
 
@@ -25,9 +25,9 @@ class Discrepancy:
         mean_se: its Monte Carlo standard error, of both sides' draws, `[B, Z]`.
         sd_difference: sd_q[z] − sd_p[z], `[B, Z]`.
         sd_se: its Monte Carlo standard error, `[B, Z]`.
-        sliced_wasserstein: distance of the draws `[B]`, in the units of z.
+        sliced_wasserstein: distance of halves of the draws `[B]`, in the units of z.
         sliced_wasserstein_floor: what this distance is for as many draws of p on both sides,
-            about, `[B]`.
+            about, `[B]`; see `distance_and_floor`.
         accuracy: a classifier's accuracy in telling the draws apart, with its standard error.
         log_q_z: mean of log q(z | x) over the draws from p, `[B]`, in nats: −KL(p ‖ q) up to a
             constant of the posterior, so larger is better, and guides can be compared by it. NaN
@@ -91,16 +91,13 @@ def compare_to_reference(
     with isolated_rng(seed, of_p.device):
         of_q = _guide_draws(model, guide, reference.x, len(of_p), vectorize_particles)
         log_q_z = _log_q_z(model, guide, reference, vectorize_particles)  # [C, N, B]
-    half = len(of_p) // 2
-    floor = sliced_wasserstein(of_p[:half], of_p[half : 2 * half], num_directions=num_directions)
     mean, sd = (
         _difference(of_q, reference.draws, statistic) for statistic in (torch.mean, torch.std)
     )
     return Discrepancy(
         *mean,
         *sd,
-        sliced_wasserstein(of_q, of_p, num_directions=num_directions),
-        floor / math.sqrt(2),  # from half as many draws
+        *distance_and_floor(of_q, of_p, num_directions=num_directions, seed=seed),
         classifier_accuracy(of_q, of_p, classifier=classifier, seed=seed),
         log_q_z.flatten(0, 1).mean(0),
         diagnostic("mcse", log_q_z.unsqueeze(-1)).squeeze(-1),

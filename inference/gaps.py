@@ -88,7 +88,7 @@ class _Search:
     num_draws: int
     max_steps: int
     restart: bool
-    progress: bool
+    progress: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_draws", "max_steps"):

@@ -1,6 +1,6 @@
 """Traces of a pair of Pyro callables: its sites, its plates, and log-probabilities per datum."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def checked_traces(
     return traces
 
 
-def check_batch_shapes(traces: Traces) -> None:
+def check_batch_shapes(traces: Iterable[Trace]) -> None:
     """Check that the batch dimensions of every site are those of its plates, as Pyro's ELBOs do.
 
     A mean `[B, 1]` against data `[B]` has log-probabilities `[B, B]`, of every datum under every

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,63 @@ def sliced_wasserstein(
         one, other = ((draws @ direction).sort(0).values for draws in (first, second))  # [S, B]
         total += (one - other).double().square().mean(0)
     return (total / num_directions).sqrt()
+
+
+class Distance(NamedTuple):
+    """A distance of two samples per datum, and what it is if both are of one distribution: `[B]`.
+
+    Args:
+        between: the distance.
+        floor: its expectation for as many draws of the second distribution on both sides, about.
+    """
+
+    between: Tensor
+    floor: Tensor
+
+
+def distance_and_floor(
+    first: Tensor,
+    second: Tensor,
+    *,
+    num_directions: int = 100,
+    num_splits: int = 4,
+    seed: int = 0,
+) -> Distance:
+    """Sliced Wasserstein distance of two samples beside its floor: `[S, B, Z] × 2 -> [B]`.
+
+    Both are of half of the draws on either side: `between` of one half of the first sample and one
+    of the second, a mean over both pairs, and `floor` of two halves of the second, a mean over
+    random splits. So their expectations are equal where the distributions are, whatever these are:
+    to scale a floor from one number of draws to another by 1/√S is wrong for heavy tails.
+
+    Args:
+        first: draws `[S, B, Z]`.
+        second: as many draws `[S, B, Z]`, independent and of any order.
+        num_directions: see `sliced_wasserstein`.
+        num_splits: of the second sample into halves.
+        seed: decides splits and directions.
+
+    Raises:
+        ValueError: samples of other shapes than one `[S, B, Z]`, or of fewer than two draws.
+    """
+    _expect_samples(first, second)
+    half = len(first) // 2
+    if half < 1:
+        raise ValueError(f"expected two or more draws to halve, got {len(first)}")
+    generator = torch.Generator().manual_seed(seed)
+
+    def halves() -> tuple[Tensor, Tensor]:
+        order = torch.randperm(len(second), generator=generator).to(second.device)
+        return second[order[:half]], second[order[half : 2 * half]]
+
+    def mean_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        options = {"num_directions": num_directions, "seed": seed}
+        return torch.stack([sliced_wasserstein(*pair, **options) for pair in pairs]).mean(0)
+
+    return Distance(
+        mean_distance(zip((first[:half], first[half : 2 * half]), halves(), strict=True)),
+        mean_distance(halves() for _ in range(num_splits)),
+    )
 
 
 def classifier_accuracy(

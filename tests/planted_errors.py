@@ -25,9 +25,10 @@ from tabulate import tabulate
 from torch.distributions import kl_divergence
 
 from guides import MeanField, Planar
-from inference import adaptive, comparison, estimators, from_log_weights, log_prob_terms
+from inference import adaptive, comparison, difference, estimators, from_log_weights, log_prob_terms
 from inference.divergences import grid_divergences, square_grid
 from inference.evidence import Evidence
+from inference.mean_interval import mean_interval
 from tests.conftest import make_oracle
 
 NUM_SEEDS = 20
@@ -454,6 +455,57 @@ WINNERS = Check(
 )
 
 
+# Intervals of skewed differences, and over few fits
+
+
+def score_level(wrong, seed):
+    """Of 400 samples of 30 log-normal differences of equals 5% are judged; 10% are an alarm."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(400, 30, generator=generator, dtype=torch.float64)
+    share = wrong((1.5 * draws).exp() - math.exp(1.125)).double().mean().item()
+    return share_of(max(share - 0.05, 0.0), 0.05)
+
+
+def outside(ends):
+    return (ends[0] > 0) | (ends[1] < 0)
+
+
+SKEW = Check(
+    "test_mean_interval.py::test_the_level_holds_for_skewed_data_of_mean_zero",
+    score_level,
+    lambda values: outside(mean_interval(values)),
+    {"2 SE for the interval of skewed differences": lambda values: (
+        values.mean(1).abs() > 2 * values.std(1) / math.sqrt(values.shape[1])
+    )},
+    num_seeds=5,
+)  # fmt: skip
+
+
+def score_fits(interval, seed):
+    """Of 200 intervals over three fits, that move as much as the data, 5% miss; 10% alarm."""
+    generator = torch.Generator().manual_seed(seed)
+    fits = torch.randn(200, 3, 1, generator=generator, dtype=torch.float64)
+    data = torch.randn(200, 3, 40, generator=generator, dtype=torch.float64)
+    missed = [outside(interval(row)) for row in fits + data]
+    return share_of(max(sum(missed) / 200 - 0.05, 0.0), 0.05)
+
+
+FITS = Check(
+    "test_comparison.py::test_the_interval_covers_other_fits_too",
+    score_fits,
+    lambda row: difference.Difference(row, torch.zeros_like(row)).interval(),
+    {
+        "the fits taken for the only ones there are": lambda row: [
+            end.item() for end in mean_interval(row.mean(0))
+        ],
+        "fits taken for more data": lambda row: [
+            end.item() for end in mean_interval(row.flatten())
+        ],
+    },
+    num_seeds=5,
+)
+
+
 # Divergences on a grid
 
 
@@ -548,7 +600,7 @@ ANNEALING = Check(
 
 CHECKS = [
     UNBIASED, EXACT_POSTERIOR, FLOW, VARIANCE, FEW_WEIGHTS, SPREAD, ESS, DATA_SE, MC_SE,
-    JACKKNIFE, K_HAT, STOPPING, PAIRS, WINNERS, DIVERGENCES, BEST, ANNEALING,
+    JACKKNIFE, K_HAT, STOPPING, PAIRS, WINNERS, SKEW, FITS, DIVERGENCES, BEST, ANNEALING,
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from guides.transforms.chain import Chain, Reversed, alternating
 from guides.transforms.coupling import Coupling, coupling_network
 from guides.transforms.elementwise import BoundedAffine
 from guides.transforms.made import Made
-from guides.transforms.spline import RationalQuadratic
+from guides.transforms.spline import RationalQuadratic, _invert
 
 DOUBLE = {"dtype": torch.float64}
 CONTEXT_DIM, HIDDEN = 4, (16, 16)
@@ -453,6 +453,12 @@ def test_spline_flows_invert_at_tripled_weights(kind):
             back, ladj_back = flow.pull(z.clone())
         error = max((back - noise).abs().max(), (ladj - ladj_back).abs().max())
         assert error < 1e-6 if is_right else error > 1e-3
+
+
+def test_a_spline_inverse_has_its_slope_where_the_forms_of_the_root_meet():
+    """In the middle of a bin with equal slopes at both ends."""
+    inputs = [torch.tensor([v], **DOUBLE).requires_grad_() for v in (0.5, 0.5, 1.3, 1.3)]
+    assert torch.autograd.gradcheck(_invert, inputs)
 
 
 def test_bounded_scales():

@@ -26,7 +26,7 @@ def pair():
         ((42.0, 44.0), "it will take about 40 seconds ("),
         ((240.0, 250.0), "it will take about 4 minutes ("),
         ((9000.0, 9000.0), "it will take about 2.5 hours ("),
-        ((3.0, 900.0), "between about 10 seconds and 15 minutes, by how many particles"),
+        ((3.0, 900.0), "between about 10 seconds and 15 minutes, by how much"),
     ],
 )
 def test_durations_are_told_in_round_numbers(seconds, words):

@@ -11,6 +11,8 @@ from torch import nn
 
 from guides import MeanField
 from inference import (
+    IWAE,
+    STL,
     ForwardKL,
     NonFiniteLossError,
     adaptive_evidence,
@@ -84,6 +86,8 @@ def wide_data_model(x):
         lambda m, g: importance_weighted_evidence(m, g, X[:16], 16),  # 16 particles, 16 data
         lambda m, g: annealed_evidence(m, X, guide=g, num_temperatures=2),
         lambda m, g: latent_diagnostics(m, g, X),
+        lambda m, g: IWAE(40).loss(m, g, X),
+        lambda m, g: STL().loss(m, g, X),
     ],
 )
 def test_dimensions_of_no_plate_are_refused_in_one_line(run, wide, narrow):

@@ -183,6 +183,26 @@ def check_rows(build):
         assert row_differs(first[:, None], second[:, None]) == [False, False, True, False, False]
 
 
+def check_batches(build):
+    """q(z | x) is a function of x: the same in any order of rows, alone, and in a larger batch."""
+    guide = build()
+    batches = {
+        "in another order": [torch.tensor([3, 0, 4, 2, 1])],
+        "alone": torch.arange(5).split(1),
+        "in parts": torch.arange(5).split(2),
+        "beside copies": [torch.arange(15) % 5],
+    }
+    local, z = guide.local_parameters(X), guide.posterior(X).sample((3,))
+    for name, parts in batches.items():
+        for rows in parts:
+            found = guide.local_parameters(X[rows])
+            assert torch.allclose(found, local[rows], rtol=0, atol=1e-8), name
+            if not isinstance(guide, Delta):
+                found = guide.posterior(X[rows]).log_prob(z[:, rows])
+                expected = guide.posterior(X).log_prob(z.clone())[:, rows]
+                assert torch.allclose(found, expected, rtol=0, atol=1e-7), name
+
+
 def row_differs(first, second):
     return ((first - second).abs() > 1e-12).any(-1).tolist()
 
@@ -400,6 +420,7 @@ FOR_ALL = [
     check_shapes_and_types,
     check_sites,
     check_rows,
+    check_batches,
     check_gradients_reach_every_parameter,
     check_state_dict,
     check_local_parameters,
@@ -597,6 +618,23 @@ class CentredOverTheBatch(MeanField):
         return outputs - outputs.mean(0)
 
 
+class NoiseByRow(MeanField):
+    """Adds the noise of a fixed seed, another in every row."""
+
+    def local_parameters(self, x):
+        outputs = super().local_parameters(x)
+        generator = torch.Generator().manual_seed(0)
+        return outputs + torch.randn(outputs.shape, generator=generator, dtype=x.dtype)
+
+
+class DrawsInItsPosterior(MeanField):
+    """Has another location at every call."""
+
+    def posterior(self, x):
+        loc, log_scale = self.encode(x)
+        return dist.Normal(loc + torch.rand_like(loc), log_scale.exp()).to_event(1)
+
+
 class WithoutScaleGradient(MeanField):
     """Its scales are a parameter that no gradient reaches."""
 
@@ -711,6 +749,9 @@ PLANTED = [
     (check_sites, OutsideThePlate, MeanField),
     (check_sites, OtherValue, MeanField),
     (check_rows, CentredOverTheBatch, MeanField),
+    (check_batches, CentredOverTheBatch, MeanField),
+    (check_batches, NoiseByRow, MeanField),
+    (check_batches, DrawsInItsPosterior, MeanField),
     (check_gradients_reach_every_parameter, WithoutScaleGradient, MeanField),
     (check_blank_datum, SingularAtZero, Planar),
     (check_state_dict, WithForgottenState, MeanField),

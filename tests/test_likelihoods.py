@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,72 @@ def test_continuous_bernoulli_draws_follow_its_distribution_function(logit):
 
     assert z_score(logit) < 5
     assert z_score(logit + max(1.0, 0.2 * abs(logit))) > 5
+
+
+MIDDLE = [-3.0, -0.3, -0.021, -0.019, -1e-3, -1e-9, 0.0, 1e-9, 1e-3, 0.019, 0.021, 0.3, 3.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("eta", MIDDLE)
+def test_continuous_bernoulli_draws_have_the_slope_of_differences(eta, dtype):
+    """dx/dη at fixed noise, beside differences of log(1 + u(e^η − 1))/η in 50 digits."""
+    u = torch.linspace(0.01, 0.99, 25).to(dtype)
+    logits = torch.full_like(u, eta).requires_grad_()
+    x = ContinuousBernoulli(logits).icdf(u)
+    (slope,) = torch.autograd.grad(x.sum(), logits)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-11
+    expected = torch.tensor([icdf_in_digits(eta, p) for p in u.tolist()], dtype=torch.float64)
+    assert (x.double() - expected[:, 0]).abs().max() < tolerance
+    assert (slope.double() - expected[:, 1]).abs().max() < tolerance
+    # the planted error: a gradient of zero, as |η| has in its middle
+    assert expected[:, 1].max() > 100 * tolerance
+
+
+def icdf_in_digits(eta, p):
+    """The inverse distribution function and its slope in η, by central differences."""
+    with mpmath.workdps(50):
+        h, eta = mpmath.mpf(10) ** -12, mpmath.mpf(eta)
+
+        def x(t):
+            return mpmath.log(1 + p * (mpmath.exp(t) - 1)) / t if t else mpmath.mpf(p)
+
+        return float(x(eta)), float((x(eta + h) - x(eta - h)) / (2 * h))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1e-4, -2.0, 5.0])
+def test_continuous_bernoulli_draws_carry_the_gradient_of_the_mean(eta):
+    """The mean of dx/dη over 20,000 draws is dE[x]/dη, |z| < 5, and not zero."""
+    logits = torch.full((20_000,), eta).double().requires_grad_()
+    (slopes,) = torch.autograd.grad(ContinuousBernoulli(logits).rsample().sum(), logits)
+    single = torch.tensor(eta, dtype=torch.float64).requires_grad_()
+    (expected,) = torch.autograd.grad(ContinuousBernoulli(single).mean, single)
+    se = slopes.std() / math.sqrt(20_000)
+    assert abs(slopes.mean() - expected) < 5 * se
+    assert expected > 50 * se
+
+
+def test_continuous_bernoulli_is_smooth_through_its_middle():
+    """Values and slopes of log p, the mean and the draws, beside 50 digits, at |η| down to 0."""
+    eta = torch.tensor(MIDDLE, dtype=torch.float64).requires_grad_()
+    pixels = ContinuousBernoulli(eta)
+    for value, formula in (
+        (
+            pixels.log_prob(torch.tensor(0.2, dtype=torch.float64)),
+            lambda t: 0.2 * t - normalizer(t),
+        ),
+        (pixels.mean, lambda t: mpmath.diff(normalizer, t, h=mpmath.mpf(10) ** -12)),
+    ):
+        (slope,) = torch.autograd.grad(value.sum(), eta)
+        with mpmath.workdps(50):
+            h = mpmath.mpf(10) ** -10
+            exact = [(formula(t), (formula(t + h) - formula(t - h)) / (2 * h)) for t in MIDDLE]
+        assert value.tolist() == pytest.approx([float(v) for v, _ in exact], abs=1e-9)
+        assert slope.tolist() == pytest.approx([float(s) for _, s in exact], abs=1e-7)
+
+
+def normalizer(t):
+    """log((e^η − 1)/η)."""
+    return mpmath.log(mpmath.expm1(t) / t) if t else mpmath.mpf(0)
 
 
 def levels(num_levels):

@@ -9,8 +9,9 @@ import pytest
 from experiments import catalogue
 from experiments.assembly import load_with_model
 from experiments.catalogue import Spec
-from experiments.cli import build_parser, main
+from experiments.cli import COMMANDS, build_parser, main
 from experiments.config import Experiment
+from experiments.words import prepared
 from models import VAE
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,8 @@ def quickly(words):
     """The same command with few epochs and particles."""
     if "--num_epochs" in words:
         words[words.index("--num_epochs") + 1] = "1"
+    elif words[1] in ("train", "compare"):
+        words += ["--max_steps", "12"]
     if words[1] in ("evaluate", "compare"):
         words += ["--num_particles", "9"]
     if "--target_se" in words:
@@ -56,7 +59,7 @@ def test_every_target_of_make_exists():
 def test_every_command_is_one_the_program_takes():
     for words in commands():
         if words[0] == "evidence":
-            options = build_parser().parse_args(words[1:])
+            options = build_parser().parse_args(prepared(words[1:], COMMANDS))
             options = options[options.command].as_dict()
             if options.get("data") == "mnist":
                 catalogue.build_model(Spec.parse(options["model"]), data_dim=9)

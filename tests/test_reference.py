@@ -11,7 +11,12 @@ from pyro.distributions import constraints
 from guides import MeanField, Unpacked
 from inference.discrepancy import compare_to_reference
 from inference.reference import diagnostic, nuts_reference
-from inference.two_samples import CLASSIFIERS, classifier_accuracy, sliced_wasserstein
+from inference.two_samples import (
+    CLASSIFIERS,
+    classifier_accuracy,
+    distance_and_floor,
+    sliced_wasserstein,
+)
 from tests.conftest import make_oracle
 
 
@@ -209,6 +214,41 @@ def test_sliced_wasserstein_is_the_distance_of_gaussians():
     assert sliced_wasserstein(normals(1000, 2, 3), normals(1000, 2, 3)).max() < 0.15
 
 
+@pytest.mark.parametrize("tails", [2.2, 3.0, math.inf])
+@pytest.mark.parametrize("num_draws", [100, 401])
+def test_the_floor_is_the_distance_of_equals_for_any_tails(tails, num_draws):
+    """Means over 2,000 data, |z| < 5 and within 8%.
+
+    The planted error, a floor of half as many draws scaled by 1/√2, is too low for heavy tails;
+    light ones forgive it.
+    """
+
+    def sample(size):
+        noise = torch.randn(size, 2000, 1).double()
+        if tails < math.inf:
+            noise /= torch.distributions.Chi2(tails).sample(noise.shape).div(tails).sqrt()
+        return noise
+
+    found = distance_and_floor(sample(num_draws), sample(num_draws), num_directions=1)
+    truth = sliced_wasserstein(sample(num_draws // 2), sample(num_draws // 2), num_directions=1)
+    scaled = distance_and_floor(*[sample(num_draws // 2)] * 2, num_directions=1).floor / 2**0.5
+    for values in found:
+        se = math.hypot(values.std(), truth.std()) / math.sqrt(2000)
+        assert abs(values.mean() - truth.mean()) < 5 * se
+        assert abs(values.mean() / truth.mean() - 1) < 0.08
+    assert scaled.mean() < truth.mean() * (0.88 if tails < math.inf else 1.05)
+
+
+def test_the_distance_is_above_the_floor_where_distributions_differ():
+    """By the shift; and the floor is that of the second sample, whatever the first."""
+    same = distance_and_floor(normals(400, 20), normals(400, 20))
+    second = normals(400, 20)
+    moved = distance_and_floor(normals(400, 20, loc=3.0), second)
+    assert moved.between.mean() == pytest.approx(3.0, abs=0.1)
+    assert torch.equal(moved.floor, distance_and_floor(normals(400, 20, scale=9.0), second).floor)
+    assert same.between.mean() == pytest.approx(same.floor.mean().item(), rel=0.2)
+
+
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 def test_a_classifier_guesses_where_there_is_nothing_to_tell(classifier):
     """Accuracy 0.5 with |z| < 5 in the mean of 20 data, and error bars that are long enough."""
@@ -234,6 +274,7 @@ def test_logistic_regression_reaches_the_best_accuracy_for_a_shift():
 
 BAD = {
     "shapes": (lambda: sliced_wasserstein(normals(5, 2), normals(4, 2)), r"\(5, 2, 1\) and \(4"),
+    "one draw": (lambda: distance_and_floor(normals(1, 2), normals(1, 2)), "two or more .* got 1"),
     "flat": (lambda: classifier_accuracy(torch.zeros(5, 2), torch.zeros(5, 2)), r"\(S, B, Z\)"),
     "classifier": (
         lambda: classifier_accuracy(normals(5, 2), normals(5, 2), classifier="tree"),

@@ -511,6 +511,15 @@ def test_a_radial_layer_at_its_centre():
             assert gradient.isfinite().all()
 
 
+def test_a_radial_inverse_has_its_slope_where_both_roots_are_of_one_size():
+    """At ‖y − c‖ = α + β the two roots differ in sign alone."""
+    center, raw = torch.zeros(1, 1, 2, **DOUBLE), torch.full((1, 1, 1), 0.5, **DOUBLE)
+    flow = RadialLayers(center, raw - 1, raw)
+    y = torch.tensor([[F.softplus(raw).item(), 0.0]], **DOUBLE).requires_grad_()
+    assert y.norm() == flow.alpha_beta.squeeze()
+    assert torch.autograd.gradcheck(lambda y: flow.pull(y), y)
+
+
 def test_unit_vectors_exist_at_zero():
     raw = torch.zeros(2, 5, 3, **DOUBLE, requires_grad=True)
     vectors = unit_vectors(raw)

@@ -1,5 +1,6 @@
 """Guides around guides: refined, unamortized, unpacked; and guides of several layers."""
 
+import contextlib
 import copy
 import math
 
@@ -11,8 +12,21 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import Trace_ELBO
 
-from guides import FullRank, Hierarchical, MeanField, Planar, Refined, Unamortized, Unpacked
-from inference import fit, log_weights
+import guides
+from guides import (
+    IAF,
+    FullRank,
+    Hierarchical,
+    LowRank,
+    MeanField,
+    Mixture,
+    Planar,
+    Refined,
+    Unamortized,
+    Unpacked,
+)
+from guides.common_noise import CommonNoise
+from inference import estimate_evidence, fit, log_weights
 from tests.conftest import make_oracle
 
 LATENTS = {"mu": (1, constraints.real), "tau": (1, constraints.positive)}
@@ -76,6 +90,94 @@ def test_a_refined_posterior_is_a_function_of_x(oracle, data, untrained):
     first, second = refined.local_parameters(data), refined.local_parameters(data)
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class GammaGuide(MeanField):
+    """Its draws are made of a row's parameters, not of noise alone."""
+
+    def posterior(self, x):
+        log_shape, log_rate = self.encode(x)
+        return dist.Gamma(log_shape.exp() + 0.5, log_rate.exp()).to_event(1)
+
+
+class StudentGuide(MeanField):
+    """Its draws take two kinds of noise."""
+
+    def posterior(self, x):
+        loc, log_scale = self.encode(x)
+        return dist.StudentT(4.0, loc, log_scale.exp()).to_event(1)
+
+
+NOISES = [MeanField, FullRank, LowRank, Mixture, Planar, IAF, GammaGuide, StudentGuide]
+
+
+@pytest.mark.parametrize("kind", NOISES)
+@pytest.mark.parametrize("num_particles", [1, 8])
+def test_refined_rows_do_not_depend_on_the_batch(oracle, data, kind, num_particles, monkeypatch):
+    """Parameters and log q of a row, alone and in a batch; by row's noise they move apart."""
+    guide = kind(3, 10, hidden_dims=()).double()
+    refined = Refined(guide, oracle, num_steps=6, num_particles=num_particles)
+
+    def worst_difference():
+        together, z = refined.local_parameters(data), refined.posterior(data).sample((2,))
+        log_q = refined.posterior(data).log_prob(z.clone())
+        worst = 0.0
+        for rows in (torch.tensor([5]), torch.tensor([23, 0]), torch.arange(24).flip(0)):
+            alone = refined.local_parameters(data[rows]) - together[rows]
+            score = refined.posterior(data[rows]).log_prob(z[:, rows]) - log_q[:, rows]
+            worst = max(worst, alone.abs().max().item(), score.abs().max().item())
+        return worst
+
+    assert worst_difference() < 1e-7
+    monkeypatch.setattr(guides.refined, "CommonNoise", lambda *_: contextlib.nullcontext())
+    assert worst_difference() > 1e-3
+
+
+def test_a_refined_elbo_does_not_depend_on_the_size_of_chunks(oracle, data, untrained):
+    """Of the same z: what evaluates them in parts, finds the same scores; the planted error not."""
+    refined = Refined(untrained, oracle, num_steps=6, num_particles=1)
+    z = refined.posterior(data).sample((50,))
+    scores = [
+        torch.cat(
+            [
+                refined.posterior(data[rows]).log_prob(z[:, rows])
+                for rows in torch.arange(24).split(size)
+            ],
+            dim=1,
+        )
+        for size in (24, 7, 1)
+    ]
+    assert all(torch.allclose(score, scores[0], rtol=0, atol=1e-8) for score in scores)
+    records = [
+        estimate_evidence(oracle, refined, data, 200, chunk_size=size)["elbo"]
+        for size in (24 * 200, 7 * 200, 200)
+    ]
+    for record in records[1:]:
+        assert abs(record.mean - records[0].mean) < 5 * math.hypot(record.mc_se, records[0].mc_se)
+
+
+def test_noise_is_common_to_rows_and_new_for_particles():
+    """Every way to draw: in place, by size, like another tensor, with a row's parameters."""
+    ones = torch.ones(4, 3, 2).double()
+    draws = {
+        "in place": lambda: torch.empty(4, 3, 2).normal_(),
+        "by size": lambda: torch.rand(4, 3, 2),
+        "like": lambda: torch.randn_like(ones),
+        "gamma": lambda: torch._standard_gamma(ones),
+        "bernoulli": lambda: torch.bernoulli(0.5 * ones),
+        "dropout": lambda: torch.dropout(ones, 0.5, train=True),
+        "normal": lambda: torch.normal(0 * ones, ones),
+    }
+    for name, draw in draws.items():
+        with CommonNoise(4, 3):
+            z = draw()
+            assert (z == z[:, :1]).all(), name
+            assert (z != z[:1]).any(), name
+            assert not torch.equal(draw(), z), name
+        assert (draw() != z).any(), name
+    with CommonNoise(4, 3):
+        other = torch.randn(3, 4, 2)  # another shape is none of its business
+    assert not (other == other[:, :1]).all()
 
 
 def test_refinement_leaves_the_model_and_its_gradients_alone(data, untrained):

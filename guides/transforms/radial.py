@@ -61,5 +61,6 @@ class RadialLayers(AbstractTransform):
 
 def _positive_root(p: Tensor, q: Tensor) -> Tensor:
     """The root r ≥ 0 of r² − p r − q = 0 with q ≥ 0, without cancellation (Vieta)."""
-    larger = (p.abs() + (p.square() + 4 * q).sqrt()) / 2
+    size = torch.where(p > 0, p, -p)  # as abs, which has no slope at zero
+    larger = (size + (p.square() + 4 * q).sqrt()) / 2
     return torch.where(p > 0, larger, q / larger)

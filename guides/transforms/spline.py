@@ -126,8 +126,9 @@ def _invert(below: Tensor, above: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tenso
     b² + 4(1 − b)η is q² + 4η(1−η), and of the two forms of the root the one with |q| adds up.
     """
     q = d0 * above - d1 * below
-    reach = q.abs() + (q.square() + 4 * below * above).sqrt()
     is_left = q >= 0
+    size = torch.where(is_left, q, -q)  # as abs, which has no slope at zero
+    reach = size + (q.square() + 4 * below * above).sqrt()
     near = 2 * torch.where(is_left, below, above)
     small, large = near / (near + reach), reach / (near + reach)
     return torch.where(is_left, small, large), torch.where(is_left, large, small)

@@ -18,7 +18,7 @@ from inference.checks import base_distribution
 from inference.objectives.paths import DetachDraws, detached, gradient_only, subset
 from inference.objectives.plates import PARTICLES, Plates, Run, Site, nesting, shared_plates
 from inference.random_state import isolated_rng
-from inference.traces import Program, check_sites, random_sites
+from inference.traces import Program, check_batch_shapes, check_sites, random_sites
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Pair:
         for _ in range(self.num_particles if self.particle_dim is None else 1):
             runs.append(self._run(_subsamples(runs), detach, show or _all))
         check_sites(runs[0])
+        check_batch_shapes(runs[0])
         if not detach:
             _check_reparameterized(runs[0].guide)
         return Draws(self, runs, shared_plates(runs[0], self.particle_dim))
