@@ -505,6 +505,8 @@ print(f"{bits:.2f} bits per pixel; a uniform guess costs {math.log2(data.num_lev
 # - The **Monte Carlo** error is what more particles would shrink. The data are held fixed.
 # - The **data** error is what more test images would shrink. It is about other images from the same
 #   source.
+# - **NOT RELIABLE** stands where the weights themselves do not support the number; what k̂ is comes
+#   below. Such a line states no Monte Carlo error, for it would be too small.
 # - Comparing two guides on the *same* images, the data error mostly cancels. Comparing with another
 #   paper's test set, it does not.
 #
@@ -537,7 +539,7 @@ left.set_xscale("log")
 left.set_ylim(bottom=min(means) - 2)
 for axes in (left, right):
     axes.set_xlabel("number of particles S")
-    axes.legend(loc="lower right" if axes is left else "center left")
+    axes.legend(loc="lower right" if axes is left else "lower left")
     axes.grid(alpha=0.3)
 assert mc_se[0] > 2 * mc_se[-1]
 assert means[-1] > means[0] > records["elbo"].mean

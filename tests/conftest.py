@@ -9,6 +9,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import pyro
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from models import LinearGaussian
 
@@ -21,6 +22,13 @@ def clean_pyro():
     pyro.set_rng_seed(0)
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch):
+    """Pictures are drawn once and coarsely: `bbox_inches="tight"` alone draws them twice."""
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: save(figure, path, dpi=72))
 
 
 @pytest.fixture

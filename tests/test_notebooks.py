@@ -10,14 +10,14 @@ from notebooks import build
 # A kernel's sockets are closed when they are collected, in its own good time.
 pytestmark = pytest.mark.filterwarnings("default")
 HEADER = "# %%\n"
-SLEEP = "import time\ntime.sleep(3)\n"
+SLEEP = "import time\ntime.sleep(1.5)\n"
 BURN = "import time\nwhile time.process_time() < 1000:\n    pass\n"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "FOLDER", tmp_path)
-    monkeypatch.setattr(build, "CELL_SECONDS", 2)
+    monkeypatch.setattr(build, "CELL_SECONDS", 1)
     return tmp_path
 
 
@@ -36,7 +36,7 @@ def test_a_cell_may_wait_longer_than_it_may_compute(folder, capsys):
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
-        (BURN, "cell 2 (import time): took more than 2 s of CPU time"),
+        (BURN, "cell 2 (import time): took more than 1 s of CPU time"),
         ("1 / 0\n", "cell 2 (1 / 0): ZeroDivisionError: division by zero"),
         ("import os\nos._exit(1)\n", "cell 2 (import os): the kernel died"),
     ],
