@@ -379,11 +379,12 @@ def test_help_explains_every_option(command, capsys):
 
 def test_resumed_after_kill_9_the_weights_are_bit_identical():
     """Killed at three random moments of one run, and gone on with each time."""
-    command = [sys.executable, "-m", "experiments", "train", "--guide", "Planar(num_flows=3)"]
-    command += ["--num_epochs", "25", "--checkpoint_every", "7", "--lr_decay", "0.99"]
+    words = ["train", "--guide", "Planar(num_flows=3)", "--num_epochs", "25"]
+    words += ["--checkpoint_every", "7", "--lr_decay", "0.99"]
+    command = [sys.executable, "-m", "experiments", *words]
     options = {"env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}
     options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    subprocess.run([*command, "--out", "whole"], check=True, **options)
+    run(*words, "--out", "whole")
     randomness = random.Random(0)
     for start in range(3):
         resume = ["--resume", "true"] if start else []
@@ -394,7 +395,7 @@ def test_resumed_after_kill_9_the_weights_are_bit_identical():
         process.wait()
         process.stderr.close()
     assert not Path("killed/results.json").exists()
-    subprocess.run([*command, "--out", "killed", "--resume", "true"], check=True, **options)
+    run(*words, "--out", "killed", "--resume", "true")
     whole, killed = weights("whole"), weights("killed")
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,17 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A trained run, which tests copy."""
+    folder = tmp_path_factory.mktemp("once") / "run"
+    run("train", *MODEL, *FIT, "--guide", "MeanField", "--out", folder)
+    return folder
+
+
 @pytest.fixture
-def trained():
-    run("train", *MODEL, *FIT, "--guide", "MeanField", "--out", "run")
+def trained(once):
+    shutil.copytree(once, "run")
     return "run"
 
 
@@ -236,6 +245,7 @@ def test_guides_of_one_model_are_judged_by_their_elbos(capsys):
 def test_models_are_judged_only_where_the_gap_is_known(capsys):
     model = ["--model", "VAE(latent_dim=2, hidden_dims=[8])", "--num_epochs", "1"]
     command = ["compare", *model, "--guides", "MeanField", "Planar(num_flows=2)", *SHORT]
+    command += ["--num_temperatures", "20"]
     run(*command, "--out", "c")
     assert "how far the lower bounds lie below is unknown" in capsys.readouterr().out
     run(*command, "--estimator", "bdmc", "--out", "c")
