@@ -62,7 +62,7 @@ def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: boo
     with isolated_rng(device=x.device):  # the draws are not used
         traces = checked_traces(model, guide, x)
     if require_density:
-        check_density(traces.guide)
+        check_density(traces.guide, traces.model)
     outermost = min((frame.dim for frame in _frames(traces)), default=0)
     return Layout(_data_dim(model, x, traces), outermost - 1)
 
