@@ -60,6 +60,15 @@ class Data:
         """Without the gradients of whatever made the tensors."""
         return self.map(lambda tensor: tensor.detach())
 
+    def any(self) -> bool:
+        """Whether any number is not zero."""
+        return any(bool(tensor.any()) for tensor in self.tensors)
+
+    def abs(self) -> Tensor:
+        """The absolute values of all floating-point numbers, in a row."""
+        floats = [t.abs().flatten() for t in self.tensors if t.is_floating_point() and t.numel()]
+        return torch.cat(floats) if floats else torch.zeros(1)
+
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
@@ -108,6 +117,12 @@ def _as_tensor(value: Any) -> Any:
 def takes(program: Program, data: "Tensor | Data") -> Program:
     """The program as one that takes these data as a single argument."""
     return partial(_call, program) if isinstance(data, Data) else program
+
+
+def unwrapped(program: Program) -> Program:
+    """The program that `takes` made into one of a single argument."""
+    is_ours = isinstance(program, partial) and program.func is _call
+    return program.args[0] if is_ours else program
 
 
 def _call(program: Program, data: "Data") -> Any:

@@ -127,9 +127,9 @@ class GuidePath(AbstractPath):
     def _check_scores(self) -> None:
         """Score draws that the guide has forgotten."""
         with isolated_rng(device=self.x.device):
-            z = self.sample(1).clone()
+            z = self._draw(None).clone()
         try:
-            self(z)
+            self._terms(z, None)
         except (KeyError, NotImplementedError):
             raise ValueError(
                 "the guide cannot score latents that it did not just draw: anneal from the prior "

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from inference.data import unwrapped
 from inference.modules import modules_of
 
 
@@ -121,8 +122,9 @@ def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
 
 def _modules(model: object, guide: object) -> Iterator[tuple[str, nn.Module]]:
     for role, program in (("model", model), ("guide", guide)):
-        if isinstance(program, nn.Module):
-            yield role, program
+        module = unwrapped(program)
+        if isinstance(module, nn.Module):
+            yield role, module
 
 
 def _held_buffers(model: object, guide: object) -> dict[str, Tensor]:

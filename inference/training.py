@@ -8,6 +8,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from inference.checks import check_data
+from inference.data import Data, as_data, takes
 from inference.history import History
 from inference.optimizer import MakeOptimizer, MakeScheduler, fused_adam
 from inference.parameters import own_parameter_store
@@ -28,7 +29,7 @@ _UNTIL_FLAT = UntilFlat()
 def fit(
     model: Program,
     guide: Program,
-    x_train: Tensor,
+    x_train: Tensor | Data,
     *,
     num_epochs: int | None = None,
     until: UntilFlat = _UNTIL_FLAT,
@@ -38,8 +39,8 @@ def fit(
     optimizer: MakeOptimizer = fused_adam,
     scheduler: MakeScheduler | None = None,
     elbo: ELBO | None = None,
-    x_test: Tensor | None = None,
-    held_out: Tensor | None = None,
+    x_test: Tensor | Data | None = None,
+    held_out: Tensor | Data | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_warmup_epochs: float = 0.0,
     likelihood_warmup_epochs: float = 0.0,
@@ -62,10 +63,12 @@ def fit(
     Args:
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
-        x_train: data `[N, *data_shape]`, on the device to train on.
+        x_train: data `[N, *data_shape]`, on the device to train on; or several tensors, as a tuple
+            for `model(*x)` or as a mapping for `model(**x)`.
         num_epochs: passes over the data; None for as many as it takes until the ELBO is flat.
         until: when it is, and the most steps to take.
-        batch_size: data per step; the last batch of an epoch may be smaller.
+        batch_size: data per step; the last batch of an epoch may be smaller. Where data share
+            latents, the terms inside the plate over the data are scaled by N/B.
         lr: learning rate.
         lr_decay: factor on the learning rate after each epoch.
         optimizer: makes the optimizer as torch's classes do, `optimizer(tensors, lr=lr)`; options
@@ -117,8 +120,11 @@ def fit(
     )
     if scheduler is not None and lr_decay != 1:
         raise ValueError("expected lr_decay or a scheduler, got both: leave lr_decay out")
+    x_train = as_data(x_train)
+    model, guide = takes(model, x_train), takes(guide, x_train)
     check_data(x_train, "x_train")
     x_train = x_train.detach()  # data simulated from a model remember its parameters
+    x_test, held_out = (None if x is None else as_data(x) for x in (x_test, held_out))
     for name, x in (("x_test", x_test), ("held_out", held_out)):
         if x is not None:
             check_data(x, name)

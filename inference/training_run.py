@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from inference.evaluation import no_training
 from inference.first_steps import NUM_WATCHED, GradientWatch
 from inference.history import EpochRecord, History
+from inference.minibatches import ScaleData, data_dims
 from inference.non_finite import NonFiniteLossError, likely_cause, non_finite_parameter
 from inference.objectives.base import AbstractObjective
 from inference.optimizer import (
@@ -99,6 +100,7 @@ class TrainingRun:
         )
         batch = data.x_train[: options.batch_size]
         self.plate_total = _plate_total(first.model, len(batch))
+        self.data_dims = data_dims(model, data.x_train, batch, first)
         self.takes_subsamples = takes_subsamples(first.model, batch)
         self.gradients = GradientWatch(_to_be_trained(self.parameters, elbo, first.guide))
         self.steps_per_epoch = math.ceil(len(data.x_train) / options.batch_size)
@@ -218,8 +220,8 @@ class TrainingRun:
         Parameters are hidden from SVI, which would look for them in Pyro's store by name, where
         two modules can meet; `JointOptim` knows them all.
         """
-        num_data = self.plate_total or len(x)
-        with poutine.block(hide_types=["param"]):
+        num_data = self.plate_total or (len(self.data.x_train) if self.data_dims else len(x))
+        with poutine.block(hide_types=["param"]), self._scaled(len(x)):
             if not hasattr(self.elbo, "differentiable_loss"):
                 loss = self.elbo.loss_and_grads(model, guide, x) / num_data
                 for parameter in self.parameters.values():
@@ -236,6 +238,12 @@ class TrainingRun:
         if self.steps_done < NUM_WATCHED:
             self.gradients.observe(self.parameters, x)
         return loss
+
+    def _scaled(self, size: int) -> AbstractContextManager:
+        """A batch of so many data standing for all, where these share latents."""
+        if not self.data_dims:
+            return nullcontext()
+        return ScaleData(self.data_dims, size, len(self.data.x_train))
 
     @contextmanager
     def _tempered(self) -> Iterator[None]:
@@ -290,8 +298,10 @@ class TrainingRun:
         """Reconstruction and KL on other data; draws nothing from the training's randomness."""
         with isolated_rng(self.options.seed, x.device):
             terms = log_prob_terms(self.model, self.guide, x)
-        reconstruction = terms.log_p_x.double().mean().item()
-        return reconstruction, (terms.log_q_z - terms.log_p_z).double().mean().item()
+        # Per datum, also where there is one weight for all.
+        per_datum = terms.log_p_x.shape[1] / len(x)
+        kl = (terms.log_q_z - terms.log_p_z).double().mean().item()
+        return terms.log_p_x.double().mean().item() * per_datum, kl * per_datum
 
     def snapshot(self) -> Snapshot:
         """The run as it is now; with held-out data, its parameters are the best so far.
@@ -363,6 +373,7 @@ class TrainingRun:
             isolated_rng(self.options.seed, self.last_batch.device),
             no_training(self.model, self.guide),
             poutine.block(hide_types=["param"]),
+            self._scaled(len(self.last_batch)),
         ):
             loss = self.elbo.loss(self.model, self.guide, self.last_batch)
         if not math.isfinite(loss):

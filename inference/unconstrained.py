@@ -30,11 +30,13 @@ class _Part(NamedTuple):
         size: entries per datum.
         plates: sizes of the batch dimensions, that of the data taken out.
         event_shape: of the unconstrained value.
+        outer: batch dimensions of the pair that the site is left of, where it has none.
     """
 
     size: int
     plates: tuple[int, ...]
     event_shape: tuple[int, ...]
+    outer: int
 
 
 class Packing:
@@ -76,7 +78,8 @@ class Packing:
         plates = [1] * (self._depth - len(batch)) + list(batch)
         if self._data_axis is not None:
             del plates[self._data_axis]
-        return _Part(math.prod(plates) * math.prod(event), tuple(plates), tuple(event))
+        outer = self._depth - len(batch)
+        return _Part(math.prod(plates) * math.prod(event), tuple(plates), tuple(event), outer)
 
     def transform(self, site: Site) -> Transform | None:
         """T of a site as it is drawn now, or None if it is the identity.
@@ -97,7 +100,8 @@ class Packing:
         for (name, part), piece in zip(self._parts.items(), pieces, strict=True):
             u = piece.reshape(*z.shape[:2], *part.plates, *part.event_shape)
             u = u.squeeze(1) if self._data_axis is None else u.movedim(1, 1 + self._data_axis)
-            values[name] = u if has_chains else u[0]
+            # Alone, a site has the dims that it was drawn with: a program may index from the left.
+            values[name] = u if has_chains else u[0].reshape(u.shape[1 + part.outer :])
         return values
 
     def pack(self, sites: dict[str, Site], num_chains: int, num_data: int) -> Tensor:
