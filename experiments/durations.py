@@ -14,11 +14,11 @@ from experiments.catalogue import Spec, build_elbo
 from experiments.config import Compare, Estimation, Experiment
 from guides import AbstractPosterior
 from inference import estimate_evidence, fit, hmc
+from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.guide_path import path_of
 from inference.random_state import isolated_rng
 from inference.schedule import NUM_WARMUP_STEPS
 from inference.stopping import UntilFlat
-from inference.draws import DEFAULT_CHUNK_SIZE
 from models import AbstractModel
 
 _SHORT = 10  # seconds that need no number

@@ -16,7 +16,7 @@ from inference.checks import check_data
 from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.guide_path import path_of
 from inference.reliability import edge_caveat
-from inference.simulation import device_of
+from inference.simulation import device_of, observed_like
 from inference.snapshots import Snapshot
 from inference.soundness import expect_sound_model, expect_sound_pair
 from inference.traces import Program, random_sites
@@ -83,11 +83,13 @@ class Bracket:
 
     def __str__(self) -> str:
         data = "1 simulated datum" if len(self.x) == 1 else f"{len(self.x)} simulated data"
+        if len(self.log_px_lower) < len(self.x):  # they share latents
+            data = f"a simulated data set of {len(self.x)}"
         why, bar = self.not_reliable, f" ± {self.gap_se:.3f}"
         has_bar = why is None and math.isfinite(self.gap_se)
         return (
-            f"{'' if why is None else 'NOT RELIABLE, '}{self.lower:.3f} to {self.upper:.3f} nats "
-            f"per datum, gap {self.gap:.3f}{bar if has_bar else ''} ({data}, "
+            f"{'' if why is None else 'NOT RELIABLE, '}{self.lower:.3f} to {self.upper:.3f} nats"
+            f"{'' if data.startswith('a ') else ' per datum'}, gap {self.gap:.3f}{bar if has_bar else ''} ({data}, "
             f"{self.num_chains} chains){'' if why is None else f': {why}'}"
         )
 
@@ -96,7 +98,7 @@ def bidirectional_evidence(
     model: Program,
     *,
     size: int | None = None,
-    template: Tensor | None = None,
+    template: Tensor | Data | None = None,
     guide: Program | None = None,
     num_chains: int = 16,
     num_temperatures: int = 1000,
@@ -156,6 +158,9 @@ def bidirectional_evidence(
         chunk_size,
         snapshot_every,
     )
+    if template is not None:
+        template = as_data(template)
+        model, guide = takes(model, template), None if guide is None else takes(guide, template)
     device = device_of(model, template) or torch.device("cpu")
     with annealing_mode(model, guide, seed, device) as refuse_new_parameters:
         x, values = _simulate(model, size, template)
@@ -176,20 +181,14 @@ def bidirectional_evidence(
 
 
 def _simulate(
-    model: Program, size: int | None, template: Tensor | None
+    model: Program, size: int | None, template: Tensor | Data | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Data `[B, *data_shape]` drawn from the model, and the values of all sites by name."""
     if (size is None) == (template is None):
         raise ValueError("expected either a size or a template of the data to simulate")
     if template is not None:
         trace = poutine.trace(poutine.uncondition(model)).get_trace(template)
-        observed = [s for s in random_sites(trace).values() if s["infer"].get("was_observed")]
-        if len(observed) != 1 or observed[0]["value"].shape != template.shape:
-            raise ValueError(
-                f"expected a model with one observed site of the template's shape "
-                f"{tuple(template.shape)}, got {[tuple(s['value'].shape) for s in observed]}"
-            )
-        x = observed[0]["value"]
+        x = observed_like(trace, template)
     else:
         if size < 1:
             raise ValueError(f"expected a size of at least 1, got {size}")

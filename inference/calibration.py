@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inference.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from inference.evaluation import evaluation_mode
+from inference.per_datum import expect_per_datum
 from inference.random_state import isolated_rng
 from inference.simulation import device_of, simulate
 from inference.traces import Layout, Program, random_sites
@@ -165,6 +166,7 @@ def simulation_based_calibration(
             for name, value in _quantities(block).items():
                 record.put(name, block, value)
 
+        expect_per_datum(model, guide, data[:64], "simulation-based calibration")
         layout = visit_draws(model, guide, data, num_draws, visit, progress=progress, **options)
         values = _at_truth(model, guide, data, truth, layout)
         ranks = {n: _ranks(record.tensors[n], v) for n, v in values.items()}

@@ -161,7 +161,7 @@ def _score(guide: Program, block: Block, reference: Reference, vectorize: bool) 
             sites = random_sites(trace_of(guide, x, num_draws, layout)).values()
         size = num_draws or 1
         total = sum(log_prob_of(site, size, len(x), layout) for site in sites)
-        return total.expand(size, len(x))
+        return total.expand(size, layout.num_weights(len(x)))
 
     if not vectorize:
         num_draws = reference.draws.shape[:2].numel()

@@ -17,6 +17,7 @@ from inference.checks import check_data
 from inference.difference import Difference, paired_difference
 from inference.evaluation import evaluation_mode
 from inference.evidence import Evidence, from_log_weights
+from inference.per_datum import expect_per_datum
 from inference.random_state import rng_state, set_rng_state
 from inference.soundness import expect_sound_pair
 from inference.tempering import Unscaled
@@ -152,6 +153,7 @@ def inference_gaps(
         raise ValueError(f"expected num_particles of at least 2, got {num_particles}")
     x = x.detach()  # data simulated from a model remember its parameters
     start = _start(guide, x)
+    expect_per_datum(model, _rowwise(guide, start), x, "a gap")
     expect_sound_pair(model, _rowwise(guide, start), x)
     if evidence is not None and evidence.num_data != len(x):
         raise ValueError(f"expected an evidence of {len(x)} data, got {evidence.num_data}")

@@ -9,6 +9,7 @@ from torch.distributions import Independent
 
 from inference import estimators
 from inference.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
+from inference.per_datum import expect_per_datum
 from inference.random_state import isolated_rng
 from inference.traces import Program, random_sites
 
@@ -112,6 +113,7 @@ def latent_diagnostics(
     """
     if num_draws < 2 or len(x) < 2:
         raise ValueError(f"expected num_draws and data of at least 2, got {num_draws} and {len(x)}")
+    expect_per_datum(model, guide, x[:64], "what latents do")
     posterior, prior, kl = (Record(num_draws, len(x)) for _ in range(3))
 
     def visit(block: Block) -> None:

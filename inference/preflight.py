@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from inference.checks import check_data, check_density, check_support
+from inference.data import Data, as_data, takes
 from inference.evaluation import modules_of
 from inference.findings import Finding, from_error, guarded
 from inference.parameters import evaluation_store
@@ -20,13 +21,12 @@ from inference.random_state import isolated_rng
 from inference.traces import Program
 
 
-def check(model: Program, guide: Program, x: Tensor, *, seed: int = 0) -> list[Finding]:
+def check(model: Program, guide: Program, x: Tensor | Data, *, seed: int = 0) -> list[Finding]:
     """Everything that is wrong with a pair of Pyro callables on a batch; an empty list is good.
 
         data       NaN or infinite values; values outside the likelihood's support
         run        the guide or the model fails
         sites      latents that one of the two lacks, or does not determine; nothing observed
-        plate      a site outside the plate over the data
         shape      event shapes that differ; dimensions that belong to no plate
         support    the guide draws where the prior has no density, or misses some of the posterior
         prior      a prior that is no density
@@ -43,12 +43,18 @@ def check(model: Program, guide: Program, x: Tensor, *, seed: int = 0) -> list[F
     exception escapes: what fails is a finding. Random state, parameter store and the modules'
     buffers are afterwards as they were.
 
+    Latents that all data share make one weight for the data set: batches of it, and rows that
+    leak, are then no matter.
+
     Args:
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
-        x: a batch `[B, *data_shape]`; a single datum cannot show whether rows leak.
+        x: a batch `[B, *data_shape]`, or several tensors (see `fit`); a single datum cannot show
+            whether rows leak.
         seed: of all draws.
     """
+    x = as_data(x)
+    model, guide = takes(model, x), takes(guide, x)
     findings = list(guarded("data", lambda: check_data(x)))
     if findings:
         return findings

@@ -35,6 +35,8 @@ def _check_positions(model: Program, guide: Program, x: Tensor) -> Iterator[Find
         return
     with evaluation_mode(model, guide), torch.no_grad():
         scores = RowScores(model, guide, x)
+        if scores.layout.is_joint:
+            return
         before, after = scores.at(x), scores.rolled().at(x.roll(1, 0))
     for role, site in before:
         if not same(before[role, site].roll(1), after[role, site]):
@@ -45,7 +47,7 @@ def _check_positions(model: Program, guide: Program, x: Tensor) -> Iterator[Find
 
 def _check_batch_size(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
     """A batch with one datum less."""
-    if len(x) < 2:
+    if len(x) < 2 or _is_joint(model, guide, x):
         return
     with evaluation_mode(model, guide), torch.no_grad():
         try:
@@ -54,6 +56,11 @@ def _check_batch_size(model: Program, guide: Program, x: Tensor) -> Iterator[Fin
             found = from_error("batch", error, f"fails on {len(x) - 1} of the {len(x)} data")
             mend = "take every size from len(x), the plate's too"
             yield Finding("batch", found.site, found.problem, mend)
+
+
+def _is_joint(model: Program, guide: Program, x: Tensor) -> bool:
+    with evaluation_mode(model, guide), torch.no_grad():
+        return layout_of(model, guide, x, require_density=False).is_joint
 
 
 def _check_gradients(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
@@ -77,14 +84,8 @@ def _check_gradients(model: Program, guide: Program, x: Tensor) -> Iterator[Find
 
 
 def _check_weights(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
-    """What the weights themselves say."""
-    try:
-        log_w = unchecked_log_weights(model, guide, x, 2)
-    except Exception as error:
-        log_w = unchecked_log_weights(model, guide, x, 2, vectorize_particles=False)
-        found = from_error("weights", error, "cannot draw several particles in one call")
-        mend = "count dims from the right, for latents [..., B, Z]; or vectorize_particles=False"
-        yield Finding("weights", found.site, found.problem, mend)
+    """What the weights themselves say; that particles are drawn one by one is no fault."""
+    log_w = unchecked_log_weights(model, guide, x, 2)
     if not torch.isfinite(log_w).all():
         mend = "look at the parameters of the distributions"
         yield Finding("weights", None, "a log-weight that is NaN or infinite", mend)

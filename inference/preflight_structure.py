@@ -15,8 +15,6 @@ from inference.soundness import check_masks, check_priors
 from inference.supports import support_of
 from inference.traces import Traces, random_sites
 
-_PLATE = 'put it inside `with pyro.plate("data", len(x)):`'
-
 
 def check_sites(guide: Trace, model: Trace) -> Iterator[Finding]:
     """Latents that one of the two lacks; nothing observed, or something in the guide."""
@@ -60,18 +58,14 @@ def _check_supports(guide: Trace, model: Trace) -> Iterator[Finding]:
             yield Finding("support", name, problem, SUPPORT_REMEDY)
 
 
-def _check_plates(role: str, trace: Trace, size: int) -> Iterator[Finding]:
-    """Sites outside the plate over the data, and dimensions that belong to no plate."""
+def _check_plates(role: str, trace: Trace, _: int) -> Iterator[Finding]:
+    """Dimensions that belong to no plate."""
     for name, site in random_sites(trace).items():
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
         batch = site["fn"].batch_shape
         dims = {frame.dim for frame in frames}
         stray = [d for d in range(-len(batch), 0) if batch[d] != 1 and d not in dims]
-        if not any(frame.size == size for frame in frames):
-            plates = {frame.name: frame.size for frame in frames} or "no plate"
-            problem = f"in the {role} inside {plates}, not in a plate over the {size} data"
-            yield Finding("plate", name, problem, _PLATE)
-        elif stray:
+        if stray:
             problem = f"batch shape {tuple(batch)} in the {role}: dims {stray} belong to no plate"
             yield Finding("shape", name, problem, "declare them with .to_event()")
 

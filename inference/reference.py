@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from inference.data import Data, as_data, takes
 from inference.draws import Block, visit_draws
 from inference.evaluation import evaluation_mode
 from inference.random_state import isolated_rng
@@ -30,7 +31,7 @@ class Reference:
 
     Args:
         x: the data `[B, *data_shape]`.
-        draws: `[C, N, B, Z]`, by chain and draw.
+        draws: `[C, N, B, Z]`, by chain and draw; B is 1 where the data share latents.
         r_hat: rank-normalized R̂ of every latent `[B, Z]`.
         ess: the smaller one of bulk and tail ESS of every latent `[B, Z]`.
         num_divergences: draws whose trajectory diverged, over all chains.
@@ -75,7 +76,7 @@ class Reference:
 
 def nuts_reference(
     model: Program,
-    x: Tensor,
+    x: Tensor | Data,
     *,
     num_samples: int = 1000,
     num_warmup: int = 500,
@@ -113,6 +114,8 @@ def nuts_reference(
     for name, value, least in (("num_chains", num_chains, 2), ("num_samples", num_samples, 4)):
         if value < least:
             raise ValueError(f"expected {name} of at least {least}, got {value}")
+    x = as_data(x)
+    model = takes(model, x)
     block = _one_run(model, x)
     register_mixtures()
     runs = []
@@ -167,7 +170,8 @@ def _pack(block: Block, values: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, site in block.latents.items():
         value, event_dim = values[name], site["fn"].event_dim
         value = with_batch_dims(value, depth + event_dim)
-        packed[name] = of_draws.lay_out(site, value, event_dim).reshape(num_draws, len(block.x), -1)
+        packed[name] = of_draws.lay_out(site, value, event_dim).flatten(2)
+        packed[name] = packed[name].reshape(*packed[name].shape[:2], -1)
     return packed
 
 

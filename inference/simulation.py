@@ -5,6 +5,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
+from inference.data import Data
 from inference.evaluation import evaluation_mode, modules_of
 from inference.traces import Program
 
@@ -39,25 +40,33 @@ def simulate(model: Program, size: int, x: Tensor | None = None) -> tuple[Trace,
             return trace, data
         like = x[torch.arange(size, device=x.device) % len(x)]
         trace = poutine.trace(poutine.uncondition(model)).get_trace(like)
-    return trace, _observed_like(trace, like)
+    return trace, observed_like(trace, like)
 
 
-def _observed_like(trace: Trace, like: Tensor) -> Tensor:
-    """What was drawn at the site that observes the batch."""
-    drawn = [
-        site["value"]
+def observed_like(trace: Trace, like: Tensor | Data) -> Tensor | Data:
+    """The data in which every tensor that a site observes is what was drawn there.
+
+    Raises:
+        ValueError: no site observes any of the tensors as it is, or several the same.
+    """
+    drawn = {
+        id(site["infer"]["obs"]): site["value"]
         for site in trace.nodes.values()
-        if site["type"] == "sample" and site["infer"].get("obs") is like
-    ]
-    if len(drawn) != 1 or drawn[0].shape != like.shape:
+        if site["type"] == "sample" and site["infer"].get("obs") is not None
+    }
+    tensors = like.tensors if isinstance(like, Data) else [like]
+    if not any(id(t) in drawn and drawn[id(t)].shape == t.shape for t in tensors):
         raise ValueError(
-            f"expected one site that observes x as it is, got {len(drawn)}: give the model a form "
-            "model(None, size=N) that returns data"
+            f"expected one site that observes x as it is, got {len(drawn)} that observe something: "
+            "give the model a form model(None, size=N) that returns data"
         )
-    return drawn[0]
+    if isinstance(like, Data):
+        kwargs = {name: drawn.get(id(value), value) for name, value in like.kwargs.items()}
+        return Data(tuple(drawn.get(id(value), value) for value in like.args), kwargs)
+    return drawn[id(like)]
 
 
-def device_of(model: Program, x: Tensor | None) -> torch.device | None:
+def device_of(model: Program, x: Tensor | Data | None) -> torch.device | None:
     """Where the batch is, or else the model's parameters."""
     if x is not None:
         return x.device

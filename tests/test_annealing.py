@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import guides
 from guides import Delta, FullRank, MeanField
@@ -511,17 +511,6 @@ def discrete(x):
         pyro.sample("x", dist.Normal(k.unsqueeze(-1) + x.new_zeros(10), 1.0).to_event(1), obs=x)
 
 
-def shared(x):
-    w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(w, 1.0).expand([10]).to_event(1), obs=x)
-
-
-def unplated(x):
-    z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(2))
-    pyro.sample("x", dist.Normal(z.sum(), 1.0).expand([len(x), 10]).to_event(2), obs=x)
-
-
 def unscorable(x):
     with pyro.plate("data", len(x)):
         flow = dist.transforms.Planar(3)
@@ -556,9 +545,7 @@ BAD = {
     "integers": (lambda: anneal(VAE(10, 3), X.long()), r"use x\.float"),
     "flat prior": (lambda: anneal(Autoencoder(10, 3), X), "cannot be drawn from"),
     "discrete": (lambda: anneal(discrete, X), r"'k' is discrete \(Bernoulli\)"),
-    "shared": (lambda: anneal(shared, X), "'w' is outside the plate"),
-    "no plate": (lambda: anneal(unplated, X), "one plate over the 4 data"),
-    "no latent": (lambda: anneal(lambda x: {"x": x}, X), "one plate over the 4 data"),
+    "no latent": (lambda: anneal(lambda x: {"x": x}, X), "latent sites, got none"),
     "point mass": (
         lambda: anneal(VAE(10, 3), X, guide=Delta(3, 10)),
         "point mass",
@@ -566,10 +553,6 @@ BAD = {
     "automatic point mass": (
         lambda: anneal(model_of_z, X, guide=AutoDelta(model_of_z)),
         "point mass",
-    ),
-    "joint guide": (
-        lambda: anneal(model_of_z, X, guide=AutoMultivariateNormal(model_of_z)),
-        "outside the plate",
     ),
     "unscorable guide": (lambda: anneal(model_of_z, X, guide=unscorable), "cannot score latents"),
 }

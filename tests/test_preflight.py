@@ -188,9 +188,7 @@ BROKEN = {
     "extra site": (model, two_sites, X, {("sites", "w")}),
     "nothing observed": (observes_nothing, gaussian, X, {("sites", None)}),
     "observed in the guide": (model, observes_in_the_guide, X, {("sites", "y")}),
-    "no plate in the guide": (model, without_plate, X, {("plate", "z"), ("shape", "z")}),
-    "no plate": (model_without_plate, without_plate, X, {("plate", "z"), ("plate", "x")}),
-    "global latent": (global_scale, global_guide, X, {("plate", "tau")}),
+    "no plate in the guide": (model, without_plate, X, {("shape", "z")}),
     "undeclared dims": (model_of_undeclared_dims, undeclared_dims, X, {("shape", "z")}),
     "real guide, positive prior": (positive_model, gaussian, X, {("support", "z")}),
     "unlucky draws": (positive_model, lambda x: gaussian(x, 9.0, 0.1), X, {("support", "z")}),
@@ -212,7 +210,6 @@ BROKEN = {
         model, Dead(), X, {("gradient", "guide.unused"), ("gradient", "guide.cut")},
     ),
     "infinite gradient": (model, Rooted(), X, {("gradient", "guide.raw")}),
-    "does not broadcast": (model, not_broadcast, X, {("weights", None)}),
 }  # fmt: skip
 
 
@@ -285,6 +282,9 @@ def clean_pairs():
         "dropout": (model, DroppedOut(), X),
         "rejection": (positive_model, gamma_guide, X),
         "table": (oracle, Unamortized(mean_field, x), x),
+        "no plate": (model_without_plate, without_plate, X),
+        "global latent": (global_scale, global_guide, X),
+        "does not broadcast": (model, not_broadcast, X),
     }
 
 

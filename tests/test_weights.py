@@ -229,6 +229,13 @@ def shared_latent_guide(x):
 
 
 X = torch.zeros(4, 10)
+
+
+def test_without_a_plate_over_all_sites_there_is_one_weight_for_the_data():
+    assert log_weights(unplated_model, unplated_guide, X, 3).shape == (3, 1)
+    assert log_weights(shared_latent_model, shared_latent_guide, X, 3).shape == (3, 1)
+
+
 BAD = {
     "point mass": (lambda: log_weights(VAE(10, 3), Delta(3, 10), X), "^guide site 'z' is a point"),
     "no prior either": (
@@ -258,11 +265,6 @@ BAD = {
     "extra site": (
         lambda: log_weights(lambda x: constant_guide("z")(x), lambda x: _two_sites(x), X),
         r"samples \['w'\], which are no latent sites",
-    ),
-    "no plate": (lambda: log_weights(unplated_model, unplated_guide, X), "one plate over the 4"),
-    "shared latent": (
-        lambda: log_weights(shared_latent_model, shared_latent_guide, X),
-        "site 'w' is outside the plate over the data",
     ),
 }
 

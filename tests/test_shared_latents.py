@@ -1,0 +1,282 @@
+"""Models whose latents the data share: one weight for the data set, by every way of running it."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from scipy.special import betaln, logsumexp
+
+from inference import (
+    adaptive_evidence,
+    annealed_evidence,
+    check,
+    estimate_evidence,
+    fit,
+    importance_weighted_evidence,
+    log_weights,
+)
+from inference.minibatches import ScaleData
+
+NUM_DATA, NOISE = 12, 0.7
+
+
+def regression_data():
+    generator = torch.Generator().manual_seed(3)
+    X = torch.randn(NUM_DATA, 2, generator=generator, dtype=torch.float64)
+    return X, X @ X.new_tensor([1.0, -2.0]) + NOISE * torch.randn(NUM_DATA, generator=generator)
+
+
+X, Y = regression_data()
+
+
+def posterior(X, y):
+    """w ~ N(0, I), y ~ N(Xw, σ²)."""
+    precision = torch.eye(2).double() + X.mT @ X / NOISE**2
+    mean = torch.linalg.solve(precision, X.mT @ y / NOISE**2)
+    return dist.MultivariateNormal(mean, precision_matrix=precision)
+
+
+def regression_evidence(X, y):
+    covariance = NOISE**2 * torch.eye(len(y)).double() + X @ X.mT
+    return dist.MultivariateNormal(torch.zeros(len(y)).double(), covariance).log_prob(y).item()
+
+
+def exact_guide(X, y):
+    pyro.sample("w", posterior(X, y))
+
+
+def wide_guide(X, y):
+    exact = posterior(X, y)
+    pyro.sample("w", dist.MultivariateNormal(exact.loc, 1.5 * exact.covariance_matrix))
+
+
+def regression(mean):
+    def model(X, y):
+        w = pyro.sample("w", dist.Normal(X.new_zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(X)):
+            pyro.sample("y", dist.Normal(mean(X, w), NOISE), obs=y)
+
+    return model
+
+
+# Ways of writing Xw. All but the first go wrong, or fail, under a batch of particles.
+MEANS = {
+    "broadcasts": lambda X, w: (X * w).sum(-1),
+    "X @ w": lambda X, w: X @ w,
+    "counts from the left": lambda X, w: X[:, 0] * w[0] + X[:, 1] * w[1],
+    "sum of a numbered dim": lambda X, w: (X * w).sum(1),
+    "squeeze": lambda X, w: (X @ w.unsqueeze(-1)).squeeze(),
+    "view": lambda X, w: (X @ w.view(2, -1)).view(-1)[: len(X)],
+    "einsum": lambda X, w: torch.einsum("nd,d->n", X, w),
+}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:the pair does not broadcast over particles")
+
+
+@pytest.mark.parametrize("way", MEANS)
+def test_every_weight_of_the_exact_posterior_is_the_evidence_of_the_data_set(way):
+    """However the model is written; the twin's data are in another order."""
+    model, exact = regression(MEANS[way]), regression_evidence(X, Y)
+    weights = log_weights(model, exact_guide, (X, Y), 30)
+    assert weights.shape == (30, 1)
+    assert (weights - exact).abs().max() < 1e-8
+    planted = log_weights(model, exact_guide, (X, Y.flip(0)), 30)
+    assert (planted - exact).abs().max() > 1
+
+
+def test_programs_that_do_not_broadcast_are_said_to_be_slow():
+    with pytest.warns(UserWarning, match="do.* not broadcast over particles"):
+        log_weights(regression(MEANS["X @ w"]), exact_guide, (X, Y), 5)
+
+
+@pytest.mark.parametrize("way", MEANS)
+def test_annealing_however_the_model_is_written(way):
+    model, exact = regression(MEANS[way]), regression_evidence(X, Y)
+    options = {"num_chains": 60, "num_temperatures": 40, "num_leapfrog_steps": 4}
+    evidence = annealed_evidence(model, (X, Y), num_pilot_temperatures=40, **options)
+    assert evidence.unit == "data set"
+    assert evidence.mc_se < 0.5
+    assert abs(evidence.mean - exact) < 5 * evidence.mc_se
+    assert abs(evidence.mean - exact + 5) > 5 * evidence.mc_se
+
+
+def by_name(y, X):
+    return regression(MEANS["broadcasts"])(X, y)
+
+
+def guide_by_name(y, X):
+    return wide_guide(X, y)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"X": X, "y": Y}, {"y": Y.numpy(), "X": X.numpy()}],
+    ids=["tensors", "arrays"],
+)
+def test_data_by_name(data):
+    torch.set_default_dtype(torch.float64)
+    try:
+        evidence = importance_weighted_evidence(by_name, guide_by_name, data, 2000)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert abs(evidence.mean - regression_evidence(X, Y)) < 5 * evidence.mc_se
+    assert "nats, ± " in str(evidence)
+    assert "(a data set of 12)" in str(evidence)
+    assert math.isnan(evidence.data_se)
+
+
+def test_adaptive_numbers_of_particles_for_the_data_set():
+    model = regression(MEANS["broadcasts"])
+    evidence = adaptive_evidence(model, wide_guide, (X, Y), target_se=0.02)
+    assert abs(evidence.mean - regression_evidence(X, Y)) < 5 * evidence.mc_se
+    assert evidence.mc_se < 0.03
+    assert evidence.data_set_size == NUM_DATA
+
+
+def test_elbo_and_evidence_come_from_the_same_weights():
+    model = regression(MEANS["broadcasts"])
+    records = estimate_evidence(model, wide_guide, (X, Y), 2000)
+    assert records["elbo"].mean < records["iw"].mean
+    assert records["elbo"].unit == "data set"
+
+
+SCHOOLS = torch.tensor([28, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
+ERRORS = torch.tensor([15, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)
+
+
+def eight_schools(y, errors):
+    mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(y.new_tensor(5.0)))
+    with pyro.plate("schools", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, errors), obs=y)
+
+
+def eight_schools_evidence():
+    """θ and μ are Gaussian given τ; log τ by the trapezoidal rule."""
+    log_tau = np.linspace(-30, 40, 7001)
+    tau, y, errors = np.exp(log_tau), SCHOOLS.numpy(), ERRORS.numpy()
+    variance = errors**2 + tau[:, None] ** 2
+    total = (1 / variance).sum(1)
+    log_det = np.log(variance).sum(1) + np.log1p(25 * total)
+    weighted = (y / variance).sum(1)
+    square = (y**2 / variance).sum(1) - 25 * weighted**2 / (1 + 25 * total)
+    log_prior = np.log(2 / (5 * math.pi)) - np.log1p((tau / 5) ** 2) + log_tau
+    log_joint = -0.5 * (square + log_det + 8 * math.log(2 * math.pi)) + log_prior
+    return logsumexp(log_joint) + math.log(log_tau[1] - log_tau[0])
+
+
+def test_eight_schools_by_annealing():
+    """A hierarchy with a constrained, shared latent beside one per school; |z| < 4."""
+    options = {"num_chains": 100, "num_temperatures": 150, "num_leapfrog_steps": 5}
+    evidence = annealed_evidence(eight_schools, (SCHOOLS, ERRORS), **options)
+    assert evidence.not_reliable is None
+    assert evidence.mc_se < 0.15
+    assert abs(evidence.mean - eight_schools_evidence()) < 4 * evidence.mc_se
+    assert abs(evidence.mean + 1 - eight_schools_evidence()) > 4 * evidence.mc_se
+
+
+COUNTS = torch.tensor([3.0, 7.0, 5.0, 9.0], dtype=torch.float64)
+TRIALS = torch.tensor([10.0, 12.0, 9.0, 11.0], dtype=torch.float64)
+
+
+def beta_binomial(y, trials):
+    p = pyro.sample("p", dist.Beta(y.new_tensor(2.0), 3.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Binomial(trials, p), obs=y)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
+def test_beta_binomial_with_an_autoguide_of_pyro(kind):
+    """Its one latent is drawn at an auxiliary site, outside of every plate."""
+    y, n = COUNTS.numpy(), TRIALS.numpy()
+    coefficients = sum(math.lgamma(a + 1) for a in n) - sum(
+        math.lgamma(b + 1) + math.lgamma(a - b + 1) for a, b in zip(n, y, strict=True)
+    )
+    exact = coefficients + betaln(2 + y.sum(), 3 + (n - y).sum()) - betaln(2, 3)
+    guide = kind(beta_binomial, init_scale=0.3)
+    data = COUNTS, TRIALS
+    fit(beta_binomial, guide, data, num_epochs=300, lr=0.02, progress=False)
+    evidence = importance_weighted_evidence(beta_binomial, guide, data, 4000)
+    assert evidence.not_reliable is None
+    assert abs(evidence.mean - exact) < 4 * evidence.mc_se
+    assert evidence.mc_se < 0.05
+    assert abs(evidence.mean + 0.3 - exact) > 4 * evidence.mc_se
+
+
+def test_minibatches_stand_for_all_data():
+    """The mean over disjoint batches of the scaled log joint is that of all data; unscaled not."""
+    model = regression(MEANS["broadcasts"])
+    guide = poutine.trace(wide_guide).get_trace(X, Y)
+
+    def log_joint(rows, *, scaled):
+        scale = ScaleData(frozenset([-1]), len(rows), NUM_DATA)
+        program = scale(model) if scaled else model
+        trace = poutine.trace(poutine.replay(program, trace=guide)).get_trace(X[rows], Y[rows])
+        return trace.log_prob_sum()
+
+    batches = torch.arange(NUM_DATA).split(4)
+    whole = log_joint(torch.arange(NUM_DATA), scaled=False)
+    means = {
+        scaled: torch.stack([log_joint(rows, scaled=scaled) for rows in batches]).mean()
+        for scaled in (True, False)
+    }
+    assert torch.allclose(means[True], whole)
+    assert abs(means[False] - whole) > 1
+
+
+@pytest.mark.parametrize("batch_size", [8, 32, 256])
+def test_the_posterior_does_not_depend_on_the_size_of_batches(batch_size):
+    """sd within 5% of the exact one; unscaled, batches of 8 of 256 give one 5.6 times as wide."""
+    torch.manual_seed(0)
+    y = 1 + torch.randn(256)
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    def guide(y):
+        loc = pyro.param("loc", torch.tensor(0.5))
+        log_scale = pyro.param("log_scale", torch.tensor(-2.0))
+        pyro.sample("mean", dist.Normal(loc, log_scale.exp()))
+
+    epochs = {8: 25, 32: 100, 256: 800}[batch_size]
+    decay = 0.01 ** (1 / epochs)
+    fit(
+        model,
+        guide,
+        (y,),
+        num_epochs=epochs,
+        batch_size=batch_size,
+        lr=0.03,
+        lr_decay=decay,
+        elbo=Trace_ELBO(num_particles=16, vectorize_particles=True),
+        progress=False,
+    )
+    exact = (256 + 0.01) ** -0.5
+    assert pyro.param("log_scale").exp().item() == pytest.approx(exact, rel=0.05)
+    assert pyro.param("loc").item() == pytest.approx(y.mean().item(), abs=0.6 * exact)
+
+
+def test_a_batch_that_cannot_be_scaled_is_refused():
+    def model(X, y):
+        w = pyro.sample("w", dist.Normal(X.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(X @ w, NOISE).to_event(1), obs=y)
+
+    guide = AutoNormal(model)
+    with pytest.raises(ValueError, match="tells what to scale by 12/4: put what is of each datum"):
+        fit(model, guide, (X, Y), num_epochs=1, batch_size=4, progress=False)
+    fit(model, guide, (X, Y), num_epochs=1, batch_size=12, progress=False)
+
+
+def test_check_finds_nothing_in_a_model_of_shared_latents():
+    assert check(regression(MEANS["broadcasts"]), wide_guide, (X, Y)) == []
+    assert check(regression(MEANS["X @ w"]), wide_guide, (X, Y)) == []
