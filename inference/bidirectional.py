@@ -13,6 +13,7 @@ from inference import estimators
 from inference.annealing import annealing_mode
 from inference.annealing_run import AnnealingRun, Options
 from inference.checks import check_data
+from inference.data import Data, as_data, takes
 from inference.draws import DEFAULT_CHUNK_SIZE
 from inference.guide_path import path_of
 from inference.reliability import edge_caveat
@@ -87,10 +88,11 @@ class Bracket:
             data = f"a simulated data set of {len(self.x)}"
         why, bar = self.not_reliable, f" ± {self.gap_se:.3f}"
         has_bar = why is None and math.isfinite(self.gap_se)
+        mark, reason = ("", "") if why is None else ("NOT RELIABLE, ", f": {why}")
+        unit = "nats" if data.startswith("a ") else "nats per datum"
         return (
-            f"{'' if why is None else 'NOT RELIABLE, '}{self.lower:.3f} to {self.upper:.3f} nats"
-            f"{'' if data.startswith('a ') else ' per datum'}, gap {self.gap:.3f}{bar if has_bar else ''} ({data}, "
-            f"{self.num_chains} chains){'' if why is None else f': {why}'}"
+            f"{mark}{self.lower:.3f} to {self.upper:.3f} {unit}, gap {self.gap:.3f}"
+            f"{bar if has_bar else ''} ({data}, {self.num_chains} chains){reason}"
         )
 
 
