@@ -10,6 +10,7 @@ from torch import Tensor
 from experiments.annealing import bracketed
 from experiments.assembly import Assembly
 from experiments.config import ANNEALING, Evaluate
+from experiments.double import in_dtype
 from experiments.estimates import weighted
 from experiments.labels import shortened
 from experiments.numbers import json_number
@@ -27,6 +28,7 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
         What was found, and where the snapshots of the annealing are.
     """
     size = config.num_data or NUM_SIMULATED
+    assembly = in_dtype(assembly, config.dtype)
     found, details, place = bracketed(assembly, size, config, folder)
     document = {
         "lower": found.lower,

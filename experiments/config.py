@@ -7,6 +7,7 @@ from typing import Any, Literal
 Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
 Estimator = Literal["elbo", "iw", "ais", "bdmc"]
 Start = Literal["prior", "guide"]
+Dtype = Literal["auto", "float32", "float64"]
 
 # The least and the most that an option may be, wherever it stands. What else must hold of them is
 # said by whoever uses them. A seed is numpy's, and some are added to it.
@@ -149,6 +150,8 @@ class Estimation(Options):
         num_chains: annealing chains per datum.
         num_temperatures: steps of annealing.
         num_leapfrog_steps: gradients per step of annealing.
+        dtype: what evidence is computed in; auto is float64 for models without networks, where that
+            costs little, else float32.
     """
 
     estimator: Estimator = "iw"
@@ -160,6 +163,7 @@ class Estimation(Options):
     num_chains: int = 16
     num_temperatures: int = 1000
     num_leapfrog_steps: int = 10
+    dtype: Dtype = "auto"
 
 
 @dataclass(kw_only=True)

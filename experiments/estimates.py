@@ -11,6 +11,7 @@ from tqdm import tqdm
 from experiments.annealing import annealed
 from experiments.assembly import Assembly
 from experiments.config import Evaluate
+from experiments.double import in_dtype
 from experiments.runs import RunFolder
 from inference import Evidence, adaptive_evidence, estimate_evidence
 from inference.random_state import isolated_rng
@@ -26,6 +27,8 @@ def estimate(
     Returns:
         The records; and of the annealing, what to record and where its snapshots are.
     """
+    assembly = in_dtype(assembly, config.dtype)
+    x = x.to(assembly.x_test.dtype)
     records = weighted(assembly, x, config)
     details = place = None
     if config.estimator == "ais":

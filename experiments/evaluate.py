@@ -118,7 +118,7 @@ def _bracket(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
         size = config.num_data or NUM_SIMULATED
         _announce(assembly, assembly.x_test[torch.arange(size) % len(assembly.x_test)], config)
     found, snapshots = bracket(assembly, config, folder)
-    options = {name: getattr(config, name) for name in ("num_particles", *ANNEALING)}
+    options = {name: getattr(config, name) for name in ("num_particles", "dtype", *ANNEALING)}
     made_by = {"command": "evaluate", "estimator": "bdmc", "num_data": found["num_data"], **options}
     row = with_evaluation(before, made_by, {"bracket": found})
     return _Found(row, bracket_table([row]), None, snapshots)
@@ -158,7 +158,7 @@ def check_options(config: Estimation) -> None:
 
 def settings(config: Evaluate) -> dict[str, Any]:
     """What makes one evaluation of a run another than the next."""
-    names = ["estimator", "num_particles", "num_data"]
+    names = ["estimator", "num_particles", "num_data", "dtype"]
     if config.target_se is not None:
         names += ["target_se", "max_particles"]
     if config.estimator == "ais":

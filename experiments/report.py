@@ -81,6 +81,7 @@ def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
         "data_se": json_number(record.data_se),
         "num_particles": record.num_particles,
         "num_data": record.num_data,
+        "dtype": None if record.dtype is None else str(record.dtype).removeprefix("torch."),
     }
     if record.particles is not None:
         estimate["mean_num_particles"] = record.particles.double().mean().item()
