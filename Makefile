@@ -7,7 +7,10 @@ INSTALLED := $(VENV)/.installed
 # Waiting OpenMP threads sleep instead of spinning: other work on the machine costs little then.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all test-lowest test-newer lint notebooks planted bench zoo clean
+# A worker per core, each with one thread and about 1 GB of memory.
+WORKERS := --numprocesses=logical --maxprocesses=8 --dist=worksteal
+
+.PHONY: demo test test-slow test-all test-lowest test-newer lint notebooks planted bench zoo clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
@@ -16,22 +19,25 @@ demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evi
 test: $(INSTALLED)  ## lint and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest
+	$(BIN)/pytest $(WORKERS) -m "not slow"
+
+test-slow: $(INSTALLED)  ## the tests that `make test` leaves out
+	$(BIN)/pytest $(WORKERS) -m slow
 
 test-all: $(INSTALLED)  ## every test, the notebooks, the oldest dependencies and ArviZ 1.x
-	$(MAKE) test notebooks test-lowest test-newer
+	$(MAKE) test test-slow notebooks test-lowest test-newer
 
 test-lowest:  ## the tests with the lower bounds of pyproject.toml (Python 3.11)
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
-		pytest tensorboard --constraint tests/lowest-requirements.txt
-	.venv-lowest/bin/python -m pytest -W default  # old libraries warn of each other
+		pytest pytest-xdist tensorboard --constraint tests/lowest-requirements.txt
+	.venv-lowest/bin/python -m pytest $(WORKERS) -W default  # old libraries warn of each other
 
 test-newer:  ## the export and all that asks ArviZ, with ArviZ 1.x (Python 3.12 or newer)
 	test -x .venv-newer/bin/python || $(PYTHON_NEWER) -m venv .venv-newer
 	.venv-newer/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
-		pytest tensorboard "arviz>=1"
-	.venv-newer/bin/python -m pytest -W default tests/test_arviz_export.py tests/test_estimators.py \
+		pytest pytest-xdist tensorboard "arviz>=1"
+	.venv-newer/bin/python -m pytest $(WORKERS) -W default tests/test_arviz_export.py tests/test_estimators.py \
 		tests/test_adaptive.py tests/test_reference.py tests/test_calibration.py \
 		tests/test_export_command.py tests/test_reference_command.py
 

@@ -1,7 +1,7 @@
 """Checks of data and of model/guide pairs, each failing with one line that names the mend."""
 
 import torch
-from pyro.distributions import Bernoulli, Delta, TorchDistribution, constraints
+from pyro.distributions import Bernoulli, Delta, ImproperUniform, TorchDistribution, constraints
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -58,11 +58,15 @@ def check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
     )
 
 
-def check_density(guide_trace: Trace) -> None:
+def check_density(guide_trace: Trace, model_trace: Trace | None = None) -> None:
     """Check that the guide is a density: a point mass has none, so its weights mean nothing.
 
     A `Delta` with a log-density of its own, or one that follows an auxiliary draw (Pyro's
     autoguides), only moves a draw that was scored elsewhere.
+
+    Args:
+        guide_trace: a run of the guide.
+        model_trace: a run of the model, whose missing prior no other guide could mend.
 
     Raises:
         ValueError: names the site.
@@ -73,10 +77,20 @@ def check_density(guide_trace: Trace) -> None:
     for site in sites:
         base = base_distribution(site["fn"])
         if isinstance(base, Delta) and not is_deterministic(site) and not base.log_density.any():
+            if model_trace is not None and _is_improper(model_trace.nodes.get(site["name"])):
+                raise ValueError(
+                    f"the model has no prior on {site['name']!r} (ImproperUniform), and its guide "
+                    "is a point mass (Delta), which has no density: there is no log p(x); choose a "
+                    "model with a prior, such as VAE, and a guide such as MeanField"
+                )
             raise ValueError(
                 f"guide site {site['name']!r} is a point mass (Delta), which has no density: "
                 "log p(x) cannot be estimated with it; choose another guide, such as MeanField"
             )
+
+
+def _is_improper(site: dict | None) -> bool:
+    return site is not None and isinstance(base_distribution(site["fn"]), ImproperUniform)
 
 
 def base_distribution(fn: TorchDistribution) -> TorchDistribution:

@@ -41,7 +41,7 @@ def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: boo
     with isolated_rng(device=x.device):  # the draws are not used
         traces = checked_traces(model, guide, x)
     if require_density:
-        check_density(traces.guide)
+        check_density(traces.guide, traces.model)
     dims = _data_dims(traces, len(x))
     if len(dims) > 1:  # a plate of another kind has this size by chance: it will not grow along
         with isolated_rng(device=x.device):

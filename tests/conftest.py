@@ -1,10 +1,19 @@
 """What all tests share: the exact oracle, and a clean state of Pyro around every test."""
 
+import os
+
+# One thread for each worker of pytest-xdist, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import pyro
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from models import LinearGaussian
+
+torch.set_num_threads(1)  # a plugin may have imported torch before
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +22,13 @@ def clean_pyro():
     pyro.set_rng_seed(0)
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch):
+    """Pictures are drawn once and coarsely: `bbox_inches="tight"` alone draws them twice."""
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: save(figure, path, dpi=72))
 
 
 @pytest.fixture

@@ -113,12 +113,18 @@ def brackets_of(sizes):
 
 def test_the_gap_closes_with_the_number_of_temperatures():
     """With normal log-weights the gap is half the variance of upper − lower: both fall."""
-    short, medium, long = brackets_of({100: 2000, 1000: 2000, 10_000: 100})
+    short, medium = brackets_of({100: 2000, 1000: 2000})
     assert short.gap > medium.gap + 3 * math.hypot(short.gap_se, medium.gap_se)
     assert medium.gap + 5 * medium.gap_se < 0.05
     assert medium.likely_gap == pytest.approx(max(medium.gap, 0) + 2 * medium.gap_se)
+    assert spread(short) > 2 * spread(medium)
+
+
+@pytest.mark.slow
+def test_the_gap_vanishes_with_many_temperatures():
+    medium, long = brackets_of({1000: 2000, 10_000: 100})
     assert abs(long.gap) < 0.01
-    assert spread(short) > 2 * spread(medium) > 4 * spread(long)
+    assert spread(medium) > 2 * spread(long)
 
 
 def test_a_planted_standstill_keeps_the_gap_open(monkeypatch):

@@ -18,7 +18,7 @@ import torchvision
 import yaml
 from safetensors.torch import load_file
 
-from experiments import checkpoints, compare
+from experiments import checkpoints, compare, schema
 from experiments.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -288,10 +288,12 @@ def test_corrupt_and_foreign_checkpoints_are_named(capsys):
     resume = ["train", *QUICK, "--out", "run", "--resume", "true"]
     assert "corrupt checkpoint" in refused(capsys, *resume)
     tensors.write_bytes(whole)
-    document = json.loads(meta.read_text())
-    meta.write_text(json.dumps(document | {"data_sha256": "0" * 64}))
+    document = schema.parse_signed(meta.read_bytes())
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"data_sha256": "0" * 64}))
+    assert "it was changed since it was written" in refused(capsys, "evaluate", "run")
+    meta.write_bytes(schema.signed(document | {"data_sha256": "0" * 64}))
     assert "trained on other data" in refused(capsys, "evaluate", "run")
-    meta.write_text(json.dumps(document | {"format": "other"}))
+    meta.write_bytes(schema.signed(document | {"format": "other"}))
     assert "foreign checkpoint" in refused(capsys, "evaluate", "run")
 
 
@@ -377,11 +379,12 @@ def test_help_explains_every_option(command, capsys):
 
 def test_resumed_after_kill_9_the_weights_are_bit_identical():
     """Killed at three random moments of one run, and gone on with each time."""
-    command = [sys.executable, "-m", "experiments", "train", "--guide", "Planar(num_flows=3)"]
-    command += ["--num_epochs", "25", "--checkpoint_every", "7", "--lr_decay", "0.99"]
+    words = ["train", "--guide", "Planar(num_flows=3)", "--num_epochs", "25"]
+    words += ["--checkpoint_every", "7", "--lr_decay", "0.99"]
+    command = [sys.executable, "-m", "experiments", *words]
     options = {"env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}
     options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    subprocess.run([*command, "--out", "whole"], check=True, **options)
+    run(*words, "--out", "whole")
     randomness = random.Random(0)
     for start in range(3):
         resume = ["--resume", "true"] if start else []
@@ -392,7 +395,7 @@ def test_resumed_after_kill_9_the_weights_are_bit_identical():
         process.wait()
         process.stderr.close()
     assert not Path("killed/results.json").exists()
-    subprocess.run([*command, "--out", "killed", "--resume", "true"], check=True, **options)
+    run(*words, "--out", "killed", "--resume", "true")
     whole, killed = weights("whole"), weights("killed")
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,17 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A trained run, which tests copy."""
+    folder = tmp_path_factory.mktemp("once") / "run"
+    run("train", *MODEL, *FIT, "--guide", "MeanField", "--out", folder)
+    return folder
+
+
 @pytest.fixture
-def trained():
-    run("train", *MODEL, *FIT, "--guide", "MeanField", "--out", "run")
+def trained(once):
+    shutil.copytree(once, "run")
     return "run"
 
 
@@ -236,6 +245,7 @@ def test_guides_of_one_model_are_judged_by_their_elbos(capsys):
 def test_models_are_judged_only_where_the_gap_is_known(capsys):
     model = ["--model", "VAE(latent_dim=2, hidden_dims=[8])", "--num_epochs", "1"]
     command = ["compare", *model, "--guides", "MeanField", "Planar(num_flows=2)", *SHORT]
+    command += ["--num_temperatures", "20"]
     run(*command, "--out", "c")
     assert "how far the lower bounds lie below is unknown" in capsys.readouterr().out
     run(*command, "--estimator", "bdmc", "--out", "c")
@@ -293,3 +303,24 @@ def test_collapsed_latents_are_warned_of(trained, monkeypatch, capsys):
     run("evaluate", trained, "--num_particles", 9)
     assert row_of(trained)["latents"]["warning"] is None
     json.dumps(row_of("few"), allow_nan=False)
+
+
+def test_evidence_is_computed_in_the_dtype_that_is_asked_for(trained):
+    """Double where that costs little; float32 gives the same but for its rounding."""
+    found = {}
+    for dtype in ("auto", "float32", "float64"):
+        run("evaluate", trained, "--num_particles", 50, "--dtype", dtype)
+        found[dtype] = estimates(trained)
+    assert [found[dtype]["iw"]["dtype"] for dtype in found] == ["float64", "float32", "float64"]
+    assert found["auto"] == found["float64"]
+    ours, theirs = (found[dtype]["exact"]["nats"] for dtype in ("float32", "float64"))
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert ours != theirs
+
+
+def test_networks_stay_in_single_precision(in_an_empty_folder):
+    run("train", "--model", "VAE(latent_dim=2)", "--num_epochs", 1, "--out", "vae")
+    run("evaluate", "vae", "--num_particles", 5, "--num_data", 9)
+    assert estimates("vae")["iw"]["dtype"] == "float32"
+    run("evaluate", "vae", "--num_particles", 5, "--num_data", 9, "--dtype", "float64")
+    assert estimates("vae")["iw"]["dtype"] == "float64"

@@ -28,19 +28,26 @@ def commands():
     return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
 
 
+QUICK = {
+    "compare": "--num_particles 9",
+    "evaluate": "--num_particles 9",
+    "gaps": "--max_steps 100 --num_data 9",
+    "calibrate": "--num_simulations 50",
+    "export": "--num_draws 20 --num_data 3",
+    "reference": "--num_samples 40 --num_warmup 40",
+}
+
+
 def quickly(words):
-    """The same command with few epochs and particles."""
-    if "--num_epochs" in words:
-        words[words.index("--num_epochs") + 1] = "1"
-    elif words[1] in ("train", "compare"):
-        words += ["--max_steps", "12"]
-    if words[1] in ("evaluate", "compare"):
-        words += ["--num_particles", "9"]
+    """The same command with few epochs and particles: of two equal options the later one holds."""
+    more = QUICK.get(words[1], "").split()
+    if words[1] in ("train", "compare"):
+        more += ["--num_epochs", "1"] if "--num_epochs" in words else ["--max_steps", "12"]
     if "--target_se" in words:
-        words += ["--max_particles", "300", "--num_data", "9"]
+        more += ["--max_particles", "300", "--num_data", "9"]
     if "ais" in words or "bdmc" in words:
-        words += ["--num_temperatures", "9", "--num_data", "9"]
-    return [*words, "--max_steps", "100", "--num_data", "9"] if words[1] == "gaps" else words
+        more += ["--num_temperatures", "9", "--num_data", "9"]
+    return [*words, *more]
 
 
 def test_there_is_something_to_check():

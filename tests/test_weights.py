@@ -230,7 +230,11 @@ def shared_latent_guide(x):
 
 X = torch.zeros(4, 10)
 BAD = {
-    "point mass": (lambda: log_weights(Autoencoder(10, 3), Delta(3, 10), X), "point mass"),
+    "point mass": (lambda: log_weights(VAE(10, 3), Delta(3, 10), X), "^guide site 'z' is a point"),
+    "no prior either": (
+        lambda: log_weights(Autoencoder(10, 3), Delta(3, 10), X),
+        "^the model has no prior on 'z'.*choose a model with a prior, such as VAE",
+    ),
     "grey pixels": (
         lambda: log_weights(VAE(10, 3), MeanField(3, 10), X + 0.5),
         r"Bernoulli expects values 0 and 1, got values such as 0\.5: binarize",
