@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "lr_decay": (0, 10),
     "checkpoint_every": (0, 10**9),
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1000)),
+    "seeds": (1, 1000),
 }
 
 
