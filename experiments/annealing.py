@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import resource
-import shutil
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,33 +13,63 @@ from torch import Tensor
 from experiments import checkpoints, datasets
 from experiments.assembly import Assembly
 from experiments.config import ANNEALING, Evaluate
+from experiments.files import remove
 from experiments.runs import RunFolder
+from experiments.schema import expect_type
+from experiments.training_state import within
 from inference import Bracket, Evidence, Snapshot, anneal, bidirectional_evidence
+from inference.random_state import expect_rng_state
+
+try:
+    import resource
+except ModuleNotFoundError:  # there is none on Windows
+    resource = None
 
 
 def annealed(
-    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder, snapshot: Snapshot
-) -> tuple[Evidence, dict[str, Any]]:
-    """The record "ais" of `x`, and what to record with it."""
+    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder
+) -> tuple[Evidence, dict[str, Any], Path]:
+    """The record "ais" of `x`, what to record with it, and where its snapshots are."""
 
     def run(**options: Any) -> Any:
         return anneal(assembly.model, x, **options)
 
     purpose = {"estimator": "ais", "x": datasets.digest(x)}
-    found, details = _resumable(run, purpose, assembly, config, folder, snapshot)
-    return found.evidence, details | {"acceptance": found.acceptance.mean().item()}
+    found, details, place = _resumable(run, purpose, assembly, config, folder)
+    return found.evidence, details | {"acceptance": found.acceptance.mean().item()}, place
 
 
 def bracketed(
-    assembly: Assembly, size: int, config: Evaluate, folder: RunFolder, snapshot: Snapshot
-) -> tuple[Bracket, dict[str, Any]]:
-    """The bracket of `size` simulated data, and what to record with it."""
+    assembly: Assembly, size: int, config: Evaluate, folder: RunFolder
+) -> tuple[Bracket, dict[str, Any], Path]:
+    """The bracket of `size` simulated data, what to record with it, and where its snapshots are."""
 
     def run(**options: Any) -> Any:
         return bidirectional_evidence(assembly.model, size=size, **options)
 
     purpose = {"estimator": "bdmc", "size": size}
-    return _resumable(run, purpose, assembly, config, folder, snapshot)
+    return _resumable(run, purpose, assembly, config, folder)
+
+
+def remove_snapshots(place: Path) -> None:
+    """Remove the snapshots of an annealing whose result is written; those of another stay."""
+    remove(place)
+    if place.parent.is_dir() and not any(place.parent.iterdir()):
+        place.parent.rmdir()
+
+
+def remove_snapshots_of(folder: RunFolder, details: Mapping[str, Any] | None) -> None:
+    """Remove what a kill may have left between a result and the end of its command.
+
+    Args:
+        folder: the run.
+        details: of the annealing, as they are in the result.
+    """
+    key = (details or {}).get("snapshots")
+    place = folder.path / "annealing" / str(key)
+    if isinstance(key, str) and key.isalnum() and place.is_dir():
+        with folder.locked():
+            remove_snapshots(place)
 
 
 def _resumable(
@@ -50,42 +78,72 @@ def _resumable(
     assembly: Assembly,
     config: Evaluate,
     folder: RunFolder,
-    snapshot: Snapshot,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any], Path]:
     """Run with snapshots into the folder, from the newest of the very same run if there is any."""
     options = {name: getattr(config, name) for name in ANNEALING}
-    epoch_and_step = [snapshot.meta["position"][name] for name in ("epoch", "step")]
-    identity = {**purpose, **options, "weights": epoch_and_step, "seed": assembly.config.seed}
+    weights = assembly.weights_sha256()
+    identity = {**purpose, **options, "weights": weights, "seed": assembly.config.seed}
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     place = folder.path / "annealing" / key
-    newest = checkpoints.newest(place)
-    before, meta = checkpoints.load(newest) if newest else (None, {"seconds": 0.0})
-    started = time.monotonic() - meta["seconds"]
-
-    def save(state: Snapshot) -> None:
-        context = {"config": asdict(config), "seconds": time.monotonic() - started}
-        checkpoints.save(place, state, context)
-
+    before, seconds = _newest(place, identity)
+    started = time.monotonic() - seconds
     guide = assembly.guide if options.pop("start") == "guide" else None
     result = run(
         guide=guide,
         seed=assembly.config.seed,
         progress=sys.stderr.isatty(),
         resume_from=before,
-        on_snapshot=save,
+        on_snapshot=_Saving(place, identity, started),
         **options,
     )
     details = {name: getattr(config, name) for name in ANNEALING} | {
         "seconds": time.monotonic() - started,
         "peak_memory_mib": _peak_memory_mib(),
+        "snapshots": key,
     }
-    shutil.rmtree(place)
-    if not any(place.parent.iterdir()):  # snapshots of another annealing stay
-        place.parent.rmdir()
-    return result, details
+    return result, details, place
 
 
-def _peak_memory_mib() -> float:
-    """Of this process so far, torch and the data included."""
+def _newest(place: Path, identity: dict[str, Any]) -> tuple[Snapshot | None, float]:
+    """The newest snapshot of an annealing, and the seconds that it took until then.
+
+    Raises:
+        ValueError: it is corrupt, or of another annealing.
+    """
+    newest = checkpoints.newest(place)
+    if newest is None:
+        return None, 0.0
+    snapshot, meta = checkpoints.load(newest)
+    if meta.get("annealing") != identity:
+        raise ValueError(f"{newest} is of another annealing: delete {place} to start anew")
+    try:
+        expect_rng_state(within("rng.", snapshot.tensors))
+        return snapshot, expect_type("seconds", meta.get("seconds"), float)
+    except ValueError as error:
+        raise ValueError(f"corrupt snapshot {newest}: {error}: delete this folder") from None
+
+
+class _Saving:
+    """Saves snapshots until one cannot be saved: that costs a resumption, and no result."""
+
+    def __init__(self, place: Path, identity: dict[str, Any], started: float) -> None:
+        self.place, self.identity, self.started = place, identity, started
+        self.is_given_up = False
+
+    def __call__(self, state: Snapshot) -> None:
+        if self.is_given_up:
+            return
+        context = {"annealing": self.identity, "seconds": time.monotonic() - self.started}
+        try:
+            checkpoints.save(self.place, state, context)
+        except OSError as error:
+            self.is_given_up = True
+            print(f"evidence: no snapshots of this annealing ({error})", file=sys.stderr)
+
+
+def _peak_memory_mib() -> float | None:
+    """Of this process so far, torch and the data included; None where the system does not say."""
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB here

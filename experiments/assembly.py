@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,19 @@ from torch import Tensor
 
 from experiments import catalogue, checkpoints, datasets, optimizers
 from experiments.catalogue import Spec
-from experiments.config import Experiment, Train
+from experiments.config import Experiment, Train, differences
 from experiments.datasets import Dataset
 from experiments.labels import folder_name
 from experiments.preprocessing import prepare, resolve_binarization
 from experiments.runs import RunFolder
+from experiments.schema import typed
+from experiments.training_state import expect_history, training_state, weights, within
+from experiments.trust import expect_trusted, trusted_root
 from experiments.versions import RECORDED, version_of
 from guides import AbstractPosterior, Unamortized
 from inference import Snapshot, restore_tensors
 from inference.checks import base_distribution
-from inference.random_state import isolated_rng
+from inference.random_state import expect_rng_state, isolated_rng
 from models import AbstractModel, Autoencoder
 
 _SIMULATED_DIM = 20  # of data simulated from a model that may have any size
@@ -50,6 +53,10 @@ class Assembly:
     transform: Callable[[Tensor], Tensor] | None
     model: AbstractModel
     guide: AbstractPosterior
+
+    def weights_sha256(self) -> str:
+        """Digest of model and guide as they are now."""
+        return checkpoints.weights_sha256(weights(self.model, self.guide))
 
     def fingerprint(self) -> dict[str, Any]:
         """Which data and which software: what a result must be recorded with."""
@@ -165,43 +172,88 @@ def load_with_model(config: Experiment) -> tuple[Dataset, AbstractModel, Spec]:
     return dataset, *catalogue.build_model(spec, data_dim=dataset.data_dim)
 
 
-def load_run(folder: RunFolder, **overrides: Any) -> tuple[Assembly, Snapshot]:
+def load_run(
+    folder: RunFolder,
+    *,
+    trust: bool = False,
+    data_root: str | None = None,
+    device: str | None = None,
+) -> tuple[Assembly, Snapshot]:
     """The assembly of a trained run, with its trained weights.
 
     Args:
         folder: the run.
-        overrides: options that do not make another run, such as `device` and `data_root`.
+        trust: whether its classes from elsewhere are imported, and its data_root is used.
+        data_root: folder with the archives of mnist or fashion, if not the default.
+        device: where to, if not as in training.
 
     Raises:
-        ValueError: no run folder, no checkpoint, or one of other data or another model.
+        ValueError: no run folder, no checkpoint, or one of other data or another model; or the run
+            asks for what the user has not named.
     """
     config = read_train_config(folder)
-    overrides = {name: value for name, value in overrides.items() if value is not None}
+    expect_trusted(config, folder.path, trust=trust)
+    newest = checkpoints.newest(folder.checkpoints)
+    if newest is None:
+        raise ValueError(f"{folder.path} has no checkpoint yet: train it first")
+    expect_config_of(newest, config)
     # The checkpoint holds the fixed model too: the run that it came from is not needed any more.
-    assembly = assemble(replace(config, frozen_model=None, **overrides))
+    root = trusted_root(config, data_root, trust=trust)
+    assembly = assemble(
+        replace(config, frozen_model=None, data_root=root, device=device or config.device)
+    )
     resolved = replace(assembly.config, frozen_model=config.frozen_model)
     assembly = replace(assembly, config=resolved)
-    snapshot = load_snapshot(folder, assembly.dataset)
-    if snapshot is None:
-        raise ValueError(f"{folder.path} has no checkpoint yet: train it first")
+    snapshot = load_snapshot(newest, assembly)
     restore_tensors(snapshot, model=assembly.model.eval(), guide=assembly.guide.eval())
     return assembly, snapshot
 
 
-def load_snapshot(folder: RunFolder, dataset: Dataset) -> Snapshot | None:
-    """The newest snapshot of a run, or None.
+def expect_config_of(checkpoint: Path, config: Train) -> None:
+    """Check that a configuration is the one that a checkpoint was trained with.
+
+    Raises:
+        ValueError: it is not, or the checkpoint has none.
+    """
+    try:
+        trained = typed(Train, checkpoints.read_meta(checkpoint).get("config"))
+    except ValueError as error:
+        raise ValueError(f"checkpoint {checkpoint} is of no training run: {error}") from None
+    if differing := differences("Train", asdict(config), asdict(trained)):
+        raise ValueError(
+            f"config.yaml is not what checkpoint {checkpoint} was trained with "
+            f"({'; '.join(differing)}): restore config.yaml"
+        )
+
+
+def load_snapshot(checkpoint: Path, assembly: Assembly) -> Snapshot:
+    """A checkpoint of just this data, model and guide; every tensor is checked before it is used.
+
+    Raises:
+        ValueError: it is corrupt, foreign, or of other data or another pair.
+    """
+    snapshot = load_of_data(checkpoint, assembly.dataset)
+    state = training_state(snapshot.tensors, assembly.model, assembly.guide)
+    checkpoints.expect_tensors(checkpoint, snapshot.tensors, state)
+    try:
+        expect_history(snapshot.meta["position"])
+        expect_rng_state(within("rng.", snapshot.tensors))
+    except ValueError as error:
+        raise ValueError(f"corrupt checkpoint {checkpoint}: {error}") from None
+    return snapshot
+
+
+def load_of_data(checkpoint: Path, dataset: Dataset) -> Snapshot:
+    """A checkpoint whose tensors are not checked yet.
 
     Raises:
         ValueError: it is corrupt, foreign, or of other data.
     """
-    newest = checkpoints.newest(folder.checkpoints)
-    if newest is None:
-        return None
-    snapshot, meta = checkpoints.load(newest)
+    snapshot, meta = checkpoints.load(checkpoint)
     if meta.get("data_sha256") != dataset.sha256:
         raise ValueError(
-            f"checkpoint {newest} was trained on other data: expected SHA-256 {dataset.sha256}, "
-            f"got {meta.get('data_sha256')}"
+            f"checkpoint {checkpoint} was trained on other data: expected SHA-256 "
+            f"{dataset.sha256}, got {meta.get('data_sha256')}"
         )
     return snapshot
 
@@ -213,12 +265,9 @@ def read_train_config(folder: RunFolder) -> Train:
         ValueError: the folder is of another command or version.
     """
     config = folder.read_config()
-    if "guides" in config:
+    if not isinstance(config, Train):
         raise ValueError(f"{folder.path} is a comparison: name the folder of one of its guides")
-    try:
-        return Train(**config)
-    except TypeError as error:
-        raise ValueError(f"{folder.path} is no training run ({error})") from None
+    return config
 
 
 def find_device(name: str) -> torch.device:
@@ -231,9 +280,9 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).item()  # a number comes back, which "meta" has none of
+    except Exception as error:  # whatever a backend that is not there raises
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used ({reason}): try --device cpu") from None
     return device
 
@@ -246,10 +295,15 @@ def _freeze(model: AbstractModel, spec: Spec, run: Path, dataset: Dataset) -> No
         raise ValueError(
             f"--frozen_model {run} holds {trained.model}, got --model {spec}: pass the same model"
         )
-    snapshot = load_snapshot(folder, dataset)
-    if snapshot is None:
+    newest = checkpoints.newest(folder.checkpoints)
+    if newest is None:
         raise ValueError(f"--frozen_model {run} has no checkpoint yet: train it first")
-    restore_tensors(snapshot, model=model)
+    expect_config_of(newest, trained)
+    tensors = load_of_data(newest, dataset).tensors
+    of_model = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    expected = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    checkpoints.expect_tensors(newest, of_model, expected)
+    restore_tensors(Snapshot(of_model, {}), model=model)
     model.requires_grad_(False)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -9,23 +10,26 @@ from torch import Tensor
 from experiments.annealing import bracketed
 from experiments.assembly import Assembly
 from experiments.config import ANNEALING, Evaluate
+from experiments.double import in_dtype
 from experiments.estimates import weighted
 from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.report import Row, annealing_words, markdown
 from experiments.runs import RunFolder
 from guides import Unamortized
-from inference import Snapshot
 
 NUM_SIMULATED = 100
 
 
-def bracket(
-    assembly: Assembly, config: Evaluate, folder: RunFolder, snapshot: Snapshot
-) -> dict[str, Any]:
-    """Bidirectional Monte Carlo on simulated data, and on the same data the guide's bounds."""
+def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[dict[str, Any], Path]:
+    """Bidirectional Monte Carlo on simulated data, and on the same data the guide's bounds.
+
+    Returns:
+        What was found, and where the snapshots of the annealing are.
+    """
     size = config.num_data or NUM_SIMULATED
-    found, details = bracketed(assembly, size, config, folder, snapshot)
+    assembly = in_dtype(assembly, config.dtype)
+    found, details, place = bracketed(assembly, size, config, folder)
     document = {
         "lower": found.lower,
         "upper": found.upper,
@@ -37,7 +41,7 @@ def bracket(
     if assembly.model.knows_evidence:
         document["exact"] = assembly.model.log_evidence(found.x).mean().item()
     if isinstance(assembly.guide, Unamortized):  # it knows other data only
-        return document
+        return document, place
     for record in weighted(assembly, found.x, config):
         below = found.log_px_upper - record.log_px
         document[record.estimator] = {
@@ -48,7 +52,7 @@ def bracket(
             "gap": below.mean().item(),
             "gap_se": _standard_error(below),
         }
-    return document
+    return document, place
 
 
 def is_bracket_of(found: dict[str, Any] | None, config: Evaluate) -> bool:
@@ -95,7 +99,8 @@ def _cells(label: str, found: dict[str, Any]) -> dict[str, str]:
     if "iw" in found:
         cells["upper − IW"] = _plus_minus(found["iw"]["gap"], found["iw"]["gap_se"])
     cells["time"] = f"{found['seconds']:.0f} s"
-    cells["peak memory"] = f"{found['peak_memory_mib']:,.0f} MiB"
+    if found["peak_memory_mib"] is not None:
+        cells["peak memory"] = f"{found['peak_memory_mib']:,.0f} MiB"
     return cells
 
 

@@ -1,6 +1,5 @@
 """`evidence calibrate`: simulation-based calibration of a trained run."""
 
-import json
 import sys
 import warnings
 from typing import Any
@@ -9,10 +8,10 @@ import numpy as np
 
 from experiments import plots, plots_posterior
 from experiments.assembly import Assembly, load_run
-from experiments.atomic import replaced
 from experiments.catalogue import Spec
 from experiments.config import Calibrate
 from experiments.evaluate import expect_evidence
+from experiments.files import replaced
 from experiments.one_model import run_label
 from experiments.report import markdown
 from experiments.runs import RunFolder
@@ -35,27 +34,34 @@ Quantity = dict[str, Any]
 
 def calibrate(config: Calibrate) -> None:
     """Rank, write calibration.json and calibration.png, and print table and verdict."""
-    for name, least in (("num_simulations", 1), ("num_draws", _FEWEST_DRAWS)):
-        if getattr(config, name) < least:
-            raise ValueError(f"expected --{name} of at least {least}, got {getattr(config, name)}")
+    if config.num_draws < _FEWEST_DRAWS:
+        raise ValueError(
+            f"expected --num_draws of at least {_FEWEST_DRAWS}, got {config.num_draws}"
+        )
     folder = RunFolder(config.run)
-    assembly, _ = load_run(folder, device=config.device, data_root=config.data_root)
-    _expect_any_data(assembly)
-    found = simulation_based_calibration(
-        assembly.model,
-        assembly.guide,
-        num_simulations=config.num_simulations,
-        num_draws=config.num_draws,
-        seed=config.seed,
-        progress=sys.stderr.isatty(),
-    )
-    document = _document(found, assembly, config, label=run_label(folder, assembly))
-    figure = plots_posterior.calibration(found, document)
-    with replaced(folder.path / PICTURE) as picture:
-        plots.save(figure, picture)
-        folder.write_text(NAME, json.dumps(document, indent=1, allow_nan=False) + "\n")
-    print(calibration_table(document))
-    print(f"\nwrote {folder.path}: {NAME}, {PICTURE}\n\n{document['verdict']}")
+    with folder.locked():
+        assembly, _ = load_run(
+            folder, device=config.device, data_root=config.data_root, trust=config.trust
+        )
+        _expect_any_data(assembly)
+        found = simulation_based_calibration(
+            assembly.model,
+            assembly.guide,
+            num_simulations=config.num_simulations,
+            num_draws=config.num_draws,
+            seed=config.seed,
+            progress=sys.stderr.isatty(),
+        )
+        document = _document(found, assembly, config, label=run_label(folder, assembly))
+        print(calibration_table(document), flush=True)
+        try:
+            figure = plots_posterior.calibration(found, document)
+            with replaced(folder.path / PICTURE) as picture:
+                plots.save(figure, picture)
+                folder.write_document(NAME, document)
+            print(f"\nwrote {folder.path}: {NAME}, {PICTURE}")
+        finally:
+            print(f"\n{document['verdict']}")
 
 
 def _expect_any_data(assembly: Assembly) -> None:

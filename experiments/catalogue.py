@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import math
 import pkgutil
 import sys
 import textwrap
@@ -26,6 +27,7 @@ from torch import Tensor
 
 import guides
 import models
+from experiments.config import RANGES
 from guides import AbstractPosterior, Unpacked
 from inference import (
     IWAE,
@@ -92,9 +94,9 @@ class Spec:
             if any(keyword.arg is None for keyword in keywords):
                 raise ValueError("options go by name")
             options = {keyword.arg: _value(keyword.value) for keyword in keywords}
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise ValueError(
-                f"expected Name or Name(option=value, ...), got {text!r}, "
+                f"expected Name or Name(option=value, ...), got {text[:100]!r}, "
                 "for example Planar(num_flows=16)"
             ) from None
         return cls(ast.unparse(name), options)
@@ -163,7 +165,16 @@ def build(kind: type, spec: Spec, **given: Any) -> tuple[Any, Spec]:
     except Exception as error:  # jsonargparse raises whatever the value's type check raises
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"{kind.__name__}: {' '.join(lines[:2])}") from None
-    return kind(**given, **options), Spec(spec.name, options)
+    _expect_in_range(spec.name, options)
+    try:
+        return kind(**given, **options), Spec(spec.name, options)
+    except ValueError:
+        raise
+    except Exception as error:  # of torch, of sizes that are none; or anything, of a user's class
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{kind.__name__} cannot be built with these options ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def build_model(spec: Spec, *, data_dim: int) -> tuple[AbstractModel, Spec]:
@@ -235,7 +246,16 @@ def build_elbo(spec: Spec) -> ELBO:
             raise ValueError(
                 f"{spec.name}: expected {option} to be {expected.__name__}, got {value!r}"
             )
+    _expect_in_range(spec.name, spec.options)
     return kind(**spec.options)
+
+
+def _expect_in_range(name: str, options: Mapping[str, Any]) -> None:
+    """Check the options that the command line has too, such as `num_particles`."""
+    for option, value in options.items():
+        least, most = RANGES.get(option, (-math.inf, math.inf))
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise ValueError(f"{name}: expected {option} between {least} and {most:g}, got {value}")
 
 
 def options_of(kind: type) -> dict[str, Any]:
@@ -310,7 +330,9 @@ def _import(what: str, path: str, base: type) -> type:
         if error.name is None or not module_name.startswith(error.name):
             raise
         raise ValueError(f"unknown {what} {path!r}: there is no module {module_name}") from None
-    except (SyntaxError, ImportError, NameError) as error:
-        raise ValueError(f"{module_name} cannot be imported: {error}") from None
+    except Exception as error:  # whatever the module does
+        raise ValueError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     kinds = {n: k for n, k in vars(module).items() if isinstance(k, type) and issubclass(k, base)}
     return kinds[expect_choice(f"{what} in {module_name}", class_name, kinds)]

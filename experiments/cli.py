@@ -6,11 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from experiments import terminal
 from experiments.config import (
     Calibrate,
     Check,
@@ -24,6 +26,7 @@ from experiments.config import (
     Sample,
     Train,
 )
+from experiments.option_files import expect_own_words, expect_plain_options
 from experiments.versions import version_of
 from experiments.words import at_home, prepared, understandable
 
@@ -115,36 +118,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 when done. Exits with 2 on bad input, one line on stderr, and with 130 when interrupted.
+        0 when done. Exits with 2 on bad input, one line on stderr, and with 128 + the number of the
+        signal when interrupted: 130 by Ctrl-C, 143 by SIGTERM.
     """
     # OpenMP's threads wait by spinning, and a second busy process on the machine then slows
     # training down sixtyfold; asleep they cost little. Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    words = prepared(sys.argv[1:] if argv is None else argv, COMMANDS)
-    arguments = build_parser().parse_args(words)
-    name = arguments.command
-    options = {k: v for k, v in at_home(arguments[name].as_dict()).items() if k != "config"}
-    try:
-        # The module of a command bears its name, and holds the function of that name.
-        command = getattr(importlib.import_module(f"experiments.{name}"), name)
-        command(COMMANDS[name](**options))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        if os.environ.get("EVIDENCE_DEBUG"):
-            raise
-        fail(_one_line(str(error)))
-    except KeyboardInterrupt:
-        going_on = _GOING_ON.get(name, "nothing was changed")
-        print(f"evidence: interrupted; {going_on}", file=sys.stderr)
-        sys.exit(130)
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = ""
+    with terminal.forgiving_streams(), terminal.signals_as_interrupts():
+        try:
+            words = prepared(words, COMMANDS)
+            expect_plain_options(words)
+            arguments = build_parser().parse_args(words)
+            name = arguments.command
+            given = at_home(arguments[name].as_dict())
+            options = {k: v for k, v in given.items() if k != "config"}
+            expect_own_words(options, words)
+            _run(name, COMMANDS[name](**options))
+        except BrokenPipeError:  # the reader, such as `head`, had enough
+            terminal.forget_output()
+        except KeyboardInterrupt as interrupt:
+            going_on = _GOING_ON.get(name, "nothing was changed")
+            print(f"evidence: interrupted; {going_on}", file=sys.stderr)
+            sys.exit(128 + terminal.signal_of(interrupt))
+        except Exception as error:
+            if os.environ.get("EVIDENCE_DEBUG"):
+                raise
+            terminal.forget_output()
+            fail(_one_line(terminal.told(error)))
     return 0
+
+
+def _run(name: str, options: Any) -> None:
+    # The module of a command bears its name, and holds the function of that name.
+    command = getattr(importlib.import_module(f"experiments.{name}"), name)
+    with terminal.own_pictures():
+        command(options)
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
-    print(f"evidence: {message}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # nobody may be listening
+        print(f"evidence: {message}", file=sys.stderr)
     sys.exit(2)
 
 

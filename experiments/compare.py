@@ -3,12 +3,14 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
+from experiments import per_datum
+from experiments.annealing import remove_snapshots_of
 from experiments.assembly import Assembly, assemble, load_run, run_name
 from experiments.bracket import bracket_table, is_bracket_of
 from experiments.catalogue import Spec, build_guide
 from experiments.config import Compare, Estimation, Evaluate, Experiment, Train
 from experiments.durations import fit_seconds, told
-from experiments.evaluate import bracket_run, evaluate_run, expect_evidence, settings
+from experiments.evaluate import bracket_run, check_options, evaluate_run, expect_evidence, settings
 from experiments.fits import over_fits, summary
 from experiments.labels import folder_name
 from experiments.pictures import draw_comparison, draw_planes
@@ -27,6 +29,7 @@ def compare(config: Compare) -> None:
     """
     if len(set(config.guides)) < len(config.guides) or not config.guides:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
+    check_options(config)
     if config.seeds < 1:
         raise ValueError(f"expected --seeds of at least 1, got {config.seeds}")
     pairs = _expect_guides(config)
@@ -40,13 +43,13 @@ def compare(config: Compare) -> None:
             + ([bracket_table(_by_seed(rows))] if config.estimator == "bdmc" else [])
             + ([verdict_table(found)] if found else [])
         )
+        print(text, flush=True)
         folder.write_results("compare", rows, summary=summary(joined), comparisons=to_json(found))
         folder.write_text("table.md", text + "\n")
         first = f", seed {config.seed}" if config.seeds > 1 else ""
         histories = {row["label"] + first: History.from_rows(row["history"]) for row in joined}
         draw_comparison(folder.path, joined, found, histories)
         _draw_planes(config, joined, folder.path)
-    print(text)
     print(f"\nwrote {folder.path}")
 
 
@@ -121,27 +124,30 @@ def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> R
 
 def _evaluated(config: Compare, out: Path) -> Row:
     options = {field.name: getattr(config, field.name) for field in fields(Estimation)}
-    where = {"run": str(out), "data_root": config.data_root, "device": config.device}
-    wanted = Evaluate(**where, **options)
+    # Its classes are those on the command line: else it would have been refused as another run.
+    where = {"data_root": config.data_root, "device": config.device, "trust": True}
+    wanted = Evaluate(run=str(out), **where, **options)
     on_data = replace(wanted, estimator="ais") if config.estimator == "bdmc" else wanted
     row = _row_of(out)
-    if row is None or row.get("evaluation") != settings(on_data):
+    if row is None or row["evaluation"] != settings(on_data) or not per_datum.is_of(out, row):
         row = evaluate_run(on_data)
     if config.estimator == "bdmc" and not is_bracket_of(row["bracket"], wanted):
         row = bracket_run(wanted)
+    for details in (row["annealing"], row["bracket"]):
+        remove_snapshots_of(RunFolder(out), details)
     return row
 
 
 def _row_of(out: Path) -> Row | None:
     document = RunFolder(out).read_results()
-    return None if document is None else document["rows"][0]
+    return None if document is None else document["rows"][0] | {"folder": str(out)}
 
 
 def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     """The posterior of a datum and every guide's, for a model in the plane."""
     if all(row["divergences"] is None for row in rows):
         return
-    options = {"data_root": config.data_root, "device": config.device}
+    options = {"data_root": config.data_root, "device": config.device, "trust": True}
     runs = {row["label"]: load_run(RunFolder(row["folder"]), **options)[0] for row in rows}
     pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
     datum = None if config.data == "none" else f"datum 0 of the {config.split} data"

@@ -1,18 +1,62 @@
 """The options of each command. Imports nothing heavy, so that `--help` answers at once."""
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
 Estimator = Literal["elbo", "iw", "ais", "bdmc"]
 Start = Literal["prior", "guide"]
+Dtype = Literal["auto", "float32", "float64"]
+
+# The least and the most that an option may be, wherever it stands. What else must hold of them is
+# said by whoever uses them. A seed is numpy's, and some are added to it.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("num_epochs", "batch_size"), (1, 10**9)),
+    **dict.fromkeys(("num_particles", "max_particles"), (1, 10**8)),
+    **dict.fromkeys(("num_data", "num_samples", "num_simulations", "num_draws"), (1, 10**7)),
+    **dict.fromkeys(("num_chains", "num_temperatures", "num_leapfrog_steps"), (1, 10**6)),
+    **dict.fromkeys(("num_warmup", "max_steps"), (1, 10**9)),
+    **dict.fromkeys(("kl_warmup_epochs", "likelihood_warmup_epochs"), (0, 10**9)),
+    **dict.fromkeys(("lr", "clip_norm"), (0, 3e38)),  # float32 holds no more
+    "lr_decay": (0, 10),
+    "checkpoint_every": (0, 10**9),
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1000)),
+}
+
+
+# Read from files; the others are bundled or simulated.
+FROM_FILES = ("mnist", "fashion")
+
+
+def default_root() -> str:
+    """The folder of the archives if none is named: the environment's EVIDENCE_DATA, else `data`."""
+    return os.environ.get("EVIDENCE_DATA") or "data"
+
+
+class Options:
+    """What all options have in common: they are in their range.
+
+    Raises:
+        ValueError: one is not.
+    """
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name, None)
+            if value is None or least <= value <= most:
+                continue
+            limit = f"at least {least}" if value < least else f"at most {most:g}"
+            limit = "a number" if value != value else limit  # noqa: PLR0124 (NaN)
+            raise ValueError(f"expected --{name} of {limit}, got {value}")
+
 
 # The options of Estimation that make one annealing another than the next.
 ANNEALING = ("start", "num_chains", "num_temperatures", "num_leapfrog_steps")
 
 
 @dataclass(kw_only=True)
-class Experiment:
+class Experiment(Options):
     """What is modelled, on which data, and how it is trained.
 
     Args:
@@ -89,7 +133,7 @@ class Train(Experiment):
 
 
 @dataclass(kw_only=True)
-class Estimation:
+class Estimation(Options):
     """How ELBO and evidence are estimated.
 
     Args:
@@ -106,6 +150,8 @@ class Estimation:
         num_chains: annealing chains per datum.
         num_temperatures: steps of annealing.
         num_leapfrog_steps: gradients per step of annealing.
+        dtype: what evidence is computed in; auto is float64 for models without networks, where that
+            costs little, else float32.
     """
 
     estimator: Estimator = "iw"
@@ -117,6 +163,7 @@ class Estimation:
     num_chains: int = 16
     num_temperatures: int = 1000
     num_leapfrog_steps: int = 10
+    dtype: Dtype = "auto"
 
 
 @dataclass(kw_only=True)
@@ -146,17 +193,19 @@ class Evaluate(Estimation):
 
     Args:
         run: run folder.
-        data_root: folder with the archives of mnist or fashion [default: as in training].
+        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...
+        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     run: str
     data_root: str | None = None
     device: str = "auto"
+    trust: bool = False
 
 
 @dataclass
-class Gaps:
+class Gaps(Options):
     """Say why the ELBO of trained runs falls short of the evidence: the family, or the encoder.
 
     Args:
@@ -164,8 +213,9 @@ class Gaps:
         num_data: so many data, chosen by the runs' data_seed.
         num_particles: draws per datum for every term.
         max_steps: the most steps of the search for each datum's best member of the family.
-        data_root: folder with the archives of mnist or fashion [default: as in training].
+        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...
+        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -174,10 +224,11 @@ class Gaps:
     max_steps: int = 10_000
     data_root: str | None = None
     device: str = "auto"
+    trust: bool = False
 
 
 @dataclass
-class Calibrate:
+class Calibrate(Options):
     """Check a guide's posteriors by simulation-based calibration: ranks, bands, coverage.
 
     Writes calibration.json and calibration.png into the run folder.
@@ -187,8 +238,9 @@ class Calibrate:
         num_simulations: data simulated from the model, each with the latents that made it.
         num_draws: draws from the guide for each of them.
         seed: decides every random choice.
-        data_root: folder with the archives of mnist or fashion [default: as in training].
+        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...
+        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     run: str
@@ -197,10 +249,11 @@ class Calibrate:
     seed: int = 0
     data_root: str | None = None
     device: str = "auto"
+    trust: bool = False
 
 
 @dataclass
-class Reference:
+class Reference(Options):
     """Compare the guides of runs that share one model with NUTS, on a few chosen data.
 
     Writes reference.json and reference.png.
@@ -215,8 +268,9 @@ class Reference:
         target_accept_prob: nearer to 1 for smaller steps, against divergences.
         classifier: what is to tell the guide's draws from those of NUTS.
         seed: decides every random choice.
-        data_root: folder with the archives of mnist or fashion [default: as in training].
+        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...
+        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -230,10 +284,11 @@ class Reference:
     seed: int = 0
     data_root: str | None = None
     device: str = "auto"
+    trust: bool = False
 
 
 @dataclass
-class Export:
+class Export(Options):
     """Save draws, predictions and weights of runs that share one model as netCDF, for ArviZ.
 
     A file is written in full or not at all; one that is there is kept, unless told otherwise.
@@ -248,8 +303,9 @@ class Export:
         prior: draw from the prior too.
         predictive: draw data too, which take the most room.
         seed: decides every draw.
-        data_root: folder with the archives of mnist or fashion [default: as in training].
+        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...
+        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -263,10 +319,11 @@ class Export:
     seed: int = 0
     data_root: str | None = None
     device: str = "auto"
+    trust: bool = False
 
 
 @dataclass
-class Check:
+class Check(Options):
     """Check that a model and a guide fit each other and the data, before anything is trained.
 
     Args:
@@ -289,15 +346,16 @@ class Check:
 
 
 @dataclass
-class Sample:
+class Sample(Options):
     """Simulate data from the model of a trained run: a picture, and a file of tensors.
 
     Args:
         run: run folder.
         num_samples: number of data.
         seed: decides the draws.
-        data_root: folder with the archives of mnist or fashion [default: as in training].
+        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...
+        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     run: str
@@ -305,6 +363,7 @@ class Sample:
     seed: int = 0
     data_root: str | None = None
     device: str = "auto"
+    trust: bool = False
 
 
 @dataclass
@@ -332,7 +391,12 @@ def differences(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> l
     """The options that make two configurations different runs of a command ("Train", "Compare")."""
     names = [name for name in {**theirs, **ours} if name not in _MAY_DIFFER[command]]
     return [
-        f"{name} is {ours.get(name)} here and {theirs.get(name)} there"
+        f"{name} is {_short(ours.get(name))} here and {_short(theirs.get(name))} there"
         for name in names
         if ours.get(name) != theirs.get(name)
     ]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:300]}…"

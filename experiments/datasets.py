@@ -1,17 +1,19 @@
 """The data sets: digits bundled with scikit-learn, MNIST and Fashion-MNIST, and a simulated one."""
 
+import gzip
 import hashlib
-import os
-import shutil
-import tempfile
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.config import default_root
+from experiments.files import replaced
 from models import AbstractModel
 from models.networks import expect_choice
 
@@ -81,8 +83,7 @@ def load(name: str, *, split: str = "test", data_root: str | Path | None = None)
     """
     reader = _READERS[expect_choice("data set", name, _READERS)]
     expect_choice("split", split, SPLITS)
-    root = Path(data_root or os.environ.get("EVIDENCE_DATA") or "data").expanduser()
-    archive = reader(root)
+    archive = reader(Path(data_root or default_root()).expanduser())
     x_train, y_train = archive.x_train, archive.y_train
     x_test, y_test = archive.x_test, archive.y_test
     if split == "validation":
@@ -201,17 +202,18 @@ def _read_torchvision(class_name: str) -> Callable[[Path], _Archive]:
 
         archive_class = getattr(torchvision.datasets, class_name)
         raw = root / class_name / "raw"
-        _refuse_corrupt_archives(archive_class, raw)
         try:
-            with _writable(root, class_name) as folder:
-                train, test = (archive_class(folder, train=t, download=True) for t in (True, False))
+            _fetch(archive_class, raw)
         except (RuntimeError, OSError, ValueError) as error:
             raise ValueError(_how_to_get(archive_class, raw, error)) from None
+        x_train, y_train, x_test, y_test = (
+            _unpacked(raw / name, md5) for name, md5 in archive_class.resources
+        )
         return _Archive(
-            x_train=train.data.numpy(),
-            y_train=train.targets.numpy().astype(np.uint8),
-            x_test=test.data.numpy(),
-            y_test=test.targets.numpy().astype(np.uint8),
+            x_train=x_train,
+            y_train=y_train,
+            x_test=x_test,
+            y_test=y_test,
             num_validation=10_000,
             image_shape=(28, 28),
             num_levels=256,
@@ -220,47 +222,44 @@ def _read_torchvision(class_name: str) -> Callable[[Path], _Archive]:
     return read
 
 
-class _writable:  # noqa: N801 (used like a function)
-    """The data root itself, or a copy of its archives for the while if it is read-only.
+def _fetch(archive_class: Any, raw: Path) -> None:
+    """Download the archives that are missing, each in full or not at all."""
+    from torchvision.datasets.utils import download_url  # noqa: PLC0415 (slow to import)
 
-    torchvision unpacks the archives beside themselves.
+    for name, md5 in archive_class.resources:
+        failure: Exception | None = None
+        for mirror in archive_class.mirrors:
+            if (raw / name).exists():
+                break
+            raw.mkdir(parents=True, exist_ok=True)
+            try:
+                with replaced(raw / name) as partial:
+                    download_url(f"{mirror}{name}", str(raw), filename=partial.name, md5=md5)
+            except (OSError, RuntimeError) as error:
+                failure = error
+        if failure is not None and not (raw / name).exists():
+            raise failure
+
+
+def _unpacked(archive: Path, md5: str) -> np.ndarray:
+    """What a gzipped IDX file of bytes holds, once its checksum is right.
+
+    Files that lie unpacked beside it are not looked at: nothing tells whether they are whole.
+
+    Raises:
+        ValueError: the archive is not the one that was published.
     """
-
-    def __init__(self, root: Path, class_name: str) -> None:
-        self.root, self.class_name = root, class_name
-        self.copy: tempfile.TemporaryDirectory | None = None
-
-    def __enter__(self) -> Path:
-        raw = self.root / self.class_name / "raw"
-        if not raw.exists() or (os.access(raw, os.W_OK) and not _is_read_only(raw)):
-            return self.root
-        self.copy = tempfile.TemporaryDirectory(prefix="evidence-")
-        target = Path(self.copy.name)
-        (target / self.class_name / "raw").mkdir(parents=True)
-        for archive in raw.iterdir():
-            shutil.copyfile(archive, target / self.class_name / "raw" / archive.name)
-        return target
-
-    def __exit__(self, *_: object) -> None:
-        if self.copy is not None:
-            self.copy.cleanup()
-
-
-def _is_read_only(folder: Path) -> bool:
-    """Whether the folder's mode forbids writing; root passes every access check."""
-    return not folder.stat().st_mode & 0o222
-
-
-def _refuse_corrupt_archives(archive_class: type, raw: Path) -> None:
-    for file_name, md5 in archive_class.resources:
-        archive = raw / file_name
-        if archive.exists():
-            found = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
-            if found != md5:
-                raise ValueError(
-                    f"corrupt archive {archive}: expected MD5 {md5}, got {found}: delete it and "
-                    "fetch it again"
-                )
+    payload = archive.read_bytes()
+    found = hashlib.md5(payload, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise ValueError(
+            f"corrupt archive {archive}: expected MD5 {md5}, got {found}: delete it and fetch it "
+            "again"
+        )
+    idx = gzip.decompress(payload)
+    num_dims = idx[3]  # the header: two zeros, the type (8, bytes), dims, and each size
+    shape = struct.unpack(f">{num_dims}I", idx[4 : 4 + 4 * num_dims])
+    return np.frombuffer(idx, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()
 
 
 def _how_to_get(archive_class: type, raw: Path, error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The estimates of log p(x) of a trained pair on data."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,25 +11,32 @@ from tqdm import tqdm
 from experiments.annealing import annealed
 from experiments.assembly import Assembly
 from experiments.config import Evaluate
+from experiments.double import in_dtype
 from experiments.runs import RunFolder
-from inference import Evidence, Snapshot, adaptive_evidence, estimate_evidence
+from inference import Evidence, adaptive_evidence, estimate_evidence
 from inference.random_state import isolated_rng
 
 _ELBO_PARTICLES = 200  # beside an adaptive number of weights
 
 
 def estimate(
-    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder, snapshot: Snapshot
-) -> tuple[list[Evidence], dict[str, Any] | None]:
-    """The records asked for, the exact one among them where there is one; and of the annealing."""
+    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder
+) -> tuple[list[Evidence], dict[str, Any] | None, Path | None]:
+    """The records asked for, the exact one among them where there is one.
+
+    Returns:
+        The records; and of the annealing, what to record and where its snapshots are.
+    """
+    assembly = in_dtype(assembly, config.dtype)
+    x = x.to(assembly.x_test.dtype)
     records = weighted(assembly, x, config)
-    details = None
+    details = place = None
     if config.estimator == "ais":
-        record, details = annealed(assembly, x, config, folder, snapshot)
+        record, details, place = annealed(assembly, x, config, folder)
         records.append(record)
     if assembly.model.knows_evidence:
         records.append(Evidence.exact(assembly.model.log_evidence(x)))
-    return records, details
+    return records, details, place
 
 
 @torch.no_grad()

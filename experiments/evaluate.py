@@ -1,5 +1,8 @@
 """`evidence evaluate`: the ELBO and the evidence of a trained run."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,13 +10,15 @@ from pyro import poutine
 from torch import Tensor
 
 from experiments import per_datum
+from experiments.annealing import remove_snapshots
 from experiments.assembly import Assembly, load_run
 from experiments.bracket import NUM_SIMULATED, bracket, bracket_table
-from experiments.config import ANNEALING, Evaluate
+from experiments.config import ANNEALING, Estimation, Evaluate
 from experiments.durations import evaluation_seconds, told
 from experiments.estimates import estimate
 from experiments.plane import mean_divergences
-from experiments.report import ESTIMATED, Row, table, training_row, with_estimates
+from experiments.report import table, training_row, with_estimates
+from experiments.results import Row, remembering, with_evaluation
 from experiments.runs import RunFolder
 from guides import AbstractPosterior
 from inference import History, Snapshot, latent_diagnostics
@@ -24,56 +29,99 @@ _DIAGNOSED = 2000  # data at the most, whose draws are held together
 _DRAWS = 100  # per datum, to diagnose the latents
 
 
+@dataclass(frozen=True)
+class _Found:
+    """An evaluation that is still to be written.
+
+    Args:
+        row: of results.json.
+        text: what is printed.
+        csv: per_datum.csv, if there is one.
+        snapshots: of the annealing, of no use once the row is written.
+    """
+
+    row: Row
+    text: str
+    csv: str | None
+    snapshots: Path | None
+
+
 def evaluate(config: Evaluate) -> None:
-    """Estimate, write results.json and print the table."""
-    if config.estimator == "bdmc":
-        row = bracket_run(config, announced=True)
-        print(bracket_table([row]))
-    else:
-        row = evaluate_run(config, announced=True)
-        print(table([row]))
-        if row["latents"] is not None and row["latents"]["warning"]:
-            print(f"\n{row['latents']['warning']}")
+    """Estimate, print the table, then write results.json."""
+    folder = RunFolder(config.run)
+    find = _bracket if config.estimator == "bdmc" else _run
+    with folder.locked():
+        found = find(config, folder, announced=True)
+        print(found.text, flush=True)
+        _write(folder, found)
     print(f"\nwrote {config.run}/results.json")
 
 
-def evaluate_run(config: Evaluate, *, announced: bool = False) -> Row:
-    """Estimate the evidence of a run on its evaluation data; returns its row of results.json.
+def evaluate_run(config: Evaluate) -> Row:
+    """Estimate the evidence of a run on its evaluation data; returns its row of results.json."""
+    return _kept(config, _run)
 
-    Args:
-        config: the run and the options.
-        announced: say beforehand about how long it will take.
-    """
-    folder, assembly, snapshot = _loaded(config)
+
+def bracket_run(config: Evaluate) -> Row:
+    """Bracket the evidence of data simulated from a run's model; returns its row."""
+    return _kept(config, _bracket)
+
+
+def _kept(config: Evaluate, find: Callable[..., _Found]) -> Row:
+    folder = RunFolder(config.run)
+    with folder.locked():
+        found = find(config, folder, announced=False)
+        try:
+            _write(folder, found)
+        except OSError:
+            print(found.text, flush=True)  # what was measured is not lost
+            raise
+    return found.row
+
+
+def _write(folder: RunFolder, found: _Found) -> None:
+    """What goes with the row, the row, and only then what the row makes superfluous."""
+    if found.csv is not None:
+        folder.write_text(per_datum.NAME, found.csv)
+    folder.write_results("evaluate", [found.row])
+    if found.snapshots is not None:
+        remove_snapshots(found.snapshots)
+
+
+def _run(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
+    assembly, snapshot = _loaded(config, folder)
     rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
     x = assembly.x_test[rows.to(assembly.x_test.device)]
+    before = row_so_far(folder, assembly, snapshot)
     if announced:
         _announce(assembly, x, config)
-    records, details = estimate(assembly, x, config, folder, snapshot)
-    row = with_estimates(row_so_far(folder, assembly, snapshot), records, assembly)
-    latents = _latents(assembly, x)
-    row |= {
+    records, details, snapshots = estimate(assembly, x, config, folder)
+    csv, latents = per_datum.to_csv(rows, records), _latents(assembly, x)
+    found = {
+        **with_estimates({}, records, assembly),
         "active_units": latents and {"count": latents["active"], "of": latents["of"]},
         "latents": latents,
         "divergences": mean_divergences(assembly.model, assembly.guide, x),
         "evaluation": settings(config),
         "annealing": details,
+        "per_datum_sha256": per_datum.digest(csv),
     }
-    folder.write_text(per_datum.NAME, per_datum.to_csv(rows, records))
-    folder.write_results("evaluate", [row])
-    return row
+    row = with_evaluation(before, {"command": "evaluate", **settings(config)}, found)
+    warning = f"\n\n{latents['warning']}" if latents is not None and latents["warning"] else ""
+    return _Found(row, table([row]) + warning, csv, snapshots)
 
 
-def bracket_run(config: Evaluate, *, announced: bool = False) -> Row:
-    """Bracket the evidence of data simulated from a run's model; returns its row."""
-    folder, assembly, snapshot = _loaded(config)
+def _bracket(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
+    assembly, snapshot = _loaded(config, folder)
+    before = row_so_far(folder, assembly, snapshot)
     if announced:
         size = config.num_data or NUM_SIMULATED
         _announce(assembly, assembly.x_test[torch.arange(size) % len(assembly.x_test)], config)
-    row = row_so_far(folder, assembly, snapshot)
-    row["bracket"] = bracket(assembly, config, folder, snapshot)
-    folder.write_results("evaluate", [row])
-    return row
+    found, snapshots = bracket(assembly, config, folder)
+    options = {name: getattr(config, name) for name in ("num_particles", "dtype", *ANNEALING)}
+    made_by = {"command": "evaluate", "estimator": "bdmc", "num_data": found["num_data"], **options}
+    row = with_evaluation(before, made_by, {"bracket": found})
+    return _Found(row, bracket_table([row]), None, snapshots)
 
 
 def _announce(assembly: Assembly, x: Tensor, config: Evaluate) -> None:
@@ -82,25 +130,26 @@ def _announce(assembly: Assembly, x: Tensor, config: Evaluate) -> None:
     print(told(f"evaluating {len(x):,} data", seconds), flush=True)
 
 
-def _loaded(config: Evaluate) -> tuple[RunFolder, Assembly, Snapshot]:
+def _loaded(config: Evaluate, folder: RunFolder) -> tuple[Assembly, Snapshot]:
     """The run, once the options and the pair are known to be fit for it.
 
     Raises:
         ValueError: they are not.
     """
-    _check_options(config)
-    folder = RunFolder(config.run)
-    assembly, snapshot = load_run(folder, device=config.device, data_root=config.data_root)
+    check_options(config)
+    assembly, snapshot = load_run(
+        folder, device=config.device, data_root=config.data_root, trust=config.trust
+    )
     expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
-    return folder, assembly, snapshot
+    return assembly, snapshot
 
 
-def _check_options(config: Evaluate) -> None:
-    counts = ("num_particles", "num_data", "num_chains", "num_temperatures", "num_leapfrog_steps")
-    for name in counts:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"expected --{name} of at least 1, got {value}")
+def check_options(config: Estimation) -> None:
+    """Check that the options of an estimation go together.
+
+    Raises:
+        ValueError: they do not.
+    """
     if config.target_se is not None and config.estimator == "elbo":
         raise ValueError(
             "--target_se adds importance weights, and --estimator elbo has none: leave out one"
@@ -109,7 +158,7 @@ def _check_options(config: Evaluate) -> None:
 
 def settings(config: Evaluate) -> dict[str, Any]:
     """What makes one evaluation of a run another than the next."""
-    names = ["estimator", "num_particles", "num_data"]
+    names = ["estimator", "num_particles", "num_data", "dtype"]
     if config.target_se is not None:
         names += ["target_se", "max_particles"]
     if config.estimator == "ais":
@@ -165,9 +214,6 @@ def row_so_far(folder: RunFolder, assembly: Assembly, snapshot: Snapshot) -> Row
     """The row of the training, with what was found out about these weights before."""
     document = folder.read_results()
     history = History.from_rows(snapshot.meta["position"]["history"])
-    before = document["rows"][0] if document else {}
-    row = training_row(assembly, history, label=before.get("label", assembly.config.guide))
+    row = training_row(assembly, history, label=assembly.config.guide)
     row["folder"] = str(folder.path)
-    if before.get("num_epochs") == row["num_epochs"]:
-        row |= {name: before.get(name, row[name]) for name in ESTIMATED}
-    return row
+    return remembering(row, document["rows"][0] if document else None)

@@ -1,56 +1,76 @@
 """`evidence export`: draws, predictions and weights of trained runs as netCDF, for ArviZ."""
 
+import io
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import h5netcdf
 import xarray
 from torch import Tensor
+from xarray.backends import H5NetCDFStore
 
 from experiments import datasets
 from experiments.assembly import Assembly
-from experiments.atomic import replaced
 from experiments.config import Export
 from experiments.evaluate import chosen_rows
+from experiments.files import write
 from experiments.one_model import load_runs
 from experiments.report import markdown
 from experiments.runs import RunFolder
 from inference.arviz_export import to_arviz
 
 NAME = "posterior.nc"
-_ENGINE = "h5netcdf"
 
 Groups = Mapping[str, xarray.Dataset]
 
 
 def export(config: Export) -> None:
     """Draw, write the file in full or not at all, and print what is in it."""
-    for name in ("num_draws", "num_chains", "num_data"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"expected --{name} of at least 1, got {getattr(config, name)}")
     path = _free_path(config)
-    pairs = load_runs(config.runs, device=config.device, data_root=config.data_root)
-    first = next(iter(pairs.values()))
-    rows = chosen_rows(len(first.x_test), config.num_data, first.config.data_seed)
-    result = to_arviz(
-        first.model,
-        _guides(pairs),
-        first.x_test[rows.to(first.x_test.device)],
-        num_draws=config.num_draws,
-        num_chains=config.num_chains,
-        prior=config.prior,
-        predictive=config.predictive,
-        dims=_dims(first, config),
-        coords={"datum": rows.tolist()},
-        seed=config.seed,
-        progress=sys.stderr.isatty(),
-    )
-    result.attrs.update(_attributes(first, rows))
-    with replaced(path) as unfinished:
-        result.to_netcdf(str(unfinished), engine=_ENGINE)
-    print(group_table(groups_of(result)))
-    print(f"\nwrote {path} ({path.stat().st_size / 2**20:.1f} MiB): arviz.from_netcdf reads it")
+    with RunFolder(config.runs[0]).locked() if config.out is None else nullcontext():
+        pairs = load_runs(
+            config.runs, device=config.device, data_root=config.data_root, trust=config.trust
+        )
+        first = next(iter(pairs.values()))
+        rows = chosen_rows(len(first.x_test), config.num_data, first.config.data_seed)
+        result = to_arviz(
+            first.model,
+            _guides(pairs),
+            first.x_test[rows.to(first.x_test.device)],
+            num_draws=config.num_draws,
+            num_chains=config.num_chains,
+            prior=config.prior,
+            predictive=config.predictive,
+            dims=_dims(first, config),
+            coords={"datum": rows.tolist()},
+            seed=config.seed,
+            progress=sys.stderr.isatty(),
+        )
+        groups = groups_of(result)
+        print(group_table(groups), flush=True)
+        payload = to_netcdf(groups, _attributes(first, rows))
+        write(path, payload)
+    print(f"\nwrote {path} ({len(payload) / 2**20:.1f} MiB): arviz.from_netcdf reads it")
+
+
+def to_netcdf(groups: Groups, attributes: Mapping[str, Any]) -> bytes:
+    """A netCDF file, made in memory: HDF5 itself crashes where a disk is full."""
+    file = io.BytesIO()
+    with h5netcdf.File(file, "w") as root:
+        root.attrs.update(attributes)
+        for name, dataset in groups.items():
+            store = H5NetCDFStore(root, group=f"/{name}", mode="a")
+            encoding = {
+                variable: {"zlib": True}
+                for variable, values in dataset.variables.items()
+                if values.dtype.kind in "biuf"
+            }
+            dataset.dump_to_store(store, encoding=encoding)
+            store.sync()
+    return file.getvalue()
 
 
 def _free_path(config: Export) -> Path:

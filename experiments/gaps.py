@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from experiments.config import Gaps
 from experiments.evaluate import chosen_rows, expect_evidence, row_so_far
 from experiments.labels import shortened
 from experiments.numbers import json_number
-from experiments.report import Row, markdown
+from experiments.report import markdown
+from experiments.results import Row, with_evaluation
 from experiments.runs import RunFolder
 from guides import Unamortized
 from inference import Difference, Evidence, inference_gaps
@@ -24,26 +26,39 @@ _PARTS = ("approximation", "amortization", "total")
 
 def gaps(config: Gaps) -> None:
     """Measure the gaps of every run, write them into its results.json, print and draw them."""
-    for name in ("num_data", "num_particles", "max_steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"expected --{name} of at least 1, got {getattr(config, name)}")
-    rows = [gaps_run(run, config) for run in config.runs]
-    print(gaps_table(rows))
-    picture = RunFolder(config.runs[0]).path / "gaps.png"
-    plots.save(plots_comparison.gap_bars(rows), picture)
+    folders = [RunFolder(run) for run in config.runs]
+    if len({folder.path.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f"expected different runs, got {' '.join(config.runs)}")
+    rows, unwritten = [], None
+    with ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(folder.locked())
+        for folder in folders:
+            rows.append(gaps_run(folder, config))
+            try:
+                folder.write_results("gaps", [rows[-1]])
+            except OSError as error:  # what is measured is printed all the same
+                unwritten = error
+        print(gaps_table(rows), flush=True)
+        if unwritten is not None:
+            raise unwritten
+        picture = folders[0].path / "gaps.png"
+        plots.save(plots_comparison.gap_bars(rows), picture)
     print(f"\nwrote {picture} and the results.json of every run")
 
 
-def gaps_run(run: str, config: Gaps) -> Row:
+def gaps_run(folder: RunFolder, config: Gaps) -> Row:
     """Measure the gaps of a run on its evaluation data; returns its row of results.json."""
-    folder = RunFolder(run)
-    assembly, snapshot = load_run(folder, device=config.device, data_root=config.data_root)
+    assembly, snapshot = load_run(
+        folder, device=config.device, data_root=config.data_root, trust=config.trust
+    )
     _expect_encoder(assembly)
     chosen = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
-    row = row_so_far(folder, assembly, snapshot)
-    row["gaps"] = _measure(assembly, assembly.x_test[chosen.to(assembly.x_test.device)], config)
-    folder.write_results("gaps", [row])
-    return row
+    before = row_so_far(folder, assembly, snapshot)
+    x = assembly.x_test[chosen.to(assembly.x_test.device)]
+    options = {name: getattr(config, name) for name in ("num_data", "num_particles", "max_steps")}
+    found = {"gaps": _measure(assembly, x, config)}
+    return with_evaluation(before, {"command": "gaps", **options}, found)
 
 
 def _expect_encoder(assembly: Assembly) -> None:

@@ -17,7 +17,11 @@ _HOW = (
 
 
 def load_runs(
-    runs: Sequence[str], *, device: str | None = None, data_root: str | None = None
+    runs: Sequence[str],
+    *,
+    device: str | None = None,
+    data_root: str | None = None,
+    trust: bool = False,
 ) -> dict[str, Assembly]:
     """The assemblies of runs that share one model and its evaluation data, by label.
 
@@ -32,7 +36,7 @@ def load_runs(
     loaded = []
     for run in runs:
         folder = RunFolder(run)
-        assembly, _ = load_run(folder, device=device, data_root=data_root)
+        assembly, _ = load_run(folder, device=device, data_root=data_root, trust=trust)
         expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
         loaded.append((run_label(folder, assembly), assembly))
     for run, (_, assembly) in zip(runs[1:], loaded[1:], strict=True):
@@ -48,7 +52,7 @@ def load_runs(
 def run_label(folder: RunFolder, assembly: Assembly) -> str:
     """How a run calls its guide."""
     document = folder.read_results()
-    if document is not None and "label" in document["rows"][0]:
+    if document is not None:
         return document["rows"][0]["label"]
     return Spec.parse(assembly.config.guide).name
 

@@ -1,6 +1,7 @@
 """`per_datum.csv`: every estimate of every datum, for whoever wants to look behind the means."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.results import Row
+from experiments.schema import MAX_DOCUMENT_BYTES, read_bytes
 from inference import Evidence
 
 NAME = "per_datum.csv"
@@ -38,6 +41,20 @@ def _columns(record: Evidence) -> dict[str, Tensor]:
     return columns
 
 
+def digest(text: str) -> str:
+    """SHA-256 of the file, by which a row of results.json knows its own."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_of(folder: Path, row: Row) -> bool:
+    """Whether the file in the folder was written with just this row."""
+    try:
+        payload = read_bytes(folder / NAME, MAX_DOCUMENT_BYTES)
+    except FileNotFoundError:
+        return False
+    return hashlib.sha256(payload).hexdigest() == row["per_datum_sha256"]
+
+
 def read(folder: Path) -> tuple[list[int], dict[str, Evidence]]:
     """The rows of the evaluation data, and the records by estimator.
 
@@ -46,13 +63,13 @@ def read(folder: Path) -> tuple[list[int], dict[str, Evidence]]:
     """
     path = folder / NAME
     try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
+        text = read_bytes(path, MAX_DOCUMENT_BYTES).decode()
+        lines = list(csv.DictReader(io.StringIO(text, newline="")))
         columns = {n: torch.tensor([float(line[n]) for line in lines]).double() for n in lines[0]}
         rows = [int(row) for row in columns.pop("datum").tolist()]
         names = dict.fromkeys(name.removesuffix("_nats") for name in columns if "_nats" in name)
         return rows, {name: _record(name, columns) for name in names}
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (OSError, KeyError, IndexError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}): run `evidence evaluate {folder}` anew"
         ) from None

@@ -3,6 +3,7 @@
 Every function returns a matplotlib `Figure`; `save` writes it.
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.files import write
 from experiments.labels import wrapped
 from inference import History
 from models import AbstractModel
@@ -239,8 +241,10 @@ def signal_to_noise(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG at 150 dpi."""
-    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)
+    """Write the figure as a PNG at 150 dpi, in full or not at all."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1)
+    write(path, picture.getvalue())
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -1,21 +1,22 @@
 """`evidence reference`: the guides of trained runs beside NUTS, on a few chosen data."""
 
-import json
 import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments import plots
 from experiments.assembly import Assembly
-from experiments.atomic import replaced
 from experiments.catalogue import Spec
 from experiments.config import Reference
+from experiments.files import replaced
 from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.one_model import load_runs
@@ -36,8 +37,25 @@ _FEWEST = 20  # independent draws that anything can be compared with
 
 def reference(config: Reference) -> None:
     """Draw by NUTS, compare, write reference.json and reference.png, and print the table."""
-    path = _folder(config)
-    pairs = load_runs(config.runs, device=config.device, data_root=config.data_root)
+    folder = RunFolder(_folder(config))
+    with folder.locked() if folder.path.exists() else nullcontext():
+        document, figure = _compared(config)
+        print(reference_table(document), flush=True)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with replaced(folder.path / PICTURE) as picture:
+                plots.save(figure, picture)
+                folder.write_document(NAME, document)
+            print(f"\nwrote {folder.path}: {NAME}, {PICTURE}")
+        finally:
+            print(f"\n{document['verdict']}")
+
+
+def _compared(config: Reference) -> tuple[dict[str, Any], Figure]:
+    """What reference.json and reference.png hold."""
+    pairs = load_runs(
+        config.runs, device=config.device, data_root=config.data_root, trust=config.trust
+    )
     first = next(iter(pairs.values()))
     x = _chosen(first.x_test, config.rows)
     draws, seconds = _draw(first, x, config)
@@ -49,13 +67,7 @@ def reference(config: Reference) -> None:
     }
     document = _document(first, config, draws, found) | {"nuts_seconds": seconds}
     guides = {label: pair.guide for label, pair in pairs.items()}
-    figure = draw_reference(first.model, guides, draws, config.rows, seed=config.seed)
-    path.mkdir(parents=True, exist_ok=True)
-    with replaced(path / PICTURE) as picture:
-        plots.save(figure, picture)
-        RunFolder(path).write_text(NAME, json.dumps(document, indent=1, allow_nan=False) + "\n")
-    print(reference_table(document))
-    print(f"\nwrote {path}: {NAME}, {PICTURE}\n\n{document['verdict']}")
+    return document, draw_reference(first.model, guides, draws, config.rows, seed=config.seed)
 
 
 def _folder(config: Reference) -> Path:

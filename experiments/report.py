@@ -10,28 +10,13 @@ from experiments.catalogue import Spec
 from experiments.labels import shortened
 from experiments.numbers import json_number
 from experiments.preprocessing import bits_per_dim
+from experiments.results import ESTIMATED, Row
 from inference import Evidence, History
-
-Row = dict[str, Any]
 
 # The nearest to log p(x) comes first: no reader should take a bound for it that stands before it.
 ESTIMATORS = ("exact", "ais", "iw", "elbo")
 
 _REASONS_SHOWN = 3
-
-# What evaluations add to the row of a training.
-ESTIMATED = (
-    "estimates",
-    "k_hat",
-    "ess",
-    "active_units",
-    "latents",
-    "divergences",
-    "evaluation",
-    "annealing",
-    "bracket",
-    "gaps",
-)
 
 
 def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
@@ -64,6 +49,8 @@ def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
         "num_model_parameters": sizes["model"],
         "num_guide_parameters": sizes["guide"],
         "history": history.to_rows(),
+        "weights_sha256": assembly.weights_sha256(),
+        "evaluations": [],
         **assembly.fingerprint(),
     }
 
@@ -94,6 +81,7 @@ def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
         "data_se": json_number(record.data_se),
         "num_particles": record.num_particles,
         "num_data": record.num_data,
+        "dtype": None if record.dtype is None else str(record.dtype).removeprefix("torch."),
     }
     if record.particles is not None:
         estimate["mean_num_particles"] = record.particles.double().mean().item()

@@ -1,20 +1,37 @@
 """Run folders: the configuration, checkpoints, results and pictures of one run."""
 
-import fcntl
-import json
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
-from experiments.atomic import replaced
+from experiments import checkpoints, results
 from experiments.config import Compare, Train, differences
+from experiments.files import (
+    LOCK,
+    expect_plain,
+    is_leftover,
+    move,
+    remove,
+    sweep,
+    unfinished,
+    write,
+)
+from experiments.schema import MAX_CONFIG_BYTES, parse_yaml, read_bytes, signed, typed
 
 RESULTS_VERSION = 1
+
+# What is made from the weights of a run.
+OF_WEIGHTS = (
+    *("results.json", "per_datum.csv", "samples", "posterior.nc", "gaps.png"),
+    *("calibration.json", "calibration.png", "reference.json", "reference.png"),
+    *("latent_codes.png", "training_curves.png", "reconstructions.png", "samples.png"),
+    "manifold.png",
+)
 
 
 class RunFolder:
@@ -38,87 +55,140 @@ class RunFolder:
             ValueError: the folder holds another run, or this one and `resume` is false, or another
                 process is at work in it.
         """
-        existed = self.path.exists()
         self._expect_room_for(config, resume=resume)
-        self.path.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(asdict(config), sort_keys=False)
-        with self._locked():
-            if not self._config.exists():
-                self._write(self._config, text)
-            try:
+        existed, is_new, is_ours = self.path.exists(), not self._config.exists(), False
+        text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+        try:
+            unfinished(self.path)  # a removal that was cut short
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.locked():
+                self._expect_room_for(config, resume=resume)  # what another did in between
+                is_ours = True
+                if is_new:
+                    write(self._config, text)
                 yield
-            except Exception:
-                if not existed and not self._holds_results():
-                    shutil.rmtree(self.path)
-                raise
-            self._write(self._config, text)  # of a run that went on, now that it did
+                write(self._config, text)  # of a run that went on, now that it did
+        except Exception:
+            if is_ours and is_new and not self._holds_results():
+                with suppress(OSError):
+                    remove(self._config if existed else self.path)
+            raise
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes out, also after a crash of theirs."""
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"{self.path} is in use by another process: wait for it, or choose an --out"
-                ) from None
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out, also after a crash of theirs, and sweep what that left.
+
+        A folder that cannot be written to is not locked: nothing can happen to it.
+
+        Raises:
+            ValueError: another process is at work in it, or there are links in it.
+        """
+        expect_plain(self.path)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"{self.path} is in use by another process, which has locked it: wait for it, or "
+                "choose another folder"
+            ) from None
+        except OSError:
             yield
+            return
+        try:
+            with suppress(OSError):
+                sweep(self.path)
+                self.set_aside()
+            yield
+        finally:
+            lock.release()
+
+    def set_aside(self) -> None:
+        """Move what was found of weights that are no longer the newest into `earlier/`, and say so.
+
+        `.weights` tells which weights all that is in the folder was made from.
+        """
+        newest = checkpoints.newest(self.checkpoints)
+        if newest is None:
+            return
+        mark, weights = self.path / ".weights", checkpoints.read_meta(newest)["weights_sha256"]
+        is_marked = mark.exists()
+        before = read_bytes(mark, 1000).decode("ascii", "replace").strip() if is_marked else weights
+        found = [self.path / name for name in OF_WEIGHTS if (self.path / name).exists()]
+        if found and before != weights:
+            target = self.path / "earlier" / "".join(c for c in before[:12] if c.isalnum())
+            for path in found:
+                move(path, target)
+            names = ", ".join(path.name for path in found)
+            print(f"of earlier weights, and so moved to {target}: {names}")
+        if before != weights or not is_marked:
+            remove(self.path / "annealing")
+            write(mark, f"{weights}\n")
 
     def _expect_room_for(self, config: Train | Compare, *, resume: bool) -> None:
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.path.exists() or self._is_empty():
             return
         if not self._config.exists():
             raise ValueError(f"{self.path} is in use and no run folder: choose another --out")
-        if differing := differences(type(config).__name__, asdict(config), self.read_config()):
+        theirs = asdict(self.read_config())
+        if differing := differences(type(config).__name__, asdict(config), theirs):
             raise ValueError(
                 f"{self.path} holds another run ({'; '.join(differing)}): choose another --out"
             )
-        if not resume:
+        if not resume and self._holds_results():
             raise ValueError(
                 f"{self.path} holds this run already: pass --resume true to go on with it, or "
                 "choose another --out"
             )
 
+    def _is_empty(self) -> bool:
+        """Whether there is nothing but what a process leaves that dies as it begins."""
+        return self.path.is_dir() and all(
+            entry.name == LOCK or is_leftover(entry) for entry in self.path.iterdir()
+        )
+
     def _holds_results(self) -> bool:
         return self._results.exists() or any(self.path.rglob("epoch-*"))
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> Train | Compare:
         """The configuration of the run.
 
         Raises:
-            ValueError: there is none, or it cannot be read.
+            ValueError: there is none, it cannot be read, or it is of no run of this suite.
         """
+        expect_plain(self.path)
         try:
-            config = yaml.safe_load(self._config.read_text())
+            values = parse_yaml(read_bytes(self._config, MAX_CONFIG_BYTES))
         except FileNotFoundError:
             raise ValueError(
                 f"{self.path} is no run folder: it has no {self._config.name}"
             ) from None
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
-            config = None
-        if not isinstance(config, dict):
-            raise ValueError(f"{self._config} cannot be read: expected YAML written by a run")
-        return config
+        except ValueError as error:
+            raise ValueError(f"{self._config} cannot be read: {error}") from None
+        is_comparison = isinstance(values, dict) and "guides" in values
+        try:
+            return typed(Compare if is_comparison else Train, values)
+        except ValueError as error:
+            what = "comparison" if is_comparison else "training run"
+            raise ValueError(f"{self.path} is no {what}: {error}") from None
 
     def write_results(self, command: str, rows: list[dict[str, Any]], **more: Any) -> None:
         """Replace `results.json`."""
         document = {"version": RESULTS_VERSION, "command": command, "rows": rows, **more}
-        self._write(self._results, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        write(self._results, signed(document))
 
     def read_results(self) -> dict[str, Any] | None:
-        """The document last written, or None."""
-        try:
-            return json.loads(self._results.read_text())
-        except (OSError, ValueError):
-            return None
+        """The document last written, or None if there is none.
+
+        Raises:
+            ValueError: it is damaged, or not what was written.
+        """
+        return results.read(self._results)
+
+    def write_document(self, name: str, document: dict[str, Any]) -> None:
+        """Write a JSON document with a checksum into the folder."""
+        write(self.path / name, signed(document))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file into the folder."""
-        self._write(self.path / name, text)
-
-    @staticmethod
-    def _write(path: Path, text: str) -> None:
-        """Write in full or not at all."""
-        with replaced(path) as unfinished:
-            unfinished.write_text(text)
+        write(self.path / name, text)

@@ -1,13 +1,13 @@
 """`evidence sample`: simulate data from the model of a trained run."""
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
+from torch import Tensor
 
 from experiments import plots
-from experiments.assembly import load_run
+from experiments.assembly import Assembly, load_run
 from experiments.config import Sample
+from experiments.files import write
 from experiments.pictures import prior_means
 from experiments.runs import RunFolder
 from inference.random_state import isolated_rng
@@ -16,32 +16,43 @@ from inference.random_state import isolated_rng
 @torch.no_grad()
 def sample(config: Sample) -> None:
     """Draw from p(z) p(x | z) into the folder `samples` of the run."""
-    if config.num_samples < 1:
-        raise ValueError(f"expected --num_samples of at least 1, got {config.num_samples}")
     folder = RunFolder(config.run)
-    assembly, _ = load_run(folder, device=config.device, data_root=config.data_root)
-    model = assembly.model
-    with isolated_rng(config.seed):
-        x = model(None, size=config.num_samples)
-    with isolated_rng(config.seed):
-        means = prior_means(model, config.num_samples)
-    target = Path(config.run) / "samples"
+    with folder.locked():
+        assembly, _ = load_run(
+            folder, device=config.device, data_root=config.data_root, trust=config.trust
+        )
+        model = assembly.model
+        with isolated_rng(config.seed):
+            x = model(None, size=config.num_samples)
+        with isolated_rng(config.seed):
+            means = prior_means(model, config.num_samples)
+        print(f"{config.num_samples} draws, mean {x.mean():.4f}, standard deviation {x.std():.4f}")
+        files = _write(folder, assembly, config, x, means)
+    print(f"\nwrote {folder.path / 'samples'}: {', '.join(files)}")
+
+
+def _write(
+    folder: RunFolder, assembly: Assembly, config: Sample, x: Tensor, means: Tensor
+) -> list[str]:
+    """Put the draws into the folder `samples`; returns the names of the files."""
+    target, kind = folder.path / "samples", type(assembly.model).__name__
     target.mkdir(exist_ok=True)
-    save_file({"x": x.cpu(), "mean": means.cpu()}, target / "samples.safetensors")
+    tensors = {"x": x.cpu().contiguous(), "mean": means.cpu().contiguous()}
+    write(target / "samples.safetensors", save(tensors))
     files = ["samples.safetensors"]
     if assembly.dataset.image_shape is not None:
-        title = f"{type(model).__name__}: decoded means of draws from the prior"
+        title = f"{kind}: decoded means of draws from the prior"
         figure = plots.gallery(means, assembly.dataset.image_shape, title=title)
         plots.save(figure, target / "samples.png")
         files.append("samples.png")
     row = {
-        "model": type(model).__name__,
+        "model": kind,
         "guide": type(assembly.guide).__name__,
         "data": assembly.config.data,
         "seed": config.seed,
         "num_samples": config.num_samples,
+        "weights_sha256": assembly.weights_sha256(),
         "files": files,
     }
     RunFolder(target).write_results("sample", [row])
-    print(f"{config.num_samples} draws, mean {x.mean():.4f}, standard deviation {x.std():.4f}")
-    print(f"\nwrote {target}: {', '.join(files)}")
+    return files

@@ -1,7 +1,7 @@
 """`evidence train`: fit a model and a guide."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from experiments import checkpoints
-from experiments.assembly import Assembly, assemble, load_snapshot, run_name
+from experiments.assembly import Assembly, assemble, expect_config_of, load_snapshot, run_name
 from experiments.catalogue import Spec, build_elbo
 from experiments.config import Train
 from experiments.optimizers import build_optimizer, build_scheduler
 from experiments.pictures import draw_run
 from experiments.report import Row, table, training_row
+from experiments.results import is_of_weights
 from experiments.runs import RunFolder
 from guides import Unamortized
 from inference import History, Snapshot, UntilFlat, fit
@@ -24,13 +25,26 @@ from inference.evaluation import no_training
 
 def train(config: Train) -> None:
     """Train a pair into its run folder, draw its pictures and print its row."""
-    row = train_run(config)
-    print(table([row]))
+    row = train_run(config, announce=lambda row: print(table([row]), flush=True))
     print(f"\nwrote {row['folder']}")
 
 
-def train_run(config: Train, *, label: str | None = None) -> Row:
-    """Train a pair, or go on with it; returns its row of results.json."""
+def train_run(
+    config: Train, *, label: str | None = None, announce: Callable[[Row], None] | None = None
+) -> Row:
+    """Train a pair, or go on with it.
+
+    Args:
+        config: the options.
+        label: how tables call the guide, if not by its name.
+        announce: called with the row before anything of it is written.
+
+    Returns:
+        The row of results.json.
+
+    Raises:
+        ValueError: options that do not fit, or a folder that holds something else.
+    """
     assembly = assemble(config)
     if isinstance(assembly.guide, Unamortized) and config.frozen_model is None:
         raise ValueError(
@@ -40,10 +54,14 @@ def train_run(config: Train, *, label: str | None = None) -> Row:
     out = config.out or run_name(Spec.parse(config.model).name, config.guide, config.data)
     folder = RunFolder(out)
     with folder.opened(assembly.config, resume=config.resume):
+        before = folder.read_results()  # what is wrong with it shows before anything is trained
         history = fit_assembly(assembly, folder)
+        folder.set_aside()
         row = training_row(assembly, history, label=label or config.guide)
         row["folder"] = str(folder.path)
-        if not _results_are_newer(folder, row):
+        if announce is not None:
+            announce(row)
+        if before is None or not is_of_weights(before["rows"][0], row):
             folder.write_results("train", [row])
         with no_training(assembly.model, assembly.guide):
             draw_run(folder.path, assembly, history)
@@ -54,9 +72,14 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
     """Run `fit` with checkpoints into the folder, from the newest one if there is any."""
     config = assembly.config
     context = {"config": asdict(config), **assembly.fingerprint()}
+    is_first = True
 
     def save(snapshot: Snapshot) -> None:
+        nonlocal is_first
         checkpoints.save(folder.checkpoints, snapshot, context)
+        if is_first:  # it makes what was found of earlier weights a thing of the past
+            folder.set_aside()
+        is_first = False
 
     with _tensorboard(folder.path if config.tensorboard else None) as writer:
         return fit(
@@ -92,8 +115,12 @@ def _snapshot_to_resume(assembly: Assembly, folder: RunFolder) -> Snapshot | Non
     Raises:
         ValueError: the model that the guide was fitted to has been trained on since.
     """
-    snapshot = load_snapshot(folder, assembly.dataset)
-    if snapshot is not None and assembly.config.frozen_model is not None:
+    newest = checkpoints.newest(folder.checkpoints)
+    if newest is None:
+        return None
+    expect_config_of(newest, assembly.config)
+    snapshot = load_snapshot(newest, assembly)
+    if assembly.config.frozen_model is not None:
         for name, tensor in assembly.model.state_dict().items():
             if not torch.equal(snapshot.tensors[f"model.{name}"], tensor.cpu()):
                 raise ValueError(
@@ -101,12 +128,6 @@ def _snapshot_to_resume(assembly: Assembly, folder: RunFolder) -> Snapshot | Non
                     f"{assembly.config.frozen_model}: choose another --out"
                 )
     return snapshot
-
-
-def _results_are_newer(folder: RunFolder, row: Row) -> bool:
-    """Whether the folder already holds an evaluation of just this training."""
-    document = folder.read_results()
-    return document is not None and document["rows"][0]["num_epochs"] == row["num_epochs"]
 
 
 @contextmanager

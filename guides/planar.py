@@ -19,7 +19,7 @@ class Planar(AbstractFlow):
     gradients.
 
     Reference: D. J. Rezende, S. Mohamed, "Variational Inference with Normalizing Flows", 2015,
-    https://arxiv.org/abs/1505.05770, eqs. 10-15; appendix A.1 for its û.
+    https://arxiv.org/abs/1505.05770, eqs. 10-15.
 
     Args:
         latent_dim: Z, the number of latent variables.

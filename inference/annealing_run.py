@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inference import hmc, schedule
+from inference.annealing_state import expect_annealing_state
 from inference.guide_path import path_of
 from inference.log_joint import AbstractPath
 from inference.random_state import isolated_rng, rng_state, set_rng_state
@@ -168,9 +169,13 @@ class AnnealingRun:
     def _num_steps(self, stage: str) -> int:
         return len(self.pilot_betas) if stage == "pilot" else self.options.num_temperatures
 
+    def _num_chains(self, stage: str) -> int:
+        most = schedule.MAX_PILOT_CHAINS if stage == "pilot" else self.options.num_chains
+        return min(self.options.num_chains, most)
+
     def _start(self, stage: str, path: AbstractPath, before: _Chains | None) -> _Chains:
         if stage == "pilot":
-            z = path.sample(min(self.options.num_chains, schedule.MAX_PILOT_CHAINS))
+            z = path.sample(self._num_chains(stage))
             first = schedule.first_log_step_size(z.shape[1], z)
             step_sizes = torch.stack([first] * (len(self.pilot_betas) + 1))
         else:
@@ -277,6 +282,14 @@ class AnnealingRun:
             what = ", ".join(f"{k} {ours.get(k)} (was {theirs.get(k)})" for k in differing)
             raise ValueError(f"the snapshot is of another run: {what}")
         tensors = {n: t.clone() for n, t in snapshot.tensors.items()}
+        expect_annealing_state(
+            tensors,
+            snapshot.meta["position"],
+            block_sizes=[len(block) for block in self.blocks],
+            stages=self.stages,
+            num_steps={stage: self._num_steps(stage) for stage in self.stages},
+            num_chains={stage: self._num_chains(stage) for stage in self.stages},
+        )
         self.position = _Position(**snapshot.meta["position"])
         self.done = _within("done.", tensors)
         if self.position.block < len(self.blocks):

@@ -64,6 +64,22 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) 
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def expect_rng_state(state: dict[str, Tensor]) -> None:
+    """Check that a state can be restored on a CPU; nothing is changed.
+
+    Raises:
+        ValueError: an unknown or missing part, one of another form, or numbers of no state.
+    """
+    given = {name: tensor for name, tensor in state.items() if name != "cuda"}
+    if odd := sorted(given.keys() ^ rng_state().keys()):
+        raise ValueError(f"the random state lacks or adds {odd[0]}")
+    try:
+        with isolated_rng():
+            set_rng_state(given)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the random state cannot be restored ({error})") from None
+
+
 def _expect_form(state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
     """Check names, shapes and types: torch, numpy and Python trust what they are given."""
     for name, expected in like.items():
@@ -73,6 +89,9 @@ def _expect_form(state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
         found = state.get(name)
         if found is None or found.dtype != expected.dtype or found.numel() not in sizes:
             raise ValueError(f"the snapshot has no random state that can be restored: {name}")
+    keys, position = state["numpy_keys"], int(state["numpy_position"][0])
+    if not (0 <= position <= len(keys) and (keys >= 0).all()):  # else numpy reads beyond them
+        raise ValueError("the snapshot has no random state that can be restored: numpy_position")
 
 
 def _is_cuda(device: torch.device | None) -> bool:

@@ -41,7 +41,7 @@ def test_a_crash_while_writing_leaves_the_older_checkpoint(tmp_path, monkeypatch
     def crash(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints.json, "dumps", crash)
+    monkeypatch.setattr(checkpoints, "signed", crash)
     with pytest.raises(OSError, match="no space"):
         checkpoints.save(tmp_path, snapshot(2), {})
     monkeypatch.undo()

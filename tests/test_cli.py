@@ -18,7 +18,7 @@ import torchvision
 import yaml
 from safetensors.torch import load_file
 
-from experiments import checkpoints, compare
+from experiments import checkpoints, compare, schema
 from experiments.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -288,10 +288,12 @@ def test_corrupt_and_foreign_checkpoints_are_named(capsys):
     resume = ["train", *QUICK, "--out", "run", "--resume", "true"]
     assert "corrupt checkpoint" in refused(capsys, *resume)
     tensors.write_bytes(whole)
-    document = json.loads(meta.read_text())
-    meta.write_text(json.dumps(document | {"data_sha256": "0" * 64}))
+    document = schema.parse_signed(meta.read_bytes())
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"data_sha256": "0" * 64}))
+    assert "it was changed since it was written" in refused(capsys, "evaluate", "run")
+    meta.write_bytes(schema.signed(document | {"data_sha256": "0" * 64}))
     assert "trained on other data" in refused(capsys, "evaluate", "run")
-    meta.write_text(json.dumps(document | {"format": "other"}))
+    meta.write_bytes(schema.signed(document | {"format": "other"}))
     assert "foreign checkpoint" in refused(capsys, "evaluate", "run")
 
 

@@ -4,6 +4,9 @@ import gzip
 import hashlib
 import math
 import struct
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -93,6 +96,62 @@ def test_a_corrupt_archive_is_named(small_mnist):
     archive.write_bytes(archive.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"corrupt archive .*t10k-images.*expected MD5"):
         datasets.load("mnist", data_root=small_mnist)
+
+
+@pytest.mark.parametrize("content", [b"", b"half", None])
+def test_unpacked_files_are_neither_trusted_nor_in_the_way(small_mnist, content):
+    """Beside good archives: truncated, or whole but of other images."""
+    expected = datasets.load("mnist", data_root=small_mnist)
+    for archive in (small_mnist / "MNIST" / "raw").glob("*.gz"):
+        payload = gzip.decompress(archive.read_bytes())
+        other = payload[:16] + bytes(len(payload) - 16)
+        archive.with_suffix("").write_bytes(other if content is None else content)
+    data = datasets.load("mnist", data_root=small_mnist)
+    assert data.sha256 == expected.sha256
+    assert data.sha256 == datasets.digest(
+        *(torch.from_numpy(x) for x in torchvision_reads(small_mnist))
+    )
+
+
+def torchvision_reads(root):
+    """Train and test images and labels, as torchvision unpacks them by itself."""
+    raw = root / "MNIST" / "raw"
+    for path in raw.glob("*ubyte"):
+        path.unlink()
+    parts = [torchvision.datasets.MNIST(root, train=t, download=True) for t in (True, False)]
+    return [x for part in parts for x in (part.data.numpy(), part.targets.numpy().astype(np.uint8))]
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder, and the address at which its files can be fetched."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield folder, f"http://127.0.0.1:{http.server_port}/"
+        http.shutdown()
+        thread.join()
+
+
+def test_only_what_is_missing_is_fetched_and_in_full(small_mnist, monkeypatch, server):
+    raw, (folder, address) = small_mnist / "MNIST" / "raw", server
+    expected, missing = datasets.load("mnist", data_root=small_mnist), "t10k-images-idx3-ubyte.gz"
+    (raw / missing).rename(folder / missing)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", address])
+    assert datasets.load("mnist", data_root=small_mnist).sha256 == expected.sha256
+    (folder / missing).write_bytes((raw / missing).read_bytes()[:-9])
+    (raw / missing).unlink()
+    with pytest.raises(ValueError, match="no usable copy of MNIST"):
+        datasets.load("mnist", data_root=small_mnist)
+    assert missing not in {path.name for path in raw.iterdir()}
+    assert not [path for path in raw.iterdir() if path.name.startswith(".")]
 
 
 def test_neither_network_nor_copy_says_how_to_get_the_files(small_mnist, tmp_path):

@@ -15,9 +15,9 @@ class PlanarLayers(AbstractTransform):
     v = wᵀz + b solves v + wᵀû tanh v = wᵀy + b, and z = y − û tanh v. Then
     det ∂f/∂z = 1 + wᵀû tanh′ v = tanh² v + s tanh′ v with s = 1 + wᵀû = a + √(1 + a²) > 0.
 
-    The paper has softplus(a) − 1 − a in place of √(1 + a²) − 1: at w = 0 that is log 2 − 1, and û
-    has a pole, which an encoder meets with one latent, as w(x) changes its sign. Here û has a
-    bounded length, ‖û‖ ≤ 2 ‖u‖, and is u at w = 0 and wherever a = 0.
+    The paper has softplus(a) − 1 − a in place of √(1 + a²) − 1 (appendix A.1): at w = 0 that is
+    log 2 − 1, and û has a pole, which an encoder meets with one latent, as w(x) changes its sign.
+    Here û has a bounded length, ‖û‖ ≤ 2 ‖u‖, and is u at w = 0 and wherever a = 0.
 
     Args:
         bias: b, `[B, K, 1]`.

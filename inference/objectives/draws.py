@@ -59,10 +59,12 @@ class Pair:
         for _ in range(self.num_particles if self.particle_dim is None else 1):
             runs.append(self._run(_subsamples(runs), detach, show or _all))
         check_sites(runs[0])
-        check_batch_shapes(runs[0])
         if not detach:
             _check_reparameterized(runs[0].guide)
-        return Draws(self, runs, shared_plates(runs[0], self.particle_dim))
+        plates = shared_plates(runs[0], self.particle_dim)
+        if self.particle_dim is None:  # else a dim of no plate can pass for the particles'
+            check_batch_shapes(runs[0])
+        return Draws(self, runs, plates)
 
     def _run(self, subsamples: Trace, detach: bool, show: Callable[[Trace], Trace]) -> Run:
         guide = poutine.replay(self.guide, trace=subsamples)
@@ -180,7 +182,10 @@ def plate_nesting(
     with isolated_rng(device=device), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace))
-        return nesting(Run(guide_trace, model_trace.get_trace(*args, **kwargs)))
+        run = Run(guide_trace, model_trace.get_trace(*args, **kwargs))
+    depth = nesting(run)
+    check_batch_shapes(run)
+    return depth
 
 
 def _check_reparameterized(guide_trace: Trace) -> None:

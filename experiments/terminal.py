@@ -1,0 +1,107 @@
+"""What surrounds a command: streams that cannot spell everything, signals, pictures' settings."""
+
+import codecs
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+_SPELLED = {"±": "+/-", "−": "-", "–": "-", "‖": "||", "≥": ">=", "≤": "<=", "→": "->", "…": "...",
+            "×": "x", "·": "*", "\u0302": "^", "√": "sqrt", "∞": "inf"}  # fmt: skip
+_ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+
+
+class _SignalError(KeyboardInterrupt):
+    """A signal that ends the program as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def forgiving_streams() -> Iterator[None]:
+    """Spell out what stdout and stderr cannot encode, `±` as `+/-`, instead of failing."""
+    codecs.register_error("spelled", _spell)
+    changed = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed and stream.errors == "strict":
+            changed.append(stream)
+            stream.reconfigure(errors="spelled")
+    try:
+        yield
+    finally:
+        for stream in changed:
+            if not stream.closed:
+                with suppress(OSError):  # it is flushed first, and may be full
+                    stream.reconfigure(errors="strict")
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    odd = error.object[error.start : error.end]
+    return "".join(_SPELLED.get(character, "?") for character in odd), error.end
+
+
+@contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """End at SIGTERM and SIGHUP as at Ctrl-C, unless somebody else handles or ignores them."""
+    before = {}
+    for name in _ENDING:
+        number = getattr(signal, name, None)
+        with suppress(ValueError):  # not in the main thread
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise _SignalError(number)
+
+
+def signal_of(interrupt: KeyboardInterrupt) -> int:
+    """The number of the signal that made an interrupt."""
+    return interrupt.number if isinstance(interrupt, _SignalError) else signal.SIGINT
+
+
+@contextmanager
+def own_pictures() -> Iterator[None]:
+    """Draw with matplotlib's own settings: those of the user may ask for LaTeX, or for anything."""
+    if "matplotlib" not in sys.modules:  # a command that draws nothing
+        yield
+        return
+    import matplotlib  # noqa: PLC0415 (slow to import)
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def forget_output() -> None:
+    """Drop what stdout still holds if it cannot be written: Python would fail on it at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def told(error: Exception) -> str:
+    """An error as one sentence; of one that nobody foresaw, with its kind and its place."""
+    if isinstance(error, ValueError | OSError) and str(error):
+        return str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{os.path.basename(last.filename)}, line {last.lineno}"
+    message = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__} in {place}: {message[:300]} (EVIDENCE_DEBUG=1 shows the traceback)"
+    )
