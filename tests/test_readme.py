@@ -29,7 +29,7 @@ def commands():
 
 
 QUICK = {
-    "compare": "--num_particles 9",
+    "compare": "--num_particles 9 --num_data 9",
     "evaluate": "--num_particles 9",
     "gaps": "--max_steps 100 --num_data 9",
     "calibrate": "--num_simulations 50",
@@ -46,7 +46,7 @@ def quickly(words):
     if "--target_se" in words:
         more += ["--max_particles", "300", "--num_data", "9"]
     if "ais" in words or "bdmc" in words:
-        more += ["--num_temperatures", "9", "--num_data", "9"]
+        more += ["--num_temperatures", "9", "--num_chains", "4", "--num_data", "9"]
     return [*words, *more]
 
 

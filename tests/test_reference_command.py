@@ -88,6 +88,7 @@ def document(folder):
     return json.loads((Path(folder) / "reference.json").read_text())
 
 
+@pytest.mark.slow
 def test_mean_field_on_a_correlated_posterior_is_told_apart_and_the_exact_guide_is_not(
     runs, planted, capsys
 ):
