@@ -86,13 +86,11 @@ def as_data(data: Any) -> "Tensor | Data":
 
     Args:
         data: a tensor or array; a tuple or list of them, `model(*data)`; or a mapping such as a
-            dict or a pandas data frame, `model(**data)`. Floating-point arrays become tensors of
-            torch's default dtype.
+            dict or a pandas data frame, `model(**data)`; `()` for a program without arguments.
+            Floating-point arrays become tensors of torch's default dtype.
     """
     if isinstance(data, Data | Tensor):
         return data
-    if data is None:
-        return Data()
     if isinstance(data, Mapping):
         return Data(kwargs={str(name): _as_tensor(value) for name, value in data.items()})
     if hasattr(data, "columns") and hasattr(data, "to_dict"):  # a pandas data frame

@@ -170,8 +170,8 @@ def _pack(block: Block, values: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, site in block.latents.items():
         value, event_dim = values[name], site["fn"].event_dim
         value = with_batch_dims(value, depth + event_dim)
-        packed[name] = of_draws.lay_out(site, value, event_dim).flatten(2)
-        packed[name] = packed[name].reshape(*packed[name].shape[:2], -1)
+        laid_out = of_draws.lay_out(site, value, event_dim)
+        packed[name] = laid_out.reshape(*laid_out.shape[:2], -1)
     return packed
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inference.data import Data
 from inference.evaluation import evaluation_mode, modules_of
-from inference.traces import Program
+from inference.traces import Program, random_sites
 
 
 @torch.no_grad()
@@ -49,16 +49,18 @@ def observed_like(trace: Trace, like: Tensor | Data) -> Tensor | Data:
     Raises:
         ValueError: no site observes any of the tensors as it is, or several the same.
     """
-    drawn = {
-        id(site["infer"]["obs"]): site["value"]
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and site["infer"].get("obs") is not None
-    }
-    tensors = like.tensors if isinstance(like, Data) else [like]
-    if not any(id(t) in drawn and drawn[id(t)].shape == t.shape for t in tensors):
+    tensors = {id(t): t.shape for t in (like.tensors if isinstance(like, Data) else [like])}
+    sites = [
+        site
+        for site in random_sites(trace).values()
+        if site["infer"].get("was_observed") or site["infer"].get("obs") is not None
+    ]
+    drawn = {id(site["infer"].get("obs")): site["value"] for site in sites}
+    as_it_is = [obs for obs, value in drawn.items() if tensors.get(obs) == value.shape]
+    if not as_it_is or len(as_it_is) < len(sites):
         raise ValueError(
-            f"expected one site that observes x as it is, got {len(drawn)} that observe something: "
-            "give the model a form model(None, size=N) that returns data"
+            f"expected one site that observes x as it is, got {len(as_it_is)} of {len(sites)} "
+            "observed sites: give the model a form model(None, size=N) that returns data"
         )
     if isinstance(like, Data):
         kwargs = {name: drawn.get(id(value), value) for name, value in like.kwargs.items()}

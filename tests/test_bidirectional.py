@@ -187,7 +187,7 @@ BAD = {
     "flat simulation": (lambda: bidirectional_evidence(Autoencoder(10, 3), size=3), "no prior"),
     "two observed sites": (
         lambda: bidirectional_evidence(pairs, template=torch.zeros(3)),
-        "one observed site of the template's shape",
+        "one site that observes x as it is, got 1 of 2",
     ),
     "unpacked guide": (
         lambda: bidirectional_evidence(positive_model, template=POSITIVE_X, guide=unpacked_guide()),

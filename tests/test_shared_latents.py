@@ -193,6 +193,7 @@ def beta_binomial(y, trials):
         pyro.sample("y", dist.Binomial(trials, p), obs=y)
 
 
+@pytest.mark.filterwarnings("ignore:no gradient reaches guide.scale_tril")  # of a single latent
 @pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
 def test_beta_binomial_with_an_autoguide_of_pyro(kind):
     """Its one latent is drawn at an auxiliary site, outside of every plate."""

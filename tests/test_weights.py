@@ -232,7 +232,8 @@ X = torch.zeros(4, 10)
 
 
 def test_without_a_plate_over_all_sites_there_is_one_weight_for_the_data():
-    assert log_weights(unplated_model, unplated_guide, X, 3).shape == (3, 1)
+    with pytest.warns(UserWarning, match="not broadcast"):  # z.sum() is over particles too
+        assert log_weights(unplated_model, unplated_guide, X, 3).shape == (3, 1)
     assert log_weights(shared_latent_model, shared_latent_guide, X, 3).shape == (3, 1)
 
 
