@@ -74,7 +74,7 @@ def _dims_of(trace: Any, size: int) -> set[int]:
 
 
 def _is_subsampled(traces: Traces, size: int) -> bool:
-    """Whether the program scales by itself, by a plate of more data than it is given."""
+    """Whether the program scales by itself, by a plate of which it uses a part."""
     sites = random_sites(traces.model).values()
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
-    return any(f.size == size and f.full_size not in (None, size) for f in frames)
+    return any(f.full_size not in (None, f.size) and size in (f.size, f.full_size) for f in frames)
