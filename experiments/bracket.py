@@ -36,6 +36,7 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
         "gap": found.gap,
         "gap_se": json_number(found.gap_se),
         "num_data": size,
+        "dtype": config.dtype,
         **details,
     }
     if assembly.model.knows_evidence:
@@ -58,6 +59,8 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
 def is_bracket_of(found: dict[str, Any] | None, config: Evaluate) -> bool:
     """Whether a bracket is what these options ask for."""
     if found is None or found["num_data"] != (config.num_data or NUM_SIMULATED):
+        return False
+    if found.get("dtype") != config.dtype:
         return False
     return all(found[name] == getattr(config, name) for name in ANNEALING) and (
         "iw" not in found or found["iw"]["num_particles"] == config.num_particles

@@ -137,14 +137,19 @@ def expect_tensors(
     """
     if odd := sorted(tensors.keys() ^ expected.keys()):
         side = "lacks" if odd[0] in expected else "has no place for"
-        raise ValueError(f"checkpoint {path} is of another model or guide: it {side} {odd[0]}")
+        raise ValueError(f"{_of_another(path, odd[0])}: it {side} {odd[0]}")
     for name, ours in expected.items():
         theirs = tensors[name]
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             raise ValueError(
-                f"checkpoint {path} is of another model or guide: expected {name} to be "
-                f"{_described(ours)}, got {_described(theirs)}"
+                f"{_of_another(path, name)}: expected {name} to be {_described(ours)}, got "
+                f"{_described(theirs)}"
             )
+
+
+def _of_another(path: Path, name: str) -> str:
+    what = "optimizer" if name.startswith("optimizer.") else "model or guide"
+    return f"checkpoint {path}: the snapshot is of another {what}"
 
 
 def _described(tensor: Tensor) -> str:

@@ -30,8 +30,6 @@ def compare(config: Compare) -> None:
     if len(set(config.guides)) < len(config.guides) or not config.guides:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
     check_options(config)
-    if config.seeds < 1:
-        raise ValueError(f"expected --seeds of at least 1, got {config.seeds}")
     pairs = _expect_guides(config)
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
     with folder.opened(config, resume=True):

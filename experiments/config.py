@@ -17,11 +17,9 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_data", "num_samples", "num_simulations", "num_draws"), (1, 10**7)),
     **dict.fromkeys(("num_chains", "num_temperatures", "num_leapfrog_steps"), (1, 10**6)),
     **dict.fromkeys(("num_warmup", "max_steps"), (1, 10**9)),
-    **dict.fromkeys(("kl_warmup_epochs", "likelihood_warmup_epochs"), (0, 10**9)),
-    **dict.fromkeys(("lr", "clip_norm"), (0, 3e38)),  # float32 holds no more
-    "lr_decay": (0, 10),
     "checkpoint_every": (0, 10**9),
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1000)),
+    "seeds": (1, 1000),
 }
 
 
