@@ -265,8 +265,8 @@ for axes in panels[:, 0]:
 # - **FullRank** gains nothing: within a mode z₁ and z₂ are independent. A richer family helps only
 #   if the posterior asks for it.
 # - **Mixture** contains the posterior, and finds it.
-# - **Planar** could bend towards both modes, but took one. What a family can express and what
-#   training finds are two questions.
+# - **Planar** bends towards both modes, from the start where `MeanField` could only widen. A bridge
+#   is left between them. What a family can express and what training finds are two questions.
 # - **NeuralSpline** covers both, with somewhat ragged edges.
 #
 # ## The objective changes the answer
