@@ -18,6 +18,8 @@ from experiments import checkpoints, files, terminal
 from experiments.cli import main
 from tests.test_cli import refused, results, run
 
+DRAWN = True
+
 ROOT = Path(__file__).parents[1]
 TINY = ["--model", "VAE(latent_dim=2, hidden_dims=[4])", "--num_epochs", 1, "--batch_size", 512]
 QUICK = ["--num_particles", 2, "--num_data", 3]
@@ -253,11 +255,20 @@ def usual_signals():
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("usual_signals")
+@pytest.fixture
+def heeded():
+    """Signals that a test run in the background, or under nohup, would ignore."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_signals_end_a_run_that_can_be_resumed(empty, monkeypatch, capsys, number, code):
+def test_signals_end_a_run_that_can_be_resumed(empty, monkeypatch, capsys, number, code, heeded):
     save = checkpoints.save
 
     def interrupted(*arguments):
