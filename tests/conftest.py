@@ -1,5 +1,6 @@
 """What all tests share: the exact oracle, and a clean state of Pyro around every test."""
 
+import functools
 import os
 
 # One thread for each worker of pytest-xdist, and for the processes that tests start.
@@ -11,6 +12,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from experiments import cli
 from models import LinearGaussian
 
 torch.set_num_threads(1)  # a plugin may have imported torch before
@@ -24,11 +26,21 @@ def clean_pyro():
     pyro.clear_param_store()
 
 
-@pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch):
-    """Pictures are drawn once and coarsely: `bbox_inches="tight"` alone draws them twice."""
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: save(figure, path, dpi=72))
+@pytest.fixture(autouse=True, scope="module")
+def pictures_of_no_size(request):
+    """Commands compose their pictures, but only modules with `DRAWN = True` have them drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "DRAWN", False):
+            patch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"picture"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_parser_for_all():
+    """To build the parser takes as long as many a command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "build_parser", functools.cache(cli.build_parser))
+        yield
 
 
 @pytest.fixture

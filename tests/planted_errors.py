@@ -146,7 +146,9 @@ def flow():
     with torch.no_grad():  # close to the posterior, and wider: bounded weights
         for parameter in guide.parameters():
             parameter.mul_(0.0)
-        guide.encoder[-1].bias[4:] = 0.5
+        bias = guide.encoder[-1].bias
+        generator = torch.Generator().manual_seed(0)
+        bias[4:] = 0.5 * torch.randn(len(bias) - 4, generator=generator, dtype=torch.float64)
         guide.encoder[-1].bias[:2] = model.posterior(model.loc.unsqueeze(0)).loc[0]
     return model, guide.requires_grad_(False)
 

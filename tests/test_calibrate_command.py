@@ -16,6 +16,8 @@ from inference.calibration import LOG_P_X, LOG_Q_Z, Calibration, simulation_base
 from tests.test_cli import refused, run
 from tests.test_weights import exact_guide
 
+DRAWN = True
+
 MODEL = ["--model", "LinearGaussian(latent_dim=2)", "--data", "toy"]
 FIT = ["--num_epochs", "3", "--lr", "0.02"]
 

@@ -377,6 +377,7 @@ def test_help_explains_every_option(command, capsys):
         assert "default: 0.001" in text
 
 
+@pytest.mark.slow
 def test_resumed_after_kill_9_the_weights_are_bit_identical():
     """Killed at three random moments of one run, and gone on with each time."""
     words = ["train", "--guide", "Planar(num_flows=3)", "--num_epochs", "25"]

@@ -18,6 +18,8 @@ from experiments import checkpoints, files, terminal
 from experiments.cli import main
 from tests.test_cli import refused, results, run
 
+DRAWN = True
+
 ROOT = Path(__file__).parents[1]
 TINY = ["--model", "VAE(latent_dim=2, hidden_dims=[4])", "--num_epochs", 1, "--batch_size", 512]
 QUICK = ["--num_particles", 2, "--num_data", 3]
@@ -111,7 +113,8 @@ def test_a_failing_class_of_the_user_gets_one_line(empty, capsys, fault):
     assert not Path("run").exists()
 
 
-def test_settings_of_matplotlib_do_not_reach_the_pictures(made, monkeypatch):
+def test_settings_of_matplotlib_do_not_reach_the_pictures(empty):
+    run("train", *TINY, "--out", "run")
     with matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 9, "savefig.format": "pdf"}):
         run("train", *TINY, "--out", "other")
         assert matplotlib.rcParams["text.usetex"]
@@ -241,10 +244,31 @@ def _only_reading(opened):
     return open_
 
 
+@pytest.fixture
+def usual_signals():
+    """As in a terminal: what runs in the background may ignore some of them."""
+    usual = {signal.SIGINT: signal.default_int_handler}
+    usual |= dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def heeded():
+    """Signals that a test run in the background, or under nohup, would ignore."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_signals_end_a_run_that_can_be_resumed(empty, monkeypatch, capsys, number, code):
+def test_signals_end_a_run_that_can_be_resumed(empty, monkeypatch, capsys, number, code, heeded):
     save = checkpoints.save
 
     def interrupted(*arguments):
@@ -261,6 +285,7 @@ def test_signals_end_a_run_that_can_be_resumed(empty, monkeypatch, capsys, numbe
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

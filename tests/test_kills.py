@@ -5,7 +5,6 @@ change after it: what `finally` clauses would still do to the disk does not happ
 that was being written is cut in half, as a crash may leave it.
 """
 
-import functools
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import annealing, checkpoints, cli, files, plots
+from experiments import annealing, checkpoints, files
 from experiments.cli import main
 from tests.test_cli import results, run, weights
 
@@ -38,6 +37,7 @@ COMMANDS = {
     "compare": ["compare", *FIT, "--guides", "MeanField", *QUICK, "--out", "new"],
 }
 _TWICE = ("train", "resumed", "evaluate", "ais", "gaps", "export", "sample")
+_SLOW = ("bdmc", "reference", "compare")
 _CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink",
              "os.truncate", "shutil.move")  # fmt: skip
 
@@ -98,9 +98,7 @@ def once(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Pictures of no size, a short pilot run, and one parser for all."""
-    monkeypatch.setattr(cli, "build_parser", functools.cache(cli.build_parser))
-    monkeypatch.setattr(plots, "save", lambda figure, path: files.write(path, b"picture"))
+    """A short pilot run."""
     for name in ("anneal", "bidirectional_evidence"):
         slow = getattr(annealing, name)
         monkeypatch.setattr(
@@ -125,7 +123,9 @@ def places(name, changes):
     return sorted({*first.values(), *last.values()} if name in _TWICE else first.values())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _SLOW)) for n in COMMANDS]
+)
 def test_a_command_that_was_killed_anywhere_can_be_started_again(
     name, once, killer, tmp_path, monkeypatch
 ):

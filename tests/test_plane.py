@@ -13,6 +13,8 @@ from experiments.plane import mean_divergences, plane_of
 from guides import AbstractGuide, MeanField
 from models import VAE, Energy2D, GaussianMixture2D
 
+DRAWN = True
+
 
 class Exact(AbstractGuide):
     """The exact posterior of a model, moved by a shift."""

@@ -11,6 +11,8 @@ from experiments import plots
 from inference import EpochRecord, History
 from models import VAE
 
+DRAWN = True
+
 IMAGES = torch.rand(12, 64, generator=torch.Generator().manual_seed(0))
 
 

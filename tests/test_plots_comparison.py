@@ -13,6 +13,8 @@ from experiments.shortfall import shortfalls
 from experiments.verdicts import verdict_table
 from inference import Evidence, compare_elbos
 
+DRAWN = True
+
 WHY = "k̂ is too large for half of the data: more particles"
 
 

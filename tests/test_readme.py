@@ -14,6 +14,8 @@ from experiments.config import Experiment
 from experiments.words import prepared
 from models import VAE
 
+DRAWN = True
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()

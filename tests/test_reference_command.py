@@ -18,6 +18,8 @@ from inference.reference import nuts_reference
 from models import GaussianMixture2D
 from tests.test_cli import refused, run
 
+DRAWN = True
+
 FIT = ["--num_epochs", "2", "--lr", "0.02", "--data", "toy", "--decoder", "frozen"]
 SHORT = ["--num_samples", "150", "--num_warmup", "100", "--num_chains", "2"]
 GUIDES = ["MeanField", "FullRank"]
