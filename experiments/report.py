@@ -75,6 +75,7 @@ def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
     estimate = {
         "estimator": record.estimator,
         "nats": json_number(record.mean),
+        "unit": record.unit,
         "reliable": reason is None,
         "reason": reason,
         "mc_se": json_number(record.mc_se) if reason is None else None,
