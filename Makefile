@@ -37,8 +37,9 @@ test-newer:  ## the export and all that asks ArviZ, with ArviZ 1.x (Python 3.12 
 	test -x .venv-newer/bin/python || $(PYTHON_NEWER) -m venv .venv-newer
 	.venv-newer/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
 		pytest pytest-xdist tensorboard "arviz>=1"
-	.venv-newer/bin/python -m pytest $(WORKERS) -W default tests/test_arviz_export.py tests/test_estimators.py \
-		tests/test_adaptive.py tests/test_reference.py tests/test_calibration.py \
+	.venv-newer/bin/python -m pytest $(WORKERS) -W default \
+		tests/test_arviz_export.py tests/test_estimators.py tests/test_adaptive.py \
+		tests/test_reference.py tests/test_calibration.py \
 		tests/test_export_command.py tests/test_reference_command.py
 
 lint: $(INSTALLED)  ## mend what can be mended by itself

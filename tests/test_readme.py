@@ -14,7 +14,6 @@ from experiments.config import Experiment
 from experiments.words import prepared
 from models import VAE
 
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
