@@ -206,7 +206,7 @@ def expect_type(name: str, value: Any, hint: Any) -> Any:
     Raises:
         ValueError: it is of another type.
     """
-    if not _CHECKS.get(get_origin(hint) or hint, _is_instance)(value, hint):
+    if not _is(value, hint):
         raise ValueError(f"expected {name} to be {_called(hint)}, got {_shown(value)}")
     if is_dataclass(hint):
         return typed(hint, value, complete=True)  # type: ignore[arg-type]
@@ -244,9 +244,7 @@ _CHECKS: dict[Any, Callable[[Any, Any], bool]] = {
     bool: lambda value, hint: isinstance(value, bool),
     int: lambda value, hint: type(value) is int and abs(value) < _MAX_INT,
     float: lambda value, hint: type(value) in (int, float) and math.isfinite(value),
-    str: lambda value, hint: (
-        isinstance(value, str) and len(value) <= _MAX_TEXT and not _WILD.search(value)
-    ),
+    str: lambda value, hint: _is_text(value),
     None: lambda value, hint: value is None,
     type(None): lambda value, hint: value is None,
     Literal: lambda value, hint: isinstance(value, str) and value in get_args(hint),

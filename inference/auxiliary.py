@@ -8,7 +8,6 @@ nothing to set against it, and the "evidence" rises above log p(x).
 
 from collections.abc import Iterator
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -22,6 +21,7 @@ from inference.unconstrained import (
     Packing,
     Site,
     is_point,
+    log_jacobian_of,
     log_prob_of,
 )
 
@@ -111,6 +111,6 @@ def _total(ladj: dict[str, Tensor], sites: dict[str, Site], x: Tensor, layout: L
     """Σ log|det ∂T/∂u| of the sites per datum: `[B]`."""
     total = torch.zeros(layout.num_weights(len(x)), dtype=torch.float64, device=x.device)
     for name, part in ladj.items():
-        unit = {"fn": dist.Unit(part.detach()), "value": part.new_empty(0)}
-        total = total + log_prob_of({**sites[name], **unit}, 1, len(x), layout)[0].double()
+        per_weight = log_jacobian_of(sites[name], part.detach(), 1, len(x), layout)
+        total = total + per_weight[0].double()
     return total

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 import torch
 from pyro import poutine
@@ -44,20 +45,19 @@ class Coverage:
         self.model, self.guide, self.x, self.layout = model, guide, x, layout
         self.num_weights = layout.num_weights(len(x))
         self.traces = trace_pair(model, guide, x)
-        self._prior_draws: list[_Values] = []
-        self._log_p_x: list[Tensor] = []
-        self._draw_from_prior()
 
-    def _draw_from_prior(self) -> None:
+    @cached_property
+    def _prior_draws(self) -> list[tuple[_Values, Tensor]]:
         """Latents and their log-likelihoods `[B]`; none of a prior that cannot be drawn from."""
+        draws = []
         for _ in range(_NUM_DRAWS):
             try:
                 sites = random_sites(poutine.trace(self.model).get_trace(self.x))
             except NotImplementedError:
-                return
-            self._prior_draws.append(_latents(sites))
+                return []
             observed = [site for site in sites.values() if site["is_observed"]]
-            self._log_p_x.append(self._log_prob(observed))
+            draws.append((_latents(sites), self._log_prob(observed)))
+        return draws
 
     def faults(self) -> Iterator[Finding]:
         """Latents that the model allows for, p(x, z) > 0, and the guide never draws.
@@ -83,25 +83,31 @@ class Coverage:
 
     def share_on_edge(self) -> Tensor:
         """Share of the posterior on the edge of a support, by draws from the prior: `[B]`."""
-        sites = _latents_of(random_sites(self.traces.model))
-        on_edges = []
-        for values in self._prior_draws:
-            found = torch.zeros(self.num_weights, dtype=torch.bool)
-            for name, value in values.items():
-                if value.is_floating_point() and not is_everywhere(sites[name]["fn"]):
-                    edge = on_edge(support_of(sites[name]["fn"]), value)
-                    event_dim = sites[name]["fn"].event_dim
-                    edge = edge.flatten(edge.ndim - event_dim).any(-1) if event_dim else edge
-                    found = found | self._any_per_datum(edge)
-            on_edges.append(found)
-        return _share(on_edges, self._log_p_x) if on_edges else torch.zeros(1)
+        edged = {
+            name: site["fn"]
+            for name, site in _latents_of(random_sites(self.traces.model)).items()
+            if site["value"].is_floating_point() and not is_everywhere(site["fn"])
+        }
+        if not edged or not self._prior_draws:
+            return torch.zeros(1)
+        on_edges = [self._is_on_edge(edged, values) for values, _ in self._prior_draws]
+        return _share(on_edges, [log_p_x for _, log_p_x in self._prior_draws])
+
+    def _is_on_edge(self, edged: dict[str, TorchDistribution], values: _Values) -> Tensor:
+        """Whether any of the latents is on the edge of its support: `[B]`."""
+        found = torch.zeros(self.num_weights, dtype=torch.bool, device=self.x.device)
+        for name, fn in edged.items():
+            edge = on_edge(support_of(fn), values[name])
+            edge = edge.flatten(edge.ndim - fn.event_dim).any(-1) if fn.event_dim else edge
+            found = found | self._any_per_datum(edge)
+        return found
 
     def _missed_of_prior(self, name: str) -> Tensor:
         """By draws from the prior: `[B]`."""
         if not self._prior_draws:
             return torch.zeros(1)
-        missed = [self._is_missed(name, values) for values in self._prior_draws]
-        return _share(missed, self._log_p_x)
+        missed = [self._is_missed(name, values) for values, _ in self._prior_draws]
+        return _share(missed, [log_p_x for _, log_p_x in self._prior_draws])
 
     def _missed_mirrored(self, name: str, fn: TorchDistribution) -> Iterator[Tensor]:
         """By the guide's draws, mirrored at either end of its support: `[B]` for each."""
@@ -129,7 +135,7 @@ class Coverage:
         total = torch.zeros(self.num_weights, device=self.x.device)
         for site in sites:
             total = total + log_prob_per_datum(site, 1, len(self.x), self.layout)[0]
-        return total.nan_to_num(nan=-math.inf)
+        return torch.where(total.isnan(), -math.inf, total)
 
     def _is_missed(self, name: str, values: _Values) -> Tensor:
         """Whether the guide, given the latents drawn before, cannot draw this one: `[B]`."""

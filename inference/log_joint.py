@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from enum import Enum, auto
 from typing import NamedTuple
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -22,6 +21,7 @@ from inference.unconstrained import (
     Given,
     Packing,
     Site,
+    log_jacobian_of,
     log_prob_of,
     trace_of,
 )
@@ -184,12 +184,11 @@ class AbstractPath(ABC):
     def _log_jacobian(
         self, site: Site, assignment: Assignment, plate: int | None
     ) -> Tensor | float:
-        """Log|det ∂T/∂u| of one site; masked and summed over plates as its density is."""
+        """Log|det ∂T/∂u| of one site, 0 where T is the identity."""
         ladj = assignment.ladj.get(site["name"])
         if ladj is None:
             return 0.0
-        unit = {"fn": dist.Unit(ladj), "value": ladj.new_empty(0)}
-        return self._log_prob({**site, **unit}, plate)
+        return log_jacobian_of(site, ladj, plate or 1, len(self.x), self.layout)
 
 
 class PriorPath(AbstractPath):

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import torch
-from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference.data import Data, Program
-from inference.random_state import isolated_rng
-from inference.traces import Traces, common_dims, random_sites
+from inference.traces import Traces, common_dims, random_sites, trace_of_one_more
 
 
 class ScaleData(Messenger):
@@ -56,9 +54,9 @@ def data_dims(model: Program, x: Tensor | Data, batch: Tensor | Data, traces: Tr
     ):
         return frozenset()
     dims = _dims_of(traces.model, len(batch))
-    with isolated_rng(device=x.device), torch.no_grad():
-        shorter = poutine.trace(model).get_trace(batch[: len(batch) - 1])
-    dims &= _dims_of(shorter, len(batch) - 1)  # plates of another kind do not shrink along
+    larger = trace_of_one_more(model, batch)
+    if larger is not None:
+        dims &= _dims_of(larger, len(batch) + 1)  # plates of another kind do not grow along
     if not dims:
         raise ValueError(
             f"the data share latents, and no plate over the {len(batch)} data of a batch tells "
@@ -68,7 +66,7 @@ def data_dims(model: Program, x: Tensor | Data, batch: Tensor | Data, traces: Tr
     return frozenset(dims)
 
 
-def _dims_of(trace: Any, size: int) -> set[int]:
+def _dims_of(trace: Trace, size: int) -> set[int]:
     sites = random_sites(trace).values()
     return {f.dim for site in sites for f in site["cond_indep_stack"] if f.size == size}
 

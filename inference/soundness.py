@@ -127,9 +127,8 @@ def check_masks(traces: Traces) -> Iterator[Finding]:
         if name not in guided:
             continue
         # What a Delta repeats was drawn, and counted, at an auxiliary site without its mask.
-        theirs = _mask(guided[name], None if is_point(guided[name]) else site["fn"].batch_shape)
-        ours = _mask(site, site["fn"].batch_shape)
-        if not _broadcast_equal(ours, theirs):
+        theirs = torch.tensor(True) if is_point(guided[name]) else _mask(guided[name])
+        if not _broadcast_equal(_mask(site), theirs):
             problem = "masked out otherwise in the model than in the guide"
             remedy = "mask its prior and its guide alike (poutine.mask), or neither"
             yield Finding("mask", name, problem, remedy)
@@ -139,9 +138,8 @@ def _latents(traces: Traces) -> dict[str, Site]:
     return {n: s for n, s in random_sites(traces.model).items() if not s["is_observed"]}
 
 
-def _mask(site: Site, shape: torch.Size | None) -> Tensor:
-    mask = True if shape is None or site["mask"] is None else site["mask"]
-    return torch.as_tensor(mask)
+def _mask(site: Site) -> Tensor:
+    return torch.as_tensor(True if site["mask"] is None else site["mask"])
 
 
 def _broadcast_equal(a: Tensor, b: Tensor) -> bool:

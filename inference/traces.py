@@ -75,12 +75,7 @@ def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
     dims = common_dims(traces, len(x))
     if not dims:
         return None
-    rows = torch.arange(len(x) + 1, device=x.device) % len(x)
-    with isolated_rng(device=x.device):
-        try:
-            larger = poutine.trace(model).get_trace(x[rows])
-        except Exception:  # a model for so many data and no others, or one without a prior
-            larger = None
+    larger = trace_of_one_more(model, x)
     if larger is not None:
         dims &= common_dims([larger], len(x) + 1)
     if len(dims) > 1:
@@ -88,6 +83,20 @@ def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
             f"expected one plate over the {len(x)} data, got {len(dims)} of them, one in another"
         )
     return next(iter(dims), None)
+
+
+@torch.no_grad()
+def trace_of_one_more(model: Program, x: Tensor | Data) -> Trace | None:
+    """A run of the model on one datum more, the first again: which of its plates grow along?
+
+    None of a model for so many data and no others, or one whose prior cannot be drawn from.
+    """
+    rows = torch.arange(len(x) + 1, device=x.device) % len(x)
+    with isolated_rng(device=x.device):
+        try:
+            return poutine.trace(model).get_trace(x[rows])
+        except Exception:  # whatever a program raises
+            return None
 
 
 def common_dims(traces: Iterable[Trace], size: int) -> set[int]:

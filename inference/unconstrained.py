@@ -204,6 +204,14 @@ def log_prob_of(site: Site, num_chains: int, num_data: int, layout: Layout) -> T
     return log_prob_per_datum(site, num_chains, num_data, layout)
 
 
+def log_jacobian_of(
+    site: Site, ladj: Tensor, num_chains: int, num_data: int, layout: Layout
+) -> Tensor:
+    """Log|det ∂T/∂u| `[...batch]` of a site, masked and summed as its density is: `[C, M]`."""
+    unit = {"fn": dist.Unit(ladj), "value": ladj.new_empty(0)}
+    return log_prob_of({**site, **unit}, num_chains, num_data, layout)
+
+
 def is_point(site: Site) -> bool:
     """Whether the site is a `Delta`: it only moves what was drawn elsewhere."""
     return isinstance(base_distribution(site["fn"]), dist.Delta)

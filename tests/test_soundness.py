@@ -244,6 +244,9 @@ def test_a_guide_on_all_of_the_posterior_needs_not_be_on_all_of_the_prior():
     log_px = ((normal.cdf(X + 1) - normal.cdf(X - 1)) / 2).log()
     evidence = importance_weighted_evidence(half_uniform, on_posterior, X, 5000)
     assert z_score(evidence, log_px) < 5
+    for seed in range(20):  # also where every draw from the prior is impossible for some datum
+        pyro.set_rng_seed(seed)
+        importance_weighted_evidence(half_uniform, on_posterior, X, 2)
 
 
 def exponential_model(x):
