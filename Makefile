@@ -59,7 +59,7 @@ bench: $(INSTALLED)  ## speed, side by side with peers, in one run
 	$(BIN)/python benchmarks/annealing.py
 
 zoo: $(INSTALLED)  ## the guides beside known posteriors: tables and pictures
-	$(BIN)/python -m experiments.zoo
+	$(BIN)/python -m evidence.experiments.zoo
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -16,10 +16,10 @@ import time
 
 import torch
 
-from inference.annealing import anneal
-from inference.precision import fast_matmul
-from inference.schedule import MAX_PILOT_CHAINS, NUM_WARMUP_STEPS
-from models import VAE
+from evidence.inference.annealing.schedule import MAX_PILOT_CHAINS, NUM_WARMUP_STEPS
+from evidence.inference.estimation.annealed import anneal
+from evidence.inference.programs.precision import fast_matmul
+from evidence.models import VAE
 
 LEAPFROG_STEPS = 10
 PILOT_TEMPERATURES = 200

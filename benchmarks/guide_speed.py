@@ -13,10 +13,10 @@ import time
 import torch
 from tabulate import tabulate
 
-from experiments.catalogue import Spec, build_guide
-from guides import AbstractPosterior
-from inference import fit
-from models import VAE
+from evidence.experiments.setup.catalogue import Spec, build_guide
+from evidence.guides import AbstractPosterior
+from evidence.inference import fit
+from evidence.models import VAE
 
 GUIDES = (
     "MeanField",

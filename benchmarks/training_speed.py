@@ -25,10 +25,11 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from guides import MeanField
-from inference import fit, precision
-from inference.precision import medium_is_exact
-from models import VAE
+from evidence.guides import MeanField
+from evidence.inference import fit
+from evidence.inference.programs import precision
+from evidence.inference.programs.precision import medium_is_exact
+from evidence.models import VAE
 
 NUM_DATA, BATCH, DATA_DIM, LATENT_DIM, HIDDEN = 12_800, 128, 784, 6, 600
 EPOCHS = 2  # per turn: `fit` is called for many epochs, not for one

@@ -15,9 +15,9 @@ import time
 import torch
 import torch.nn.functional as F
 
-from guides import MeanField
-from inference import importance_weighted_evidence
-from models import VAE
+from evidence.guides import MeanField
+from evidence.inference import importance_weighted_evidence
+from evidence.models import VAE
 
 
 def make(num_data):

@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from experiments import terminal
-from experiments.config import (
+from evidence.experiments.config import (
     Calibrate,
     Check,
     Compare,
@@ -26,9 +25,10 @@ from experiments.config import (
     Sample,
     Train,
 )
-from experiments.option_files import expect_own_words, expect_plain_options
-from experiments.versions import version_of
-from experiments.words import at_home, prepared, understandable
+from evidence.experiments.reports import terminal
+from evidence.experiments.setup.option_files import expect_own_words, expect_plain_options
+from evidence.experiments.setup.words import at_home, prepared, understandable
+from evidence.experiments.storage.versions import version_of
 
 COMMANDS: dict[str, type] = {
     "train": Train,
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, options: Any) -> None:
     # The module of a command bears its name, and holds the function of that name.
-    command = getattr(importlib.import_module(f"experiments.{name}"), name)
+    command = getattr(importlib.import_module(f"evidence.experiments.commands.{name}"), name)
     with terminal.own_pictures():
         command(options)
     if sys.stdout is not None:

@@ -1,4 +1,6 @@
-"""The guide zoo beside known posteriors: `python -m experiments.zoo [PART ...] [--out FOLDER]`.
+"""The guide zoo beside known posteriors.
+
+    python -m evidence.experiments.zoo [PART ...] [--out FOLDER]
 
     planar   planar flows with 2, 8 and 32 layers on the energies U1 to U4 (Rezende & Mohamed 2015,
              figure 3): ELBO beside ln Z, and a picture
@@ -19,17 +21,17 @@ import torch
 from jsonargparse import ArgumentParser
 from pyro.infer import ELBO, Trace_ELBO
 
-from experiments import plots
-from experiments.assembly import load_run
-from experiments.compare import compare
-from experiments.config import Compare
-from experiments.plane import plane_of
-from experiments.report import cells, markdown
-from experiments.runs import RunFolder
-from guides import FullRank
-from inference import IWAE, STL, DReG, fit, gradient_signal_to_noise
-from inference.random_state import isolated_rng
-from models import LinearGaussian
+from evidence.experiments.commands.compare import compare
+from evidence.experiments.config import Compare
+from evidence.experiments.reports import plots
+from evidence.experiments.reports.plane import plane_of
+from evidence.experiments.reports.report import cells, markdown
+from evidence.experiments.setup.assembly import load_run
+from evidence.experiments.storage.runs import RunFolder
+from evidence.guides import FullRank
+from evidence.inference import IWAE, STL, DReG, fit, gradient_signal_to_noise
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.models import LinearGaussian
 
 ENERGIES = ("U1", "U2", "U3", "U4")
 PLANAR = tuple(f"Planar(num_flows={k})" for k in (2, 8, 32))
@@ -190,7 +192,7 @@ PARTS: dict[str, Callable[[Path], None]] = {"planar": planar, "plane": plane, "n
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts named, or all."""
-    parser = ArgumentParser(prog="python -m experiments.zoo", description=__doc__)
+    parser = ArgumentParser(prog="python -m evidence.experiments.zoo", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=list(PARTS))
     parser.add_argument("--out", default="runs/zoo", help="folder for all parts.")
     arguments = parser.parse_args(argv)

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from models.networks import RegisteredModule, encoder_network, expect_vectors
+from evidence.models.networks import RegisteredModule, encoder_network, expect_vectors
 
 
 class AbstractPosterior(RegisteredModule, ABC):

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from guides.base import AbstractGuide
+from evidence.guides.base import AbstractGuide
 
 
 class Delta(AbstractGuide):

@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.transforms import Transform
 from torch import Tensor
 
-from guides.base import AbstractGuide
+from evidence.guides.base import AbstractGuide
 
 
 class AbstractFlow(AbstractGuide):

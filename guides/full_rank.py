@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from guides.base import AbstractGuide
+from evidence.guides.base import AbstractGuide
 
 
 class FullRank(AbstractGuide):

@@ -9,9 +9,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from guides.base import AbstractGuide
-from models.chain import Chain, Factor, Values
-from models.networks import expect_choice, mlp
+from evidence.guides.base import AbstractGuide
+from evidence.models.chain import Chain, Factor, Values
+from evidence.models.networks import expect_choice, mlp
 
 Direction = Literal["bottom-up", "top-down"]
 

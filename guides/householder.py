@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from guides.flow import AbstractFlow
-from guides.transforms.householder import Reflections, unit_vectors
+from evidence.guides.flow import AbstractFlow
+from evidence.guides.transforms.householder import Reflections, unit_vectors
 
 
 class Householder(AbstractFlow):

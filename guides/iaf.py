@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from guides.network_flow import AbstractNetworkFlow
-from guides.transforms.autoregressive import Autoregressive
-from guides.transforms.elementwise import BoundedAffine
-from guides.transforms.made import Made
+from evidence.guides.network_flow import AbstractNetworkFlow
+from evidence.guides.transforms.autoregressive import Autoregressive
+from evidence.guides.transforms.elementwise import BoundedAffine
+from evidence.guides.transforms.made import Made
 
 
 class IAF(AbstractNetworkFlow):

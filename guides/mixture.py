@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from guides.base import AbstractGuide
+from evidence.guides.base import AbstractGuide
 
 
 class Mixture(AbstractGuide):

@@ -9,10 +9,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from guides.base import AbstractGuide
-from guides.transforms.affine import Affine
-from guides.transforms.base import AbstractTransform
-from guides.transforms.chain import Chain, alternating
+from evidence.guides.base import AbstractGuide
+from evidence.guides.transforms.affine import Affine
+from evidence.guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.chain import Chain, alternating
 
 MakeNetwork = Callable[[int, int, tuple[int, ...]], nn.Module]
 

@@ -6,13 +6,13 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from guides.network_flow import AbstractNetworkFlow
-from guides.transforms.autoregressive import Autoregressive
-from guides.transforms.base import AbstractTransform
-from guides.transforms.coupling import Coupling, coupling_network
-from guides.transforms.made import Made
-from guides.transforms.spline import RationalQuadratic
-from models.networks import expect_choice
+from evidence.guides.network_flow import AbstractNetworkFlow
+from evidence.guides.transforms.autoregressive import Autoregressive
+from evidence.guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.coupling import Coupling, coupling_network
+from evidence.guides.transforms.made import Made
+from evidence.guides.transforms.spline import RationalQuadratic
+from evidence.models.networks import expect_choice
 
 Kind = Literal["autoregressive", "coupling"]
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from guides.flow import AbstractFlow
-from guides.transforms.planar import PlanarLayers
+from evidence.guides.flow import AbstractFlow
+from evidence.guides.transforms.planar import PlanarLayers
 
 
 class Planar(AbstractFlow):

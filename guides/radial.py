@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from guides.flow import AbstractFlow
-from guides.transforms.radial import RadialLayers
+from evidence.guides.flow import AbstractFlow
+from evidence.guides.transforms.radial import RadialLayers
 
 
 class Radial(AbstractFlow):

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from guides.network_flow import AbstractNetworkFlow
-from guides.transforms.coupling import Coupling, coupling_network
-from guides.transforms.elementwise import BoundedAffine
+from evidence.guides.network_flow import AbstractNetworkFlow
+from evidence.guides.transforms.coupling import Coupling, coupling_network
+from evidence.guides.transforms.elementwise import BoundedAffine
 
 
 class RealNVP(AbstractNetworkFlow):

@@ -5,14 +5,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from guides.flow import AbstractFlow
-from guides.transforms.sylvester import (
+from evidence.guides.flow import AbstractFlow
+from evidence.guides.transforms.sylvester import (
     SylvesterLayers,
     orthonormal_by_qr,
     orthonormal_by_reflections,
     with_the_last_column,
 )
-from models.networks import expect_choice
+from evidence.models.networks import expect_choice
 
 Kind = Literal["orthogonal", "householder"]
 

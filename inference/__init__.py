@@ -1,27 +1,31 @@
 """SVI training, evidence estimators, and what tells whether to believe them; any Pyro pair."""
 
-from inference.adaptive import adaptive_evidence
-from inference.annealing import Annealed, anneal, annealed_evidence
-from inference.arviz_export import to_arviz
-from inference.bidirectional import Bracket, bidirectional_evidence
-from inference.calibration import Calibration, Coverage, simulation_based_calibration
-from inference.comparison import Comparison, compare_elbos, compare_evidences
-from inference.difference import Difference, paired_difference
-from inference.discrepancy import Discrepancy, compare_to_reference
-from inference.divergences import Divergences, grid_divergences, square_grid
-from inference.evidence import (
+from evidence.inference.diagnostics.arviz_export import to_arviz
+from evidence.inference.diagnostics.calibration import (
+    Calibration,
+    Coverage,
+    simulation_based_calibration,
+)
+from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
+from evidence.inference.diagnostics.divergences import Divergences, grid_divergences, square_grid
+from evidence.inference.diagnostics.gradient_noise import GradientNoise, gradient_signal_to_noise
+from evidence.inference.diagnostics.latent_diagnostics import LatentDiagnostics, latent_diagnostics
+from evidence.inference.diagnostics.preflight import check
+from evidence.inference.diagnostics.reference import Reference, nuts_reference
+from evidence.inference.estimation.adaptive import adaptive_evidence
+from evidence.inference.estimation.annealed import Annealed, anneal, annealed_evidence
+from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
+from evidence.inference.estimation.comparison import Comparison, compare_elbos, compare_evidences
+from evidence.inference.estimation.difference import Difference, paired_difference
+from evidence.inference.estimation.evidence import (
     Evidence,
     estimate_evidence,
     from_log_weights,
     importance_weighted_evidence,
 )
-from inference.findings import Finding
-from inference.gaps import Gaps, inference_gaps
-from inference.gradient_noise import GradientNoise, gradient_signal_to_noise
-from inference.history import EpochRecord, History
-from inference.latent_diagnostics import LatentDiagnostics, latent_diagnostics
-from inference.non_finite import NonFiniteLossError
-from inference.objectives import (
+from evidence.inference.estimation.gaps import Gaps, inference_gaps
+from evidence.inference.estimation.log_weights import log_weights
+from evidence.inference.objectives import (
     IWAE,
     STL,
     AbstractObjective,
@@ -33,12 +37,13 @@ from inference.objectives import (
     ReweightedWakeSleep,
     WakeSleep,
 )
-from inference.preflight import check
-from inference.reference import Reference, nuts_reference
-from inference.snapshots import Snapshot, restore_tensors
-from inference.stopping import UntilFlat
-from inference.training import fit
-from inference.weights import log_prob_terms, log_weights
+from evidence.inference.programs.weights import log_prob_terms
+from evidence.inference.soundness.findings import Finding
+from evidence.inference.training.fit import fit
+from evidence.inference.training.history import EpochRecord, History
+from evidence.inference.training.non_finite import NonFiniteLossError
+from evidence.inference.training.snapshots import Snapshot, restore_tensors
+from evidence.inference.training.stopping import UntilFlat
 
 __all__ = [
     "IWAE",

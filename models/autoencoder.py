@@ -7,9 +7,9 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from models.base import AbstractModel
-from models.likelihoods import Normal
-from models.networks import decoder_network
+from evidence.models.base import AbstractModel
+from evidence.models.likelihoods import Normal
+from evidence.models.networks import decoder_network
 
 
 class Autoencoder(AbstractModel):

@@ -9,8 +9,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from models.chain import Chain
-from models.networks import RegisteredModule, expect_vectors
+from evidence.models.chain import Chain
+from evidence.models.networks import RegisteredModule, expect_vectors
 
 
 class Latent(NamedTuple):

@@ -7,9 +7,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from models.base import AbstractModel
-from models.design import design_matrix, expect_positive
-from models.networks import expect_vectors
+from evidence.models.base import AbstractModel
+from evidence.models.design import design_matrix, expect_positive
+from evidence.models.networks import expect_vectors
 
 
 class BayesianLinearRegression(AbstractModel):

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from models.base import AbstractModel
-from models.design import design_matrix, expect_positive
-from models.likelihoods import Bernoulli
-from models.networks import expect_vectors
-from models.quadrature import log_integral, over_the_line
+from evidence.models.base import AbstractModel
+from evidence.models.design import design_matrix, expect_positive
+from evidence.models.likelihoods import Bernoulli
+from evidence.models.networks import expect_vectors
+from evidence.models.quadrature import log_integral, over_the_line
 
 _MAX_NUMBERS = 1 << 18  # logits at once, which bounds the memory of the quadrature
 _NEWTON_STEPS = 100

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from models.base import AbstractModel
-from models.likelihoods import LabelledImages, PixelLikelihood
-from models.networks import decoder_network
+from evidence.models.base import AbstractModel
+from evidence.models.likelihoods import LabelledImages, PixelLikelihood
+from evidence.models.networks import decoder_network
 
 
 class ConditionalVAE(AbstractModel):

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from models.base import AbstractModel, Latent
-from models.chain import Chain, Values
-from models.networks import expect_vectors
-from models.quadrature import log_integral, over_the_line
+from evidence.models.base import AbstractModel, Latent
+from evidence.models.chain import Chain, Values
+from evidence.models.networks import expect_vectors
+from evidence.models.quadrature import log_integral, over_the_line
 
 _SCALE = 5.0  # of mu and of tau
 _FAR = 300.0  # of log τ

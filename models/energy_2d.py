@@ -10,10 +10,10 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from models.base import AbstractModel, Latent
-from models.densities import SquareDensity, Weight
-from models.networks import expect_choice
-from models.quadrature import log_integral
+from evidence.models.base import AbstractModel, Latent
+from evidence.models.densities import SquareDensity, Weight
+from evidence.models.networks import expect_choice
+from evidence.models.quadrature import log_integral
 
 _LOW, _HIGH = -4.0, 4.0
 _LOG_AREA = 2 * math.log(_HIGH - _LOW)

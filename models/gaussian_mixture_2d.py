@@ -7,9 +7,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from models.base import AbstractModel
-from models.design import expect_positive
-from models.networks import expect_vectors
+from evidence.models.base import AbstractModel
+from evidence.models.design import expect_positive
+from evidence.models.networks import expect_vectors
 
 
 class GaussianMixture2D(AbstractModel):

@@ -7,10 +7,10 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
-from models.base import AbstractModel, Latent
-from models.chain import Chain, Factor, Values
-from models.likelihoods import PixelLikelihood
-from models.networks import decoder_network, mlp
+from evidence.models.base import AbstractModel, Latent
+from evidence.models.chain import Chain, Factor, Values
+from evidence.models.likelihoods import PixelLikelihood
+from evidence.models.networks import decoder_network, mlp
 
 
 class HierarchicalVAE(AbstractModel):

@@ -5,8 +5,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from models.base import AbstractModel
-from models.networks import expect_choice, expect_vectors
+from evidence.models.base import AbstractModel
+from evidence.models.networks import expect_choice, expect_vectors
 
 NOISES = ("isotropic", "diagonal")
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from models.base import AbstractModel
-from models.likelihoods import PixelLikelihood
-from models.networks import decoder_network
-from models.priors import make_prior
+from evidence.models.base import AbstractModel
+from evidence.models.likelihoods import PixelLikelihood
+from evidence.models.networks import decoder_network
+from evidence.models.priors import make_prior
 
 
 class VAE(AbstractModel):

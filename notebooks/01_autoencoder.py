@@ -42,11 +42,11 @@ import torch
 from sklearn.decomposition import PCA
 from tabulate import tabulate
 
-from experiments import plots
-from experiments.datasets import load
-from guides import Delta
-from inference import fit, importance_weighted_evidence, log_prob_terms
-from models import Autoencoder
+from evidence.experiments.reports import plots
+from evidence.experiments.setup.datasets import load
+from evidence.guides import Delta
+from evidence.inference import fit, importance_weighted_evidence, log_prob_terms
+from evidence.models import Autoencoder
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12

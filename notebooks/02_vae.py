@@ -43,19 +43,19 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from tabulate import tabulate
 from torch.distributions import Normal, kl_divergence
 
-from experiments import plots
-from experiments.datasets import load
-from experiments.preprocessing import bits_per_dim, prepare
-from guides import Delta, MeanField
-from inference import (
+from evidence.experiments.reports import plots
+from evidence.experiments.setup.datasets import load
+from evidence.experiments.setup.preprocessing import bits_per_dim, prepare
+from evidence.guides import Delta, MeanField
+from evidence.inference import (
     estimate_evidence,
     fit,
     importance_weighted_evidence,
     log_prob_terms,
     log_weights,
 )
-from inference.estimators import iwae_curve
-from models import VAE, Autoencoder
+from evidence.inference.programs.estimators import iwae_curve
+from evidence.models import VAE, Autoencoder
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12

@@ -42,12 +42,12 @@ from pyro.infer import TraceMeanField_ELBO
 from tabulate import tabulate
 from torchvision.utils import make_grid
 
-from experiments.datasets import load
-from experiments.preprocessing import prepare
-from guides import Delta, FullRank, MeanField, Planar
-from guides.unpacked import Unpacked
-from inference import estimate_evidence, fit
-from models import VAE, Autoencoder, Energy2D, LinearGaussian
+from evidence.experiments.setup.datasets import load
+from evidence.experiments.setup.preprocessing import prepare
+from evidence.guides import Delta, FullRank, MeanField, Planar
+from evidence.guides.unpacked import Unpacked
+from evidence.inference import estimate_evidence, fit
+from evidence.models import VAE, Autoencoder, Energy2D, LinearGaussian
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12

@@ -42,14 +42,22 @@ from matplotlib.colors import BoundaryNorm
 from pyro.infer import Trace_ELBO
 from tabulate import tabulate
 
-from guides import AbstractGuide, FullRank, MeanField, Mixture, NeuralSpline, Planar, Refined
-from guides.unpacked import Unpacked
-from inference import estimate_evidence, fit
-from inference.divergences import grid_divergences, square_grid
-from inference.evidence import Evidence
-from inference.gaps import inference_gaps
-from inference.objectives import IWAE, DReG, ForwardKL
-from models import Energy2D, GaussianMixture2D, LinearGaussian
+from evidence.guides import (
+    AbstractGuide,
+    FullRank,
+    MeanField,
+    Mixture,
+    NeuralSpline,
+    Planar,
+    Refined,
+)
+from evidence.guides.unpacked import Unpacked
+from evidence.inference import estimate_evidence, fit
+from evidence.inference.diagnostics.divergences import grid_divergences, square_grid
+from evidence.inference.estimation.evidence import Evidence
+from evidence.inference.estimation.gaps import inference_gaps
+from evidence.inference.objectives import IWAE, DReG, ForwardKL
+from evidence.models import Energy2D, GaussianMixture2D, LinearGaussian
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12

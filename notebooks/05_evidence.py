@@ -40,15 +40,15 @@ import pyro
 import torch
 from tabulate import tabulate
 
-from experiments.datasets import load
-from guides import FullRank, MeanField
-from inference import estimate_evidence, fit, log_weights
-from inference.annealing import annealed_evidence
-from inference.bidirectional import bidirectional_evidence
-from inference.comparison import compare_elbos, compare_evidences
-from inference.estimators import iwae_curve
-from inference.evidence import Evidence
-from models import VAE, GaussianMixture2D, LinearGaussian
+from evidence.experiments.setup.datasets import load
+from evidence.guides import FullRank, MeanField
+from evidence.inference import estimate_evidence, fit, log_weights
+from evidence.inference.estimation.annealed import annealed_evidence
+from evidence.inference.estimation.bidirectional import bidirectional_evidence
+from evidence.inference.estimation.comparison import compare_elbos, compare_evidences
+from evidence.inference.estimation.evidence import Evidence
+from evidence.inference.programs.estimators import iwae_curve
+from evidence.models import VAE, GaussianMixture2D, LinearGaussian
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12

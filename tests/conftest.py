@@ -12,8 +12,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from experiments import cli
-from models import LinearGaussian
+from evidence.experiments import cli
+from evidence.models import LinearGaussian
 
 torch.set_num_threads(1)  # a plugin may have imported torch before
 

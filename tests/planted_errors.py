@@ -24,11 +24,13 @@ import torch
 from tabulate import tabulate
 from torch.distributions import kl_divergence
 
-from guides import MeanField, Planar
-from inference import adaptive, comparison, difference, estimators, from_log_weights, log_prob_terms
-from inference.divergences import grid_divergences, square_grid
-from inference.evidence import Evidence
-from inference.mean_interval import mean_interval
+from evidence.guides import MeanField, Planar
+from evidence.inference import from_log_weights, log_prob_terms
+from evidence.inference.diagnostics.divergences import grid_divergences, square_grid
+from evidence.inference.estimation import adaptive, comparison, difference
+from evidence.inference.estimation.evidence import Evidence
+from evidence.inference.estimation.mean_interval import mean_interval
+from evidence.inference.programs import estimators
 from tests.conftest import make_oracle
 
 NUM_SEEDS = 20

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import checkpoints, compare, per_datum, schema
-from experiments.cli import main
+from evidence.experiments.cli import main
+from evidence.experiments.commands import compare
+from evidence.experiments.storage import checkpoints, per_datum, schema
 from tests.test_cli import refused, results, run
 
 MODEL = ["--model", "LinearGaussian(latent_dim=1)", "--data", "toy", "--batch_size", 900]

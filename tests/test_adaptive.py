@@ -6,9 +6,10 @@ import pyro
 import pytest
 import torch
 
-from guides import MeanField
-from inference import Evidence, adaptive, fit, from_log_weights
-from inference.adaptive import adaptive_evidence
+from evidence.guides import MeanField
+from evidence.inference import Evidence, fit, from_log_weights
+from evidence.inference.estimation import adaptive
+from evidence.inference.estimation.adaptive import adaptive_evidence
 from tests.conftest import make_oracle
 
 

@@ -12,18 +12,19 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
-import guides
-from guides import Delta, FullRank, MeanField
-from guides.unpacked import Unpacked
-from inference import hmc, log_weights
-from inference.annealing import anneal, annealed_evidence, annealing_mode
-from inference.annealing_run import AnnealingRun
-from inference.estimators import iwae, iwae_curve
-from inference.guide_path import path_of
-from inference.schedule import sigmoidal_betas
-from inference.snapshots import Snapshot
-from inference.unconstrained import Assignment
-from models import VAE, Autoencoder
+from evidence import guides
+from evidence.guides import Delta, FullRank, MeanField
+from evidence.guides.unpacked import Unpacked
+from evidence.inference import log_weights
+from evidence.inference.annealing import hmc
+from evidence.inference.annealing.guide_path import path_of
+from evidence.inference.annealing.run import AnnealingRun
+from evidence.inference.annealing.schedule import sigmoidal_betas
+from evidence.inference.estimation.annealed import anneal, annealed_evidence, annealing_mode
+from evidence.inference.programs.estimators import iwae, iwae_curve
+from evidence.inference.programs.unconstrained import Assignment
+from evidence.inference.training.snapshots import Snapshot
+from evidence.models import VAE, Autoencoder
 from tests.conftest import make_oracle
 
 # Few temperatures, few leapfrog steps: weights are noisy, and must be unbiased all the same.
@@ -142,7 +143,8 @@ def planted_adaptation(monkeypatch):
 def planted_end(monkeypatch):
     """The schedule stops at β = 0.97."""
     monkeypatch.setattr(
-        "inference.schedule.sigmoidal_betas", lambda n: [0.97 * b for b in sigmoidal_betas(n)]
+        "evidence.inference.annealing.schedule.sigmoidal_betas",
+        lambda n: [0.97 * b for b in sigmoidal_betas(n)],
     )
 
 

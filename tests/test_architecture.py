@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import guides
-import inference
-import models
+from evidence import guides, inference, models
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("models", "guides", "inference", "experiments")
@@ -17,19 +15,51 @@ ALLOWED = {
     "inference": {"inference"},
     "experiments": {"experiments", "inference", "guides", "models"},
 }
+# Each folder (or module) may import itself and those before it.
+ORDERS = {
+    "inference": (
+        "programs",
+        "soundness",
+        "objectives",
+        "training",
+        "annealing",
+        "estimation",
+        "diagnostics",
+    ),
+    "experiments": ("config", "storage", "setup", "reports", "commands", "cli", "zoo"),
+}
+
+
+def imported_modules(source: str) -> list[str]:
+    """What of ours is imported, as `package.folder.module`; bare names of the folders as well."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            is_folder = node.module.count(".") < 2
+            found += [f"{node.module}.{a.name}" for a in node.names] if is_folder else [node.module]
+    bare = [name for name in found if name.split(".")[0] in PACKAGES]
+    assert not bare, f"expected imports of evidence.…, got {bare}"
+    return [name.removeprefix("evidence.") for name in found if name.startswith("evidence.")]
 
 
 def forbidden_imports(package: str, source: str) -> list[str]:
-    imported = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            imported += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            imported.append(node.module)
-    ours = [name for name in imported if name.split(".")[0] in PACKAGES]
     allowed = ALLOWED[package]
-    return [n for n in ours if n not in allowed and n.split(".")[0] not in allowed]
+    return [
+        name
+        for name in imported_modules(source)
+        if name.split(".")[0] not in allowed
+        and not any(name == a or name.startswith(f"{a}.") for a in allowed)
+    ]
+
+
+def upward_imports(package: str, folder: str, source: str) -> list[str]:
+    """Imports of a folder from one that comes after it."""
+    order = ORDERS[package]
+    names = [n.split(".") for n in imported_modules(source) if n.startswith(f"{package}.")]
+    return [".".join(n) for n in names if order.index(n[1]) > order.index(folder)]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -38,25 +68,52 @@ def test_packages_import_only_what_they_may_know(package):
         assert forbidden_imports(package, path.read_text()) == [], path
 
 
+@pytest.mark.parametrize("package", ORDERS)
+def test_folders_import_only_what_comes_before_them(package):
+    for path in (ROOT / package).rglob("*.py"):
+        folder = path.relative_to(ROOT / package).with_suffix("").parts[0]
+        if folder != "__init__":
+            assert upward_imports(package, folder, path.read_text()) == [], path
+
+
+@pytest.mark.parametrize("package", ORDERS)
+def test_every_folder_has_a_place_in_the_order(package):
+    found = {path.stem for path in (ROOT / package).iterdir() if not path.name.startswith("__")}
+    assert {name for name in found if (ROOT / package / name).is_dir()} <= set(ORDERS[package])
+
+
 @pytest.mark.parametrize(
     ("package", "line"),
     [
-        ("inference", "from models import VAE"),
-        ("inference", "import guides.planar"),
-        ("guides", "from models import VAE"),
-        ("guides", "import inference"),
-        ("models", "from inference.training import fit"),
+        ("inference", "from evidence.models import VAE"),
+        ("inference", "import evidence.guides.planar"),
+        ("inference", "from evidence import guides"),
+        ("guides", "from evidence.models import VAE"),
+        ("guides", "from evidence import inference"),
+        ("models", "from evidence.inference.training.fit import fit"),
     ],
 )
 def test_a_forbidden_import_is_found(package, line):
     assert forbidden_imports(package, line)
 
 
+def test_a_bare_name_is_found():
+    with pytest.raises(AssertionError, match=r"expected imports of evidence"):
+        imported_modules("from models import VAE")
+
+
+def test_an_upward_import_is_found():
+    line = "from evidence.inference.estimation.evidence import Evidence"
+    assert upward_imports("inference", "programs", line)
+    assert upward_imports("inference", "programs", "from evidence.inference import estimation")
+    assert not upward_imports("inference", "diagnostics", line)
+
+
 def test_private_names_stay_in_their_module():
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("evidence"):
                     private = [a.name for a in node.names if a.name.startswith("_")]
                     assert not private, f"{path} imports {private} from {node.module}"
 
@@ -75,7 +132,7 @@ def test_names_that_other_code_relies_on():
     assert {"fit", "log_weights", "importance_weighted_evidence"} <= set(inference.__all__)
     assert {"annealed_evidence", "bidirectional_evidence", "to_arviz"} <= set(inference.__all__)
     assert {"inference_gaps", "adaptive_evidence", "check"} <= set(inference.__all__)
-    assert inference.check.__module__ == "inference.preflight"
+    assert inference.check.__module__ == "evidence.inference.diagnostics.preflight"
 
 
 def test_functions_are_short():

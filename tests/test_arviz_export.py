@@ -11,12 +11,12 @@ import pytest
 import torch
 import xarray
 
-from guides import MeanField, Planar, Unpacked
-from inference import log_weights
-from inference.arviz_export import to_arviz
-from inference.estimators import k_hat
-from inference.psis import smoothed_log_weights
-from models import VAE, Autoencoder, EightSchools
+from evidence.guides import MeanField, Planar, Unpacked
+from evidence.inference import log_weights
+from evidence.inference.diagnostics.arviz_export import to_arviz
+from evidence.inference.programs.estimators import k_hat
+from evidence.inference.programs.psis import smoothed_log_weights
+from evidence.models import VAE, Autoencoder, EightSchools
 from tests.test_weights import exact_guide, layered_guide, layered_model
 
 with warnings.catch_warnings():

@@ -12,15 +12,22 @@ from pyro.distributions.transforms.spline import _monotonic_rational_spline
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import nn
 
-from guides import IAF, MAF, MeanField, NeuralSpline, RealNVP, network_flow
-from guides.transforms.affine import Affine
-from guides.transforms.autoregressive import Autoregressive
-from guides.transforms.base import AbstractTransform
-from guides.transforms.chain import Chain, Reversed, alternating
-from guides.transforms.coupling import Coupling, coupling_network
-from guides.transforms.elementwise import BoundedAffine
-from guides.transforms.made import Made
-from guides.transforms.spline import RationalQuadratic, _invert
+from evidence.guides import (
+    IAF,
+    MAF,
+    MeanField,
+    NeuralSpline,
+    RealNVP,
+    network_flow,
+)
+from evidence.guides.transforms.affine import Affine
+from evidence.guides.transforms.autoregressive import Autoregressive
+from evidence.guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.chain import Chain, Reversed, alternating
+from evidence.guides.transforms.coupling import Coupling, coupling_network
+from evidence.guides.transforms.elementwise import BoundedAffine
+from evidence.guides.transforms.made import Made
+from evidence.guides.transforms.spline import RationalQuadratic, _invert
 
 DOUBLE = {"dtype": torch.float64}
 CONTEXT_DIM, HIDDEN = 4, (16, 16)

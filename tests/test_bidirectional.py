@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference.annealing_run import AnnealingRun
-from inference.bidirectional import Bracket, bidirectional_evidence
-from models import VAE, Autoencoder
+from evidence.inference.annealing.run import AnnealingRun
+from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
+from evidence.models import VAE, Autoencoder
 from tests.conftest import make_oracle
 from tests.test_annealing import (
     LATENT_DIMS,

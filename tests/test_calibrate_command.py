@@ -10,9 +10,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from experiments import calibrate, plots, plots_posterior
-from experiments.cli import main
-from inference.calibration import LOG_P_X, LOG_Q_Z, Calibration, simulation_based_calibration
+from evidence.experiments.cli import main
+from evidence.experiments.commands import calibrate
+from evidence.experiments.reports import plots, plots_posterior
+from evidence.inference.diagnostics.calibration import (
+    LOG_P_X,
+    LOG_Q_Z,
+    Calibration,
+    simulation_based_calibration,
+)
 from tests.test_cli import refused, run
 from tests.test_weights import exact_guide
 

@@ -11,15 +11,20 @@ import torch
 from pyro.distributions import constraints
 from scipy.stats import chi2
 
-from guides import MeanField, Unpacked
-from inference.calibration import LOG_P_X, LOG_Q_Z, Calibration, simulation_based_calibration
-from inference.uniformity import (
+from evidence.guides import MeanField, Unpacked
+from evidence.inference.diagnostics.calibration import (
+    LOG_P_X,
+    LOG_Q_Z,
+    Calibration,
+    simulation_based_calibration,
+)
+from evidence.inference.diagnostics.uniformity import (
     probability_inside,
     rank_counts,
     simultaneous_band,
     uniformity_p_value,
 )
-from models import VAE
+from evidence.models import VAE
 from tests.test_weights import exact_guide, layered_guide, layered_model
 from tests.test_wrappers import gamma_model
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from experiments import catalogue
-from experiments.catalogue import Spec
-from experiments.cli import main
-from guides import Planar, Refined, Unamortized
-from models import VAE
+from evidence.experiments.cli import main
+from evidence.experiments.setup import catalogue
+from evidence.experiments.setup.catalogue import Spec
+from evidence.guides import Planar, Refined, Unamortized
+from evidence.models import VAE
 
 MODEL = VAE(8, 3, hidden_dims=(16, 4))
 

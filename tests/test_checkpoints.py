@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 
-from experiments import checkpoints
-from inference import Snapshot
+from evidence.experiments.storage import checkpoints
+from evidence.inference import Snapshot
 
 
 def snapshot(epoch=1, step=0):

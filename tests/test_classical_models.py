@@ -8,9 +8,9 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 
-from guides import FullRank, MeanField, Unamortized, Unpacked
-from inference import fit, log_weights
-from models import (
+from evidence.guides import FullRank, MeanField, Unamortized, Unpacked
+from evidence.inference import fit, log_weights
+from evidence.models import (
     BayesianLinearRegression,
     BayesianLogisticRegression,
     EightSchools,

@@ -18,8 +18,9 @@ import torchvision
 import yaml
 from safetensors.torch import load_file
 
-from experiments import checkpoints, compare, schema
-from experiments.cli import main
+from evidence.experiments.cli import main
+from evidence.experiments.commands import compare
+from evidence.experiments.storage import checkpoints, schema
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--model", "VAE(latent_dim=2, hidden_dims=[16])", "--num_epochs", "2"]
@@ -357,7 +358,8 @@ def test_a_guide_that_cannot_be_imported_is_named(capsys, monkeypatch, tmp_path)
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from experiments.cli import build_parser; build_parser().format_help();"
+        "import sys; from evidence.experiments.cli import build_parser;"
+        "build_parser().format_help();"
         "print({'torch', 'pyro', 'matplotlib', 'sklearn', 'arviz'} & set(sys.modules))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -382,7 +384,7 @@ def test_resumed_after_kill_9_the_weights_are_bit_identical():
     """Killed at three random moments of one run, and gone on with each time."""
     words = ["train", "--guide", "Planar(num_flows=3)", "--num_epochs", "25"]
     words += ["--checkpoint_every", "7", "--lr_decay", "0.99"]
-    command = [sys.executable, "-m", "experiments", *words]
+    command = [sys.executable, "-m", "evidence", *words]
     options = {"env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}
     options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     run(*words, "--out", "whole")
@@ -413,7 +415,7 @@ def _wait_for_a_new_checkpoint(process):
 
 
 def test_a_reader_that_has_enough_is_no_error():
-    command = [sys.executable, "-m", "experiments", "guides"]
+    command = [sys.executable, "-m", "evidence", "guides"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         process.stdout.close()

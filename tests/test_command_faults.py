@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import checkpoints, files, terminal
-from experiments.cli import main
+from evidence.experiments.cli import main
+from evidence.experiments.reports import terminal
+from evidence.experiments.storage import checkpoints, files
 from tests.test_cli import refused, results, run
 
 DRAWN = True
@@ -106,7 +107,7 @@ FAILING = {
 
 @pytest.mark.parametrize("fault", FAILING)
 def test_a_failing_class_of_the_user_gets_one_line(empty, capsys, fault):
-    Path(f"mine_{fault}.py").write_text(f"from models import VAE\n{FAILING[fault]}\n")
+    Path(f"mine_{fault}.py").write_text(f"from evidence.models import VAE\n{FAILING[fault]}\n")
     message = refused(capsys, "train", "--model", f"mine_{fault}.Model", *TINY[2:], "--out", "run")
     expected = {"import": "at import", "syntax": "SyntaxError", "init": "ZeroDivisionError"}
     assert expected.get(fault, "KeyError") in message
@@ -169,7 +170,7 @@ def test_a_full_stdout_of_a_process_gets_one_line(made):
     with open("/dev/full", "w") as full:
         found = subprocess.run(
             check=False,
-            args=[sys.executable, "-m", "experiments", "guides"],
+            args=[sys.executable, "-m", "evidence", "guides"],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=full,
             stderr=subprocess.PIPE,

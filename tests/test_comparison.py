@@ -6,11 +6,11 @@ import pyro
 import pytest
 import torch
 
-from guides import MeanField
-from inference import Evidence, estimate_evidence, from_log_weights
-from inference.comparison import compare_elbos, compare_evidences
-from inference.difference import Difference, paired_difference
-from inference.mean_interval import MIN_DATA, mean_interval
+from evidence.guides import MeanField
+from evidence.inference import Evidence, estimate_evidence, from_log_weights
+from evidence.inference.estimation.comparison import compare_elbos, compare_evidences
+from evidence.inference.estimation.difference import Difference, paired_difference
+from evidence.inference.estimation.mean_interval import MIN_DATA, mean_interval
 from tests.conftest import make_oracle
 
 

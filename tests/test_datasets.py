@@ -13,8 +13,8 @@ import pytest
 import torch
 import torchvision
 
-from experiments import datasets
-from experiments.preprocessing import bits_per_dim, prepare, resolve_binarization
+from evidence.experiments.setup import datasets
+from evidence.experiments.setup.preprocessing import bits_per_dim, prepare, resolve_binarization
 from tests.conftest import make_oracle
 
 

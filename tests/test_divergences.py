@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from inference.divergences import grid_divergences, square_grid
+from evidence.inference.diagnostics.divergences import grid_divergences, square_grid
 
 GRID = square_grid(-8.0, 8.0, 400)
 AREA = (16 / 400) ** 2

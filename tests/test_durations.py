@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 
-from experiments import durations
-from experiments.config import Evaluate
-from experiments.durations import evaluation_seconds, told
-from guides import MeanField
-from inference import inference_gaps, simulation_based_calibration, to_arviz
+from evidence.experiments.config import Evaluate
+from evidence.experiments.setup import durations
+from evidence.experiments.setup.durations import evaluation_seconds, told
+from evidence.guides import MeanField
+from evidence.inference import inference_gaps, simulation_based_calibration, to_arviz
 from tests.conftest import make_oracle
 from tests.test_cli import QUICK, run
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference import estimators
+from evidence.inference.programs import estimators
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from guides import FullRank, MeanField
-from inference import (
+from evidence.guides import FullRank, MeanField
+from evidence.inference import (
     Evidence,
     estimate_evidence,
     fit,

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import annealing, checkpoints, evaluate, per_datum, plots_comparison, verdicts
-from experiments.cli import main
-from inference import Evidence
+from evidence.experiments.cli import main
+from evidence.experiments.commands import annealing, evaluate
+from evidence.experiments.reports import plots_comparison, verdicts
+from evidence.experiments.storage import checkpoints, per_datum
+from evidence.inference import Evidence
 from tests.test_cli import refused, results, run
 
 MODEL = ["--model", "LinearGaussian(latent_dim=3)", "--data", "toy"]

@@ -9,10 +9,11 @@ import pytest
 import torch
 import xarray
 
-from experiments import files
-from experiments.cli import main
-from experiments.one_model import load_runs
-from inference import arviz_datasets, log_weights
+from evidence.experiments.cli import main
+from evidence.experiments.setup.one_model import load_runs
+from evidence.experiments.storage import files
+from evidence.inference import log_weights
+from evidence.inference.diagnostics import arviz_datasets
 from tests.test_cli import refused, run
 
 with warnings.catch_warnings():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from guides import FullRank, MeanField
-from inference import Evidence, fit, gaps
-from inference.gaps import inference_gaps
+from evidence.guides import FullRank, MeanField
+from evidence.inference import Evidence, fit
+from evidence.inference.estimation import gaps
+from evidence.inference.estimation.gaps import inference_gaps
 from tests.conftest import make_oracle
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
 
-from inference import IWAE, DReG, gradient_signal_to_noise
+from evidence.inference import IWAE, DReG, gradient_signal_to_noise
 from tests.conftest import make_oracle
 
 

@@ -9,8 +9,8 @@ import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
 
-from guides import MeanField
-from inference import (
+from evidence.guides import MeanField
+from evidence.inference import (
     IWAE,
     STL,
     ForwardKL,
@@ -23,7 +23,7 @@ from inference import (
     latent_diagnostics,
     log_weights,
 )
-from models import VAE
+from evidence.models import VAE
 
 X = torch.randn(40, generator=torch.Generator().manual_seed(0))
 

@@ -22,14 +22,22 @@ from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
-import guides
-from experiments import catalogue
-from experiments.catalogue import Spec
-from guides import AbstractGuide, AbstractPosterior, Delta, FullRank, MeanField, Planar, Sylvester
-from guides.transforms import inversion
-from guides.transforms.planar import PlanarLayers
-from guides.transforms.sylvester import SylvesterLayers
-from models import VAE, LinearGaussian
+from evidence import guides
+from evidence.experiments.setup import catalogue
+from evidence.experiments.setup.catalogue import Spec
+from evidence.guides import (
+    AbstractGuide,
+    AbstractPosterior,
+    Delta,
+    FullRank,
+    MeanField,
+    Planar,
+    Sylvester,
+)
+from evidence.guides.transforms import inversion
+from evidence.guides.transforms.planar import PlanarLayers
+from evidence.guides.transforms.sylvester import SylvesterLayers
+from evidence.models import VAE, LinearGaussian
 from tests.conftest import make_oracle
 
 DATA_DIM = 8
@@ -832,7 +840,7 @@ def test_bad_input_is_named(call, message):
 
 STUDENT_GUIDE = textwrap.dedent("""
     import pyro.distributions as dist
-    from guides import AbstractGuide
+    from evidence.guides import AbstractGuide
 
     class Laplace(AbstractGuide):
         '''Independent Laplace posteriors.'''
@@ -852,7 +860,7 @@ def student_guide(tmp_path, monkeypatch):
     (tmp_path / "laplace.py").write_text(STUDENT_GUIDE)
     monkeypatch.setattr(guides, "__path__", [*guides.__path__, str(tmp_path)])
     yield
-    sys.modules.pop("guides.laplace", None)
+    sys.modules.pop("evidence.guides.laplace", None)
 
 
 @pytest.mark.usefixtures("student_guide")

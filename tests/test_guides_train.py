@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from guides import Unamortized
-from guides.transforms import planar
+from evidence.guides import Unamortized
+from evidence.guides.transforms import planar
 from tests.conftest import make_oracle
 from tests.test_guides import DATA_DIM, DENSITIES, NEEDS_TWO_LATENTS
 

@@ -7,10 +7,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import hmc
-from inference.evaluation import evaluation_mode
-from inference.log_joint import PriorPath
-from inference.unconstrained import Assignment
+from evidence.inference.annealing import hmc
+from evidence.inference.annealing.log_joint import PriorPath
+from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.unconstrained import Assignment
 from tests.conftest import make_oracle
 
 COVARIANCE = torch.tensor(

@@ -13,10 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load, save
 
-from experiments import checkpoints, schema
-from experiments.config import Compare, Evaluate, Train
-from inference import anneal
-from inference.random_state import expect_rng_state, rng_state
+from evidence.experiments.config import Compare, Evaluate, Train
+from evidence.experiments.storage import checkpoints, schema
+from evidence.inference import anneal
+from evidence.inference.programs.random_state import expect_rng_state, rng_state
 from tests.conftest import make_oracle
 from tests.test_cli import refused, run
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import annealing, checkpoints, files
-from experiments.cli import main
+from evidence.experiments.cli import main
+from evidence.experiments.commands import annealing
+from evidence.experiments.storage import checkpoints, files
 from tests.test_cli import results, run, weights
 
 MODEL = ["--model", "LinearGaussian(latent_dim=1)", "--data", "toy", "--batch_size", 900]
@@ -180,7 +181,10 @@ def test_snapshots_of_an_annealing_whose_result_is_written_go(once, killer, tmp_
                 raise Killed
             removing(place)
 
-        for name in ("experiments.evaluate", "experiments.annealing"):
+        for name in (
+            "evidence.experiments.commands.evaluate",
+            "evidence.experiments.commands.annealing",
+        ):
             monkeypatch.setattr(f"{name}.remove_snapshots", kill)
         with pytest.raises(Killed):
             main(words)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from guides import FullRank, Hierarchical, MeanField, Unpacked
-from inference import log_prob_terms
-from inference.latent_diagnostics import latent_diagnostics
-from models import VAE, EightSchools, HierarchicalVAE
+from evidence.guides import FullRank, Hierarchical, MeanField, Unpacked
+from evidence.inference import log_prob_terms
+from evidence.inference.diagnostics.latent_diagnostics import latent_diagnostics
+from evidence.models import VAE, EightSchools, HierarchicalVAE
 from tests.conftest import make_oracle
 from tests.test_weights import exact_guide, layered_guide, layered_model
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inference.checks import check_support
-from models import VAE
-from models.likelihoods import (
+from evidence.inference.programs.checks import check_support
+from evidence.models import VAE
+from evidence.models.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,
     DiscretizedLogistic,

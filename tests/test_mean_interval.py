@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import t as student_t
 
-from inference.mean_interval import MIN_DATA, mean_interval
+from evidence.inference.estimation.mean_interval import MIN_DATA, mean_interval
 
 SAMPLES = 2000
 ALLOWED = 0.05 + 3 * math.sqrt(0.05 * 0.95 / SAMPLES)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from guides import FullRank, LowRank, MeanField, Mixture
-from guides.mixture import DiagonalMixture
+from evidence.guides import FullRank, LowRank, MeanField, Mixture
+from evidence.guides.mixture import DiagonalMixture
 
 DOUBLE = {"dtype": torch.float64}
 NUM_DRAWS = 100_000

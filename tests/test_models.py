@@ -11,10 +11,10 @@ from pyro import poutine
 from pyro.distributions.transforms import biject_to
 from sklearn.decomposition import PCA, FactorAnalysis
 
-import models
-from experiments.catalogue import Spec, build_guide, build_model
-from inference import log_weights
-from models import (
+from evidence import models
+from evidence.experiments.setup.catalogue import Spec, build_guide, build_model
+from evidence.inference import log_weights
+from evidence.models import (
     VAE,
     AbstractModel,
     Autoencoder,
@@ -23,7 +23,7 @@ from models import (
     HierarchicalVAE,
     LinearGaussian,
 )
-from models.chain import Chain
+from evidence.models.chain import Chain
 from tests.box_rule import box_rule
 from tests.conftest import make_oracle
 

@@ -15,8 +15,8 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from guides import MeanField
-from inference import (
+from evidence.guides import MeanField
+from evidence.inference import (
     anneal,
     check,
     fit,
@@ -26,10 +26,10 @@ from inference import (
     log_prob_terms,
     simulation_based_calibration,
 )
-from inference.evaluation import evaluation_mode, modules_of
-from inference.parameters import tensors_of
-from inference.simulation import device_of, simulate
-from models import VAE
+from evidence.inference.programs.evaluation import evaluation_mode, modules_of
+from evidence.inference.programs.parameters import tensors_of
+from evidence.inference.programs.simulation import device_of, simulate
+from evidence.models import VAE
 
 NET = nn.Linear(2, 2)
 NAMESPACE = SimpleNamespace(nets={"decoder": [NET]})

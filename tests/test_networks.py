@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import VAE, Autoencoder
-from models.networks import decoder_network, encoder_network, mlp
+from evidence.models import VAE, Autoencoder
+from evidence.models.networks import decoder_network, encoder_network, mlp
 
 SIZES = {
     "28": (784, (8, 4)),

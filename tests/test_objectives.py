@@ -13,8 +13,8 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.poutine.messenger import Messenger
 from torch.distributions import kl_divergence
 
-from guides import FullRank, MeanField, Planar, Unpacked
-from inference import (
+from evidence.guides import FullRank, MeanField, Planar, Unpacked
+from evidence.inference import (
     IWAE,
     STL,
     AbstractObjective,
@@ -25,13 +25,13 @@ from inference import (
     Renyi,
     ReweightedWakeSleep,
     WakeSleep,
-    estimators,
     fit,
     log_prob_terms,
     log_weights,
 )
-from inference.objectives.paths import gradient_only
-from inference.tempering import TemperLatents
+from evidence.inference.objectives.paths import gradient_only
+from evidence.inference.programs import estimators
+from evidence.inference.training.tempering import TemperLatents
 from tests.conftest import make_oracle
 
 NUM_ROWS = 200_000  # draws of a gradient: the rows of a batch with parameters of their own

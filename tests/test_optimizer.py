@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
-from guides import MeanField
-from inference import NonFiniteLossError, Snapshot, restore_tensors
-from inference.optimizer import JointOptim, describe_maker, fused_adam
-from models import VAE
+from evidence.guides import MeanField
+from evidence.inference import NonFiniteLossError, Snapshot, restore_tensors
+from evidence.inference.training.optimizer import JointOptim, describe_maker, fused_adam
+from evidence.models import VAE
 from tests.test_training import X, pair, quick, weights_of
 
 

@@ -7,11 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from experiments import zoo
-from experiments.cli import main
-from experiments.plane import mean_divergences, plane_of
-from guides import AbstractGuide, MeanField
-from models import VAE, Energy2D, GaussianMixture2D
+from evidence.experiments import zoo
+from evidence.experiments.cli import main
+from evidence.experiments.reports.plane import mean_divergences, plane_of
+from evidence.guides import AbstractGuide, MeanField
+from evidence.models import VAE, Energy2D, GaussianMixture2D
 
 DRAWN = True
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import plots
-from inference import EpochRecord, History
-from models import VAE
+from evidence.experiments.reports import plots
+from evidence.inference import EpochRecord, History
+from evidence.models import VAE
 
 DRAWN = True
 

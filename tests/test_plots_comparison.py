@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import plots, plots_comparison
-from experiments.report import table
-from experiments.shortfall import shortfalls
-from experiments.verdicts import verdict_table
-from inference import Evidence, compare_elbos
+from evidence.experiments.reports import plots, plots_comparison
+from evidence.experiments.reports.report import table
+from evidence.experiments.reports.shortfall import shortfalls
+from evidence.experiments.reports.verdicts import verdict_table
+from evidence.inference import Evidence, compare_elbos
 
 DRAWN = True
 

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from guides import (
+from evidence.guides import (
     Delta,
     FullRank,
     Hierarchical,
@@ -19,8 +19,8 @@ from guides import (
     Unamortized,
     Unpacked,
 )
-from inference.preflight import check
-from models import VAE, EightSchools, HierarchicalVAE
+from evidence.inference.diagnostics.preflight import check
+from evidence.models import VAE, EightSchools, HierarchicalVAE
 from tests.conftest import make_oracle
 from tests.test_weights import exact_guide, layered_guide, layered_model
 from tests.test_wrappers import gamma_model

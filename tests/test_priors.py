@@ -6,11 +6,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from guides import MeanField
-from inference import fit
-from models import VAE
-from models.priors import FlowPrior, MixturePrior, VampPrior
-from models.priors.flow import Flow
+from evidence.guides import MeanField
+from evidence.inference import fit
+from evidence.models import VAE
+from evidence.models.priors import FlowPrior, MixturePrior, VampPrior
+from evidence.models.priors.flow import Flow
 from tests.box_rule import box_rule
 
 

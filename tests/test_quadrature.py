@@ -10,10 +10,10 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, logsumexp
 
-from experiments.plane import mean_divergences
-from guides import MeanField
-from models import BayesianLogisticRegression, EightSchools, GaussianMixture2D
-from models.quadrature import log_integral, over_the_line
+from evidence.experiments.reports.plane import mean_divergences
+from evidence.guides import MeanField
+from evidence.models import BayesianLogisticRegression, EightSchools, GaussianMixture2D
+from evidence.models.quadrature import log_integral, over_the_line
 from tests.box_rule import box_rule
 
 

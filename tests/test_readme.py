@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import catalogue
-from experiments.assembly import load_with_model
-from experiments.catalogue import Spec
-from experiments.cli import COMMANDS, build_parser, main
-from experiments.config import Experiment
-from experiments.words import prepared
-from models import VAE
+from evidence.experiments.cli import COMMANDS, build_parser, main
+from evidence.experiments.config import Experiment
+from evidence.experiments.setup import catalogue
+from evidence.experiments.setup.assembly import load_with_model
+from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.words import prepared
+from evidence.models import VAE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pyro.distributions import constraints
 
-from guides import MeanField, Unpacked
-from inference.discrepancy import compare_to_reference
-from inference.reference import diagnostic, nuts_reference
-from inference.two_samples import (
+from evidence.guides import MeanField, Unpacked
+from evidence.inference.diagnostics.discrepancy import compare_to_reference
+from evidence.inference.diagnostics.reference import diagnostic, nuts_reference
+from evidence.inference.diagnostics.two_samples import (
     CLASSIFIERS,
     classifier_accuracy,
     distance_and_floor,

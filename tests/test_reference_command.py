@@ -10,12 +10,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from experiments import pictures_posterior, plots_posterior, reference
-from experiments.cli import main
-from experiments.one_model import load_runs
-from guides import AbstractPosterior
-from inference.reference import nuts_reference
-from models import GaussianMixture2D
+from evidence.experiments.cli import main
+from evidence.experiments.commands import reference
+from evidence.experiments.reports import pictures_posterior, plots_posterior
+from evidence.experiments.setup.one_model import load_runs
+from evidence.guides import AbstractPosterior
+from evidence.inference.diagnostics.reference import nuts_reference
+from evidence.models import GaussianMixture2D
 from tests.test_cli import refused, run
 
 DRAWN = True

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import catalogue, checkpoints, schema, trust
-from experiments.cli import main
+from evidence.experiments.cli import main
+from evidence.experiments.setup import catalogue
+from evidence.experiments.storage import checkpoints, schema, trust
 from tests.test_cli import refused, run
 
 TINY = ["--model", "VAE(latent_dim=2, hidden_dims=[4])", "--num_epochs", 1, "--batch_size", 512]
@@ -20,8 +21,8 @@ READING = ("evaluate", "gaps", "calibrate", "reference", "export", "sample")
 PAYLOAD = """
 from pathlib import Path
 Path("executed").touch()
-from guides import MeanField as Guide
-from models import VAE as Model
+from evidence.guides import MeanField as Guide
+from evidence.models import VAE as Model
 """
 
 

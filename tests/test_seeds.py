@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import compare as comparing
-from experiments import train
-from experiments.fits import over_fits
-from experiments.labels import folder_name, shortened
+from evidence.experiments.commands import compare as comparing
+from evidence.experiments.commands import train
+from evidence.experiments.reports.fits import over_fits
+from evidence.experiments.setup.labels import folder_name, shortened
 from tests.test_cli import QUICK, refused, results, run, weights
 
 COMPARE = ["compare", *QUICK, "--guides", "MeanField", "FullRank", "--num_particles", 50]

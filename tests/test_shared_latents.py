@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy.special import betaln, logsumexp
 
-from inference import (
+from evidence.inference import (
     adaptive_evidence,
     annealed_evidence,
     check,
@@ -21,7 +21,7 @@ from inference import (
     importance_weighted_evidence,
     log_weights,
 )
-from inference.minibatches import ScaleData
+from evidence.inference.training.minibatches import ScaleData
 
 NUM_DATA, NOISE = 12, 0.7
 

@@ -10,8 +10,8 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
-from guides import FullRank, MeanField, Unpacked
-from inference import (
+from evidence.guides import FullRank, MeanField, Unpacked
+from evidence.inference import (
     adaptive_evidence,
     annealed_evidence,
     bidirectional_evidence,
@@ -21,7 +21,7 @@ from inference import (
     importance_weighted_evidence,
     log_weights,
 )
-from models import EightSchools
+from evidence.models import EightSchools
 from tests.conftest import make_oracle
 
 X = torch.linspace(-1.5, 1.5, 20, dtype=torch.float64)

@@ -9,10 +9,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from guides import MeanField
-from inference import EpochRecord, History, UntilFlat, fit, log_prob_terms
-from inference.stopping import Plateau
-from models import VAE
+from evidence.guides import MeanField
+from evidence.inference import EpochRecord, History, UntilFlat, fit, log_prob_terms
+from evidence.inference.training.stopping import Plateau
+from evidence.models import VAE
 from tests.test_training import X, pair, weights_of
 
 DATA = math.sqrt(2) * torch.randn(256, generator=torch.Generator().manual_seed(3))

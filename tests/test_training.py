@@ -21,13 +21,14 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.distributions import kl_divergence
 
-from guides import Delta, FullRank, MeanField, Planar
-from inference import NonFiniteLossError, fit, log_weights, precision
-from inference.optimizer import JointOptim
-from inference.parameters import trainable_parameters
-from inference.random_state import rng_state, set_rng_state
-from inference.tempering import TemperLatents
-from models import VAE, Autoencoder, LinearGaussian
+from evidence.guides import Delta, FullRank, MeanField, Planar
+from evidence.inference import NonFiniteLossError, fit, log_weights
+from evidence.inference.programs import precision
+from evidence.inference.programs.parameters import trainable_parameters
+from evidence.inference.programs.random_state import rng_state, set_rng_state
+from evidence.inference.training.optimizer import JointOptim
+from evidence.inference.training.tempering import TemperLatents
+from evidence.models import VAE, Autoencoder, LinearGaussian
 from tests.conftest import make_oracle
 
 # Two patterns and 5% of flipped pixels.

@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from experiments import checkpoints
-from experiments.assembly import assemble, load_run
-from experiments.cli import main
-from experiments.config import Train
-from experiments.runs import RunFolder
-from inference import UntilFlat, log_prob_terms
+from evidence.experiments.cli import main
+from evidence.experiments.config import Train
+from evidence.experiments.setup.assembly import assemble, load_run
+from evidence.experiments.storage import checkpoints
+from evidence.experiments.storage.runs import RunFolder
+from evidence.inference import UntilFlat, log_prob_terms
 from tests.test_cli import refused, results, run, weights
 
 SMALL = ["--model", "VAE(latent_dim=2, hidden_dims=[8])"]
@@ -39,7 +39,9 @@ def test_whose_elbo_was_still_rising_is_said_wherever_its_numbers_are(capsys):
 
 
 def test_without_a_number_of_epochs_training_is_until_flat(capsys, monkeypatch):
-    monkeypatch.setattr("experiments.train.UntilFlat", functools.partial(UntilFlat, 4))
+    monkeypatch.setattr(
+        "evidence.experiments.commands.train.UntilFlat", functools.partial(UntilFlat, 4)
+    )
     model = ["--model", "LinearGaussian(latent_dim=1)", "--data", "toy", "--guide", "FullRank"]
     run("train", *model, "--lr", 0.05, "--out", "run")
     assert "still rising" not in capsys.readouterr().out

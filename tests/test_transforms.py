@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from pyro.distributions.transforms import Sylvester as PyroSylvester
 from torch.autograd.gradcheck import GradcheckError
 
-from guides.transforms import inversion
-from guides.transforms.householder import Reflections, unit_vectors
-from guides.transforms.inversion import newton, rise, unbend
-from guides.transforms.planar import PlanarLayers, invertible
-from guides.transforms.radial import RadialLayers
-from guides.transforms.sylvester import (
+from evidence.guides.transforms import inversion
+from evidence.guides.transforms.householder import Reflections, unit_vectors
+from evidence.guides.transforms.inversion import newton, rise, unbend
+from evidence.guides.transforms.planar import PlanarLayers, invertible
+from evidence.guides.transforms.radial import RadialLayers
+from evidence.guides.transforms.sylvester import (
     SylvesterLayers,
     orthonormal_by_qr,
     orthonormal_by_reflections,

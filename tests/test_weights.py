@@ -9,9 +9,9 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
-from guides import Delta, FullRank, MeanField, Planar
-from inference import log_prob_terms, log_weights
-from models import VAE, Autoencoder
+from evidence.guides import Delta, FullRank, MeanField, Planar
+from evidence.inference import log_prob_terms, log_weights
+from evidence.models import VAE, Autoencoder
 from tests.conftest import make_oracle
 
 

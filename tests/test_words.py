@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.cli import COMMANDS, build_parser
-from experiments.words import at_home, prepared, understandable
+from evidence.experiments.cli import COMMANDS, build_parser
+from evidence.experiments.setup.words import at_home, prepared, understandable
 from tests.test_cli import QUICK, refused, results, run
 
 

@@ -12,8 +12,8 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import Trace_ELBO
 
-import guides
-from guides import (
+from evidence import guides
+from evidence.guides import (
     IAF,
     FullRank,
     Hierarchical,
@@ -25,8 +25,8 @@ from guides import (
     Unamortized,
     Unpacked,
 )
-from guides.common_noise import CommonNoise
-from inference import estimate_evidence, fit, log_weights
+from evidence.guides.common_noise import CommonNoise
+from evidence.inference import estimate_evidence, fit, log_weights
 from tests.conftest import make_oracle
 
 LATENTS = {"mu": (1, constraints.real), "tau": (1, constraints.positive)}

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.base import AbstractTransform
 
 
 class Affine(AbstractTransform):

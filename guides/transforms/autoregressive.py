@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guides.transforms.base import AbstractTransform
-from guides.transforms.elementwise import AbstractElementwise
-from guides.transforms.made import ConditionedMade
+from evidence.guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.elementwise import AbstractElementwise
+from evidence.guides.transforms.made import ConditionedMade
 
 
 class Autoregressive(AbstractTransform):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.base import AbstractTransform
 
 
 class Chain(AbstractTransform):

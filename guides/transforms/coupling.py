@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from guides.transforms.base import AbstractTransform
-from guides.transforms.elementwise import AbstractElementwise
-from models.networks import mlp
+from evidence.guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.elementwise import AbstractElementwise
+from evidence.models.networks import mlp
 
 
 class Coupling(AbstractTransform):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.base import AbstractTransform
 
 
 class Reflections(AbstractTransform):

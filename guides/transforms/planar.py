@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guides.transforms.base import AbstractTransform
-from guides.transforms.inversion import rise, unbend
+from evidence.guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.inversion import rise, unbend
 
 
 class PlanarLayers(AbstractTransform):

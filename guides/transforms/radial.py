@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.base import AbstractTransform
 
 
 class RadialLayers(AbstractTransform):

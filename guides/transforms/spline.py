@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guides.transforms.elementwise import AbstractElementwise
+from evidence.guides.transforms.elementwise import AbstractElementwise
 
 MIN_BIN, MIN_SLOPE = 1e-3, 1e-3  # of the box's side, and of the slope outside of it
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from guides.transforms.base import AbstractTransform
-from guides.transforms.householder import unit_vectors
-from guides.transforms.inversion import rise, unbend
+from evidence.guides.transforms.base import AbstractTransform
+from evidence.guides.transforms.householder import unit_vectors
+from evidence.guides.transforms.inversion import rise, unbend
 
 
 class SylvesterLayers(AbstractTransform):

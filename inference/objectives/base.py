@@ -10,8 +10,8 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from inference.objectives.draws import Pair, plate_nesting
-from inference.traces import Program
+from evidence.inference.objectives.draws import Pair, plate_nesting
+from evidence.inference.programs.traces import Program
 
 
 class AbstractObjective(ELBO):

@@ -14,11 +14,23 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from inference.checks import base_distribution
-from inference.objectives.paths import DetachDraws, detached, gradient_only, subset
-from inference.objectives.plates import PARTICLES, Plates, Run, Site, nesting, shared_plates
-from inference.random_state import isolated_rng
-from inference.traces import Program, check_batch_shapes, check_sites, random_sites
+from evidence.inference.objectives.paths import DetachDraws, detached, gradient_only, subset
+from evidence.inference.objectives.plates import (
+    PARTICLES,
+    Plates,
+    Run,
+    Site,
+    nesting,
+    shared_plates,
+)
+from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.traces import (
+    Program,
+    check_batch_shapes,
+    check_sites,
+    random_sites,
+)
 
 
 @dataclass(frozen=True)

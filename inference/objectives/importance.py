@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from inference.estimators import iwae
-from inference.objectives.base import AbstractObjective, expect_number
-from inference.objectives.draws import Draws, Pair
-from inference.objectives.paths import PathScale, gradient_only
+from evidence.inference.objectives.base import AbstractObjective, expect_number
+from evidence.inference.objectives.draws import Draws, Pair
+from evidence.inference.objectives.paths import PathScale, gradient_only
+from evidence.inference.programs.estimators import iwae
 
 
 class IWAE(AbstractObjective):

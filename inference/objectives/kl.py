@@ -9,10 +9,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from inference.objectives.base import AbstractObjective, expect_number
-from inference.objectives.draws import Draws, Pair
-from inference.objectives.plates import Run, Site, total_weight
-from inference.traces import random_sites
+from evidence.inference.objectives.base import AbstractObjective, expect_number
+from evidence.inference.objectives.draws import Draws, Pair
+from evidence.inference.objectives.plates import Run, Site, total_weight
+from evidence.inference.programs.traces import random_sites
 
 
 class BetaELBO(AbstractObjective):

@@ -10,7 +10,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from inference.objectives.plates import Plates, Site
+from evidence.inference.objectives.plates import Plates, Site
 
 
 class PathScale:

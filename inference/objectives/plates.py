@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from inference.traces import random_sites
+from evidence.inference.programs.traces import random_sites
 
 PARTICLES = "_particles"
 

@@ -8,12 +8,12 @@ from pyro.distributions import Unit
 from pyro.poutine import Trace
 from torch import Tensor
 
-from inference.checks import base_distribution
-from inference.estimators import iwae
-from inference.objectives.base import AbstractObjective
-from inference.objectives.draws import Draws, Pair
-from inference.objectives.paths import gradient_only
-from inference.traces import random_sites
+from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.objectives.draws import Draws, Pair
+from evidence.inference.objectives.paths import gradient_only
+from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.estimators import iwae
+from evidence.inference.programs.traces import random_sites
 
 
 class ReweightedWakeSleep(AbstractObjective):

@@ -1,11 +1,11 @@
 """p(x | z): distributions of pixels, and how a decoder's outputs become one."""
 
-from models.likelihoods.bernoulli import Bernoulli
-from models.likelihoods.continuous_bernoulli import ContinuousBernoulli
-from models.likelihoods.discretized_logistic import DiscretizedLogistic
-from models.likelihoods.labelled_images import LabelledImages
-from models.likelihoods.normal import Normal
-from models.likelihoods.pixels import PixelLikelihood
+from evidence.models.likelihoods.bernoulli import Bernoulli
+from evidence.models.likelihoods.continuous_bernoulli import ContinuousBernoulli
+from evidence.models.likelihoods.discretized_logistic import DiscretizedLogistic
+from evidence.models.likelihoods.labelled_images import LabelledImages
+from evidence.models.likelihoods.normal import Normal
+from evidence.models.likelihoods.pixels import PixelLikelihood
 
 __all__ = [
     "Bernoulli",

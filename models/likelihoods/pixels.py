@@ -9,11 +9,11 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.constraints import Constraint
 from torch import Tensor
 
-from models.likelihoods.bernoulli import Bernoulli
-from models.likelihoods.continuous_bernoulli import ContinuousBernoulli
-from models.likelihoods.discretized_logistic import DiscretizedLogistic
-from models.likelihoods.normal import Normal
-from models.networks import expect_choice
+from evidence.models.likelihoods.bernoulli import Bernoulli
+from evidence.models.likelihoods.continuous_bernoulli import ContinuousBernoulli
+from evidence.models.likelihoods.discretized_logistic import DiscretizedLogistic
+from evidence.models.likelihoods.normal import Normal
+from evidence.models.networks import expect_choice
 
 # What pixels each likelihood scores.
 PIXELS = {

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.networks import expect_choice
-from models.priors.flow import FlowPrior
-from models.priors.mixture import MixturePrior
-from models.priors.vampprior import VampPrior
+from evidence.models.networks import expect_choice
+from evidence.models.priors.flow import FlowPrior
+from evidence.models.priors.mixture import MixturePrior
+from evidence.models.priors.vampprior import VampPrior
 
 PRIORS = ("standard-normal", "mixture", "vampprior", "flow")
 

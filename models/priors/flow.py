@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
-from models.networks import mlp
+from evidence.models.networks import mlp
 
 _NO_SHAPE = torch.Size()
 _HIDDEN = 64

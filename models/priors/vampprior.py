@@ -6,8 +6,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from models.networks import encoder_network
-from models.priors.mixture import expect_components, gaussian_mixture
+from evidence.models.networks import encoder_network
+from evidence.models.priors.mixture import expect_components, gaussian_mixture
 
 # From pseudo-inputs [K, D] to location and log-scale, each [K, Z].
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]

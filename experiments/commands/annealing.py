@@ -1,0 +1,150 @@
+"""Annealing of a trained pair in its run folder: snapshots survive a crash, time is recorded."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from evidence.experiments.config import ANNEALING, Evaluate
+from evidence.experiments.setup import datasets
+from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.storage import checkpoints
+from evidence.experiments.storage.files import remove
+from evidence.experiments.storage.runs import RunFolder
+from evidence.experiments.storage.schema import expect_type
+from evidence.experiments.storage.training_state import within
+from evidence.inference import Bracket, Evidence, Snapshot, anneal, bidirectional_evidence
+from evidence.inference.programs.random_state import expect_rng_state
+
+try:
+    import resource
+except ModuleNotFoundError:  # there is none on Windows
+    resource = None
+
+
+def annealed(
+    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder
+) -> tuple[Evidence, dict[str, Any], Path]:
+    """The record "ais" of `x`, what to record with it, and where its snapshots are."""
+
+    def run(**options: Any) -> Any:
+        return anneal(assembly.model, x, **options)
+
+    purpose = {"estimator": "ais", "x": datasets.digest(x)}
+    found, details, place = _resumable(run, purpose, assembly, config, folder)
+    return found.evidence, details | {"acceptance": found.acceptance.mean().item()}, place
+
+
+def bracketed(
+    assembly: Assembly, size: int, config: Evaluate, folder: RunFolder
+) -> tuple[Bracket, dict[str, Any], Path]:
+    """The bracket of `size` simulated data, what to record with it, and where its snapshots are."""
+
+    def run(**options: Any) -> Any:
+        return bidirectional_evidence(assembly.model, size=size, **options)
+
+    purpose = {"estimator": "bdmc", "size": size}
+    return _resumable(run, purpose, assembly, config, folder)
+
+
+def remove_snapshots(place: Path) -> None:
+    """Remove the snapshots of an annealing whose result is written; those of another stay."""
+    remove(place)
+    if place.parent.is_dir() and not any(place.parent.iterdir()):
+        place.parent.rmdir()
+
+
+def remove_snapshots_of(folder: RunFolder, details: Mapping[str, Any] | None) -> None:
+    """Remove what a kill may have left between a result and the end of its command.
+
+    Args:
+        folder: the run.
+        details: of the annealing, as they are in the result.
+    """
+    key = (details or {}).get("snapshots")
+    place = folder.path / "annealing" / str(key)
+    if isinstance(key, str) and key.isalnum() and place.is_dir():
+        with folder.locked():
+            remove_snapshots(place)
+
+
+def _resumable(
+    run: Callable[..., Any],
+    purpose: dict[str, Any],
+    assembly: Assembly,
+    config: Evaluate,
+    folder: RunFolder,
+) -> tuple[Any, dict[str, Any], Path]:
+    """Run with snapshots into the folder, from the newest of the very same run if there is any."""
+    options = {name: getattr(config, name) for name in ANNEALING}
+    weights = assembly.weights_sha256()
+    identity = {**purpose, **options, "weights": weights, "seed": assembly.config.seed}
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    place = folder.path / "annealing" / key
+    before, seconds = _newest(place, identity)
+    started = time.monotonic() - seconds
+    guide = assembly.guide if options.pop("start") == "guide" else None
+    result = run(
+        guide=guide,
+        seed=assembly.config.seed,
+        progress=sys.stderr.isatty(),
+        resume_from=before,
+        on_snapshot=_Saving(place, identity, started),
+        **options,
+    )
+    details = {name: getattr(config, name) for name in ANNEALING} | {
+        "seconds": time.monotonic() - started,
+        "peak_memory_mib": _peak_memory_mib(),
+        "snapshots": key,
+    }
+    return result, details, place
+
+
+def _newest(place: Path, identity: dict[str, Any]) -> tuple[Snapshot | None, float]:
+    """The newest snapshot of an annealing, and the seconds that it took until then.
+
+    Raises:
+        ValueError: it is corrupt, or of another annealing.
+    """
+    newest = checkpoints.newest(place)
+    if newest is None:
+        return None, 0.0
+    snapshot, meta = checkpoints.load(newest)
+    if meta.get("annealing") != identity:
+        raise ValueError(f"{newest} is of another annealing: delete {place} to start anew")
+    try:
+        expect_rng_state(within("rng.", snapshot.tensors))
+        return snapshot, expect_type("seconds", meta.get("seconds"), float)
+    except ValueError as error:
+        raise ValueError(f"corrupt snapshot {newest}: {error}: delete this folder") from None
+
+
+class _Saving:
+    """Saves snapshots until one cannot be saved: that costs a resumption, and no result."""
+
+    def __init__(self, place: Path, identity: dict[str, Any], started: float) -> None:
+        self.place, self.identity, self.started = place, identity, started
+        self.is_given_up = False
+
+    def __call__(self, state: Snapshot) -> None:
+        if self.is_given_up:
+            return
+        context = {"annealing": self.identity, "seconds": time.monotonic() - self.started}
+        try:
+            checkpoints.save(self.place, state, context)
+        except OSError as error:
+            self.is_given_up = True
+            print(f"evidence: no snapshots of this annealing ({error})", file=sys.stderr)
+
+
+def _peak_memory_mib() -> float | None:
+    """Of this process so far, torch and the data included; None where the system does not say."""
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB here

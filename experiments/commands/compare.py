@@ -1,0 +1,169 @@
+"""`evidence compare`: several guides on one model, with ELBO, evidence and error bars."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+from evidence.experiments.commands.annealing import remove_snapshots_of
+from evidence.experiments.commands.bracket import bracket_table, is_bracket_of
+from evidence.experiments.commands.evaluate import (
+    bracket_run,
+    check_options,
+    evaluate_run,
+    expect_evidence,
+    settings,
+)
+from evidence.experiments.commands.train import train_run
+from evidence.experiments.config import Compare, Estimation, Evaluate, Experiment, Train
+from evidence.experiments.reports.fits import over_fits, summary
+from evidence.experiments.reports.pictures import draw_comparison, draw_planes
+from evidence.experiments.reports.report import Row, table
+from evidence.experiments.reports.verdicts import comparisons, to_json, verdict_table
+from evidence.experiments.setup.assembly import Assembly, assemble, load_run, run_name
+from evidence.experiments.setup.catalogue import Spec, build_guide
+from evidence.experiments.setup.durations import fit_seconds, told
+from evidence.experiments.setup.labels import folder_name
+from evidence.experiments.storage import per_datum
+from evidence.experiments.storage.runs import RunFolder
+from evidence.guides import AbstractPosterior
+from evidence.inference import History
+
+
+def compare(config: Compare) -> None:
+    """Train and evaluate every guide, then write and print the table and draw the pictures.
+
+    Every stage that is done already is not done again.
+    """
+    if len(set(config.guides)) < len(config.guides) or not config.guides:
+        raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
+    check_options(config)
+    pairs = _expect_guides(config)
+    folder = RunFolder(config.out or run_name("compare", config.model, config.data))
+    with folder.opened(config, resume=True):
+        _announce(config, folder.path, *pairs)
+        rows = [row for fit in range(config.seeds) for row in _fit(config, fit, folder.path)]
+        found, joined = comparisons(rows), over_fits(rows)
+        text = "\n\n".join(
+            [table(joined)]
+            + ([bracket_table(_by_seed(rows))] if config.estimator == "bdmc" else [])
+            + ([verdict_table(found)] if found else [])
+        )
+        print(text, flush=True)
+        folder.write_results("compare", rows, summary=summary(joined), comparisons=to_json(found))
+        folder.write_text("table.md", text + "\n")
+        first = f", seed {config.seed}" if config.seeds > 1 else ""
+        histories = {row["label"] + first: History.from_rows(row["history"]) for row in joined}
+        draw_comparison(folder.path, joined, found, histories)
+        _draw_planes(config, joined, folder.path)
+    print(f"\nwrote {folder.path}")
+
+
+def _expect_guides(config: Compare) -> tuple[Assembly, dict[str, AbstractPosterior]]:
+    """Build every pair once: a mistake in the last guide shows before the first is trained.
+
+    Returns:
+        The data and the model, with the first guide; and every guide.
+    """
+    first = assemble(_train_config(config, config.guides[0], ""))
+    x, guides = first.x_test[:1], {}
+    for guide in config.guides:
+        guides[guide] = build_guide(Spec.parse(guide), first.model, x)[0].to(x)
+        expect_evidence(first.model, guides[guide], x)
+    return first, guides
+
+
+def _announce(
+    config: Compare, path: Path, pair: Assembly, guides: dict[str, AbstractPosterior]
+) -> None:
+    """Say about how long it will take to train and evaluate what is not there yet."""
+    left = [
+        (number, guide)
+        for number in range(config.seeds)
+        for guide in guides
+        if _row_of(_place(config, number, path) / _folder_name(guide)) is None
+    ]
+    wanted = {guide: guides[guide] for _, guide in left}
+    found = fit_seconds(pair, wanted, config)
+    if not left or found is None:
+        return
+    seconds = [found[guide] for _, guide in left]
+    if config.decoder == "frozen":  # the first guide trains the model, once for each seed
+        training, _ = next(iter(found.values()))
+        seconds += [(training, (0.0, 0.0))] * len({number for number, _ in left})
+    least, most = (sum(span[end] for spans in seconds for span in spans) for end in (0, 1))
+    print(told(f"training and evaluating {len(left)} fits", (least, most)), flush=True)
+
+
+def _place(config: Compare, number: int, path: Path) -> Path:
+    """Where the fits of a seed lie: the first in the folder itself, as if it were alone."""
+    return path / f"seed-{config.seed + number}" if number > 0 else path
+
+
+def _fit(config: Compare, number: int, path: Path) -> list[Row]:
+    """Every guide, with one seed."""
+    path = _place(config, number, path)
+    config = replace(config, seed=config.seed + number)
+    frozen = _train_model(config, path) if config.decoder == "frozen" else None
+    return [_run_guide(config, guide, path, frozen) for guide in config.guides]
+
+
+def _by_seed(rows: list[Row]) -> list[Row]:
+    """The rows with their seeds in their labels, if there are several."""
+    if len({row["seed"] for row in rows}) == 1:
+        return rows
+    return [row | {"label": f"{row['label']}, seed {row['seed']}"} for row in rows]
+
+
+def _train_model(config: Compare, path: Path) -> str:
+    """Train the model that all guides share, with the first of them; returns its run folder."""
+    out = str(path / "model")
+    train_run(_train_config(config, config.guides[0], out))
+    return out
+
+
+def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> Row:
+    out = path / _folder_name(guide)
+    train_run(replace(_train_config(config, guide, str(out)), frozen_model=frozen), label=guide)
+    return _evaluated(config, out)
+
+
+def _evaluated(config: Compare, out: Path) -> Row:
+    options = {field.name: getattr(config, field.name) for field in fields(Estimation)}
+    # Its classes are those on the command line: else it would have been refused as another run.
+    where = {"data_root": config.data_root, "device": config.device, "trust": True}
+    wanted = Evaluate(run=str(out), **where, **options)
+    on_data = replace(wanted, estimator="ais") if config.estimator == "bdmc" else wanted
+    row = _row_of(out)
+    if row is None or row["evaluation"] != settings(on_data) or not per_datum.is_of(out, row):
+        row = evaluate_run(on_data)
+    if config.estimator == "bdmc" and not is_bracket_of(row["bracket"], wanted):
+        row = bracket_run(wanted)
+    for details in (row["annealing"], row["bracket"]):
+        remove_snapshots_of(RunFolder(out), details)
+    return row
+
+
+def _row_of(out: Path) -> Row | None:
+    document = RunFolder(out).read_results()
+    return None if document is None else document["rows"][0] | {"folder": str(out)}
+
+
+def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
+    """The posterior of a datum and every guide's, for a model in the plane."""
+    if all(row["divergences"] is None for row in rows):
+        return
+    options = {"data_root": config.data_root, "device": config.device, "trust": True}
+    runs = {row["label"]: load_run(RunFolder(row["folder"]), **options)[0] for row in rows}
+    pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
+    datum = None if config.data == "none" else f"datum 0 of the {config.split} data"
+    draw_planes(path, pairs, datum)
+
+
+def _train_config(config: Compare, guide: str, out: str) -> Train:
+    shared = {field.name: getattr(config, field.name) for field in fields(Experiment)}
+    return Train(**shared, guide=guide, out=out, resume=True)
+
+
+def _folder_name(guide: str) -> str:
+    spec = Spec.parse(guide)
+    words = [spec.name, *(f"{name}-{value}" for name, value in spec.options.items())]
+    return folder_name("-".join(words).translate({ord(c): "_" for c in " /[](),'\""}))

@@ -1,0 +1,56 @@
+"""The estimates of log p(x) of a trained pair on data."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evidence.experiments.commands.annealing import annealed
+from evidence.experiments.config import Evaluate
+from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.setup.double import in_dtype
+from evidence.experiments.storage.runs import RunFolder
+from evidence.inference import Evidence, adaptive_evidence, estimate_evidence
+from evidence.inference.programs.random_state import isolated_rng
+
+_ELBO_PARTICLES = 200  # beside an adaptive number of weights
+
+
+def estimate(
+    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder
+) -> tuple[list[Evidence], dict[str, Any] | None, Path | None]:
+    """The records asked for, the exact one among them where there is one.
+
+    Returns:
+        The records; and of the annealing, what to record and where its snapshots are.
+    """
+    assembly = in_dtype(assembly, config.dtype)
+    x = x.to(assembly.x_test.dtype)
+    records = weighted(assembly, x, config)
+    details = place = None
+    if config.estimator == "ais":
+        record, details, place = annealed(assembly, x, config, folder)
+        records.append(record)
+    if assembly.model.knows_evidence:
+        records.append(Evidence.exact(assembly.model.log_evidence(x)))
+    return records, details, place
+
+
+@torch.no_grad()
+def weighted(assembly: Assembly, x: Tensor, config: Evaluate) -> list[Evidence]:
+    """The records that come from the guide's importance weights."""
+    pair = assembly.model, assembly.guide
+    with (
+        isolated_rng(assembly.config.seed, x.device),
+        tqdm(total=len(x), unit="datum", disable=not sys.stderr.isatty()) as bar,
+    ):
+        bar.set_description("importance weights")
+        if config.target_se is not None:
+            options = {"target_se": config.target_se, "max_particles": config.max_particles}
+            iw = adaptive_evidence(*pair, x, **options, progress=bar.update)
+            return [estimate_evidence(*pair, x, _ELBO_PARTICLES)["elbo"], iw]
+        records = estimate_evidence(*pair, x, config.num_particles, progress=bar.update)
+    return [records["elbo"]] if config.estimator == "elbo" else [records["elbo"], records["iw"]]

@@ -1,0 +1,307 @@
+"""`evidence reference`: the guides of trained runs beside NUTS, on a few chosen data."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from evidence.experiments.config import Reference
+from evidence.experiments.reports import plots
+from evidence.experiments.reports.pictures_posterior import draw_reference
+from evidence.experiments.reports.report import markdown
+from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.labels import shortened
+from evidence.experiments.setup.one_model import load_runs
+from evidence.experiments.storage.files import replaced
+from evidence.experiments.storage.numbers import json_number
+from evidence.experiments.storage.runs import RunFolder
+from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
+from evidence.inference.diagnostics.reference import Reference as Draws
+from evidence.inference.diagnostics.reference import nuts_reference
+
+REFERENCE_VERSION = 1
+NAME = "reference.json"
+PICTURE = "reference.png"
+
+_CLEAR = 5.0  # standard errors from which a difference is one
+_FEWEST = 20  # independent draws that anything can be compared with
+
+
+def reference(config: Reference) -> None:
+    """Draw by NUTS, compare, write reference.json and reference.png, and print the table."""
+    folder = RunFolder(_folder(config))
+    with folder.locked() if folder.path.exists() else nullcontext():
+        document, figure = _compared(config)
+        print(reference_table(document), flush=True)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with replaced(folder.path / PICTURE) as picture:
+                plots.save(figure, picture)
+                folder.write_document(NAME, document)
+            print(f"\nwrote {folder.path}: {NAME}, {PICTURE}")
+        finally:
+            print(f"\n{document['verdict']}")
+
+
+def _compared(config: Reference) -> tuple[dict[str, Any], Figure]:
+    """What reference.json and reference.png hold."""
+    pairs = load_runs(
+        config.runs, device=config.device, data_root=config.data_root, trust=config.trust
+    )
+    first = next(iter(pairs.values()))
+    x = _chosen(first.x_test, config.rows)
+    draws, seconds = _draw(first, x, config)
+    found = {
+        label: compare_to_reference(
+            first.model, pair.guide, draws, classifier=config.classifier, seed=config.seed
+        )
+        for label, pair in pairs.items()
+    }
+    document = _document(first, config, draws, found) | {"nuts_seconds": seconds}
+    guides = {label: pair.guide for label, pair in pairs.items()}
+    return document, draw_reference(first.model, guides, draws, config.rows, seed=config.seed)
+
+
+def _folder(config: Reference) -> Path:
+    """Where to write, before anything is drawn.
+
+    Raises:
+        ValueError: --out is no folder.
+    """
+    if config.out is None:
+        return RunFolder(config.runs[0]).path
+    path = Path(config.out)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out {path} is a file: expected a folder")
+    return path
+
+
+def _chosen(x: Tensor, rows: list[int]) -> Tensor:
+    """These rows of the evaluation data.
+
+    Raises:
+        ValueError: a row that is not there, or is named twice.
+    """
+    if not rows or len(set(rows)) < len(rows):
+        raise ValueError(f"expected one or more different --rows, got {rows}")
+    if wrong := [row for row in rows if not 0 <= row < len(x)]:
+        raise ValueError(f"expected --rows between 0 and {len(x) - 1}, got {wrong[0]}")
+    return x[torch.tensor(rows, device=x.device)]
+
+
+def _draw(pair: Assembly, x: Tensor, config: Reference) -> tuple[Draws, float]:
+    """The reference, and the seconds it took.
+
+    Raises:
+        ValueError: a bad option, or too few independent draws to compare anything with.
+    """
+    for name, least in (("num_samples", 4), ("num_warmup", 1), ("num_chains", 2)):
+        if getattr(config, name) < least:
+            raise ValueError(f"expected --{name} of at least {least}, got {getattr(config, name)}")
+    if not 0 < config.target_accept_prob < 1:
+        raise ValueError(
+            f"expected --target_accept_prob between 0 and 1, got {config.target_accept_prob}"
+        )
+    pair.model.requires_grad_(False)  # or their gradients would be taken at every step
+    start = time.perf_counter()
+    try:
+        draws = nuts_reference(
+            pair.model,
+            x,
+            num_samples=config.num_samples,
+            num_warmup=config.num_warmup,
+            num_chains=config.num_chains,
+            target_accept_prob=config.target_accept_prob,
+            seed=config.seed,
+            progress=sys.stderr.isatty(),
+        )
+    except NotImplementedError as error:  # a support that no smooth map leads to
+        raise ValueError(f"NUTS cannot move the latents of {pair.config.model}: {error}") from None
+    seconds = time.perf_counter() - start
+    ess = draws.ess.min().item()
+    if not math.isfinite(ess) or len(draws.independent_draws) < _FEWEST:
+        raise ValueError(
+            f"NUTS has NOT CONVERGED, R̂ up to {draws.r_hat.max():.3f} and ESS from {ess:.0f}, and "
+            "there is nothing to compare with: raise --num_warmup and --num_samples"
+        )
+    return draws, seconds
+
+
+def _document(
+    pair: Assembly, config: Reference, draws: Draws, found: Mapping[str, Discrepancy]
+) -> dict[str, Any]:
+    """Everything that was found, as reference.json has it."""
+    folders = dict(zip(found, config.runs, strict=True))
+    names = latent_names(draws)
+    document = {
+        "version": REFERENCE_VERSION,
+        "command": "reference",
+        "model_name": Spec.parse(pair.config.model).name,
+        "model": pair.config.model,
+        "data": pair.config.data,
+        "split": pair.config.split,
+        "rows": config.rows,
+        "seed": config.seed,
+        "nuts": {
+            "num_chains": config.num_chains,
+            "num_samples": config.num_samples,
+            "num_warmup": config.num_warmup,
+            "target_accept_prob": config.target_accept_prob,
+            "r_hat_max": draws.r_hat.max().item(),
+            "ess_min": draws.ess.min().item(),
+            "num_divergences": draws.num_divergences,
+            "num_independent": len(draws.independent_draws),
+            "converged": draws.converged,
+        },
+        "latents": names,
+        "classifier": config.classifier,
+        "guides": [
+            {"label": label, "folder": folders[label], **_of_guide(one, draws, config.rows)}
+            for label, one in found.items()
+        ],
+        **pair.fingerprint(),
+    }
+    return document | {"verdict": _verdict(document)}
+
+
+def latent_names(draws: Draws) -> list[str]:
+    """One name per entry of z, such as "z[0]"."""
+    return [f"{site}[{i}]" for site, entries in draws.sites.items() for i in range(entries)]
+
+
+def _of_guide(one: Discrepancy, draws: Draws, rows: list[int]) -> dict[str, Any]:
+    """What is known of one guide: the worst entry, means over the data, and every datum."""
+    sd = draws.draws.flatten(0, 1).std(0)
+    names = latent_names(draws)
+    mean = _worst(one.mean_difference, one.mean_se, sd, names, rows)
+    spread = _worst(one.sd_difference, one.sd_se, sd, names, rows)
+    accuracy, distance = _mean(*one.accuracy), one.sliced_wasserstein.mean().item()
+    log_q = _mean(one.log_q_z, one.log_q_z_se)
+    per_datum = {
+        "c2st_accuracy": one.accuracy.mean,
+        "c2st_se": one.accuracy.se,
+        "sliced_wasserstein": one.sliced_wasserstein,
+        "sliced_wasserstein_floor": one.sliced_wasserstein_floor,
+        "log_q_z": one.log_q_z,
+        "log_q_z_se": one.log_q_z_se,
+    }
+    return {
+        "mean": mean,
+        "sd": spread,
+        "sliced_wasserstein": distance,
+        "sliced_wasserstein_floor": one.sliced_wasserstein_floor.mean().item(),
+        "c2st": accuracy,
+        "log_q_z": log_q,
+        "told_apart_by": _told_apart_by(one, mean, spread) if draws.converged else None,
+        "per_datum": {n: [json_number(v) for v in t.tolist()] for n, t in per_datum.items()},
+    }
+
+
+def _worst(
+    difference: Tensor, se: Tensor, sd: Tensor, names: list[str], rows: list[int]
+) -> dict[str, Any]:
+    """The entry `[B, Z]` whose difference is most standard errors."""
+    z_scores = (difference / se).nan_to_num()
+    datum, entry = divmod(int(z_scores.abs().argmax()), len(names))
+    return {
+        "standard_errors": z_scores[datum, entry].item(),
+        "difference": difference[datum, entry].item(),
+        "of_the_posterior_sd": (difference / sd)[datum, entry].item(),
+        "latent": names[entry],
+        "row": rows[datum],
+    }
+
+
+def _mean(values: Tensor, errors: Tensor) -> dict[str, float | None]:
+    """Over the data, whose draws are independent."""
+    error = errors.square().sum().sqrt() / len(errors)
+    return {"mean": json_number(values.mean().item()), "se": json_number(error.item())}
+
+
+def _told_apart_by(one: Discrepancy, mean: Mapping[str, Any], sd: Mapping[str, Any]) -> list[str]:
+    """By which statistics the guide is clearly not the posterior."""
+    over_data = one.accuracy.se.square().sum().sqrt() / len(one.accuracy.se)
+    classified = torch.cat(
+        [
+            (one.accuracy.mean - 0.5) / one.accuracy.se,
+            (one.accuracy.mean.mean(0, keepdim=True) - 0.5) / over_data,
+        ]
+    )
+    scores = {
+        "mean": abs(mean["standard_errors"]),
+        "sd": abs(sd["standard_errors"]),
+        "C2ST": classified.max().item(),
+    }
+    return [name for name, score in scores.items() if score > _CLEAR]
+
+
+def _verdict(document: dict[str, Any]) -> str:
+    """One sentence."""
+    nuts = document["nuts"]
+    diagnostics = (
+        f"R̂ up to {nuts['r_hat_max']:.3f}, ESS from {nuts['ess_min']:,.0f}, "
+        f"{nuts['num_divergences']} divergences"
+    )
+    if not nuts["converged"]:
+        return (
+            f"NUTS has NOT CONVERGED ({diagnostics}), so there is no reference and the table says "
+            "nothing: raise --num_warmup and --num_samples, or --target_accept_prob"
+        )
+    parts = [
+        f"{guide['label']} is told apart by {', '.join(guide['told_apart_by'])}"
+        if guide["told_apart_by"]
+        else f"{guide['label']} is not told apart"
+        for guide in document["guides"]
+    ]
+    return f"NUTS has converged ({diagnostics}); from its draws {'; '.join(parts)}"
+
+
+def reference_table(document: dict[str, Any]) -> str:
+    """The Markdown table of the guides, under a line that says what its numbers are."""
+    short = shortened(one["label"] for one in document["guides"])
+    lines = [_cells(one | {"label": short[one["label"]]}) for one in document["guides"]]
+    return f"{_caption(document)}\n\n{markdown(lines)}"
+
+
+def _caption(document: dict[str, Any]) -> str:
+    nuts, rows = document["nuts"], ", ".join(map(str, document["rows"]))
+    return (
+        f"{document['model_name']}, rows {rows} of the {document['split']} data of "
+        f"{document['data']}; NUTS, {nuts['num_chains']} chains of {nuts['num_samples']:,} draws, "
+        f"{nuts['num_independent']:,} of them about independent. Mean and sd: the worst latent's "
+        "difference, guide − NUTS, in standard errors, and beside it in posterior sds. Sliced "
+        "Wasserstein in units of z, and what it is for two samples of the posterior. C2ST "
+        f"({document['classifier']}): 0.5 is no difference. log q: at the draws of NUTS, nats per "
+        f"datum, larger is better. Told apart: by more than {_CLEAR:g} SE."
+    )
+
+
+def _cells(guide: dict[str, Any]) -> dict[str, str]:
+    by = guide["told_apart_by"]
+    distance, floor = guide["sliced_wasserstein"], guide["sliced_wasserstein_floor"]
+    return {
+        "guide": guide["label"],
+        "mean": _in_errors(guide["mean"]),
+        "sd": _in_errors(guide["sd"]),
+        "sliced Wasserstein": f"{distance:.3f} (floor {floor:.3f})",
+        "C2ST accuracy": _plus_minus(guide["c2st"]),
+        "log q": _plus_minus(guide["log_q_z"]),
+        "told apart by": "NOT CONVERGED" if by is None else ", ".join(by) or "nothing",
+    }
+
+
+def _in_errors(worst: dict[str, Any]) -> str:
+    return f"{worst['standard_errors']:+.1f} SE ({worst['of_the_posterior_sd']:+.2f})"
+
+
+def _plus_minus(part: dict[str, float | None]) -> str:
+    numbers = (part["mean"], part["se"])
+    return " ± ".join("?" if number is None else f"{number:.3f}" for number in numbers)

@@ -1,0 +1,151 @@
+"""`evidence train`: fit a model and a guide."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evidence.experiments.config import Train
+from evidence.experiments.reports.pictures import draw_run
+from evidence.experiments.reports.report import Row, table, training_row
+from evidence.experiments.setup.assembly import (
+    Assembly,
+    assemble,
+    expect_config_of,
+    load_snapshot,
+    run_name,
+)
+from evidence.experiments.setup.catalogue import Spec, build_elbo
+from evidence.experiments.setup.optimizers import build_optimizer, build_scheduler
+from evidence.experiments.storage import checkpoints
+from evidence.experiments.storage.results import is_of_weights
+from evidence.experiments.storage.runs import RunFolder
+from evidence.guides import Unamortized
+from evidence.inference import History, Snapshot, UntilFlat, fit
+from evidence.inference.programs.evaluation import no_training
+
+
+def train(config: Train) -> None:
+    """Train a pair into its run folder, draw its pictures and print its row."""
+    row = train_run(config, announce=lambda row: print(table([row]), flush=True))
+    print(f"\nwrote {row['folder']}")
+
+
+def train_run(
+    config: Train, *, label: str | None = None, announce: Callable[[Row], None] | None = None
+) -> Row:
+    """Train a pair, or go on with it.
+
+    Args:
+        config: the options.
+        label: how tables call the guide, if not by its name.
+        announce: called with the row before anything of it is written.
+
+    Returns:
+        The row of results.json.
+
+    Raises:
+        ValueError: options that do not fit, or a folder that holds something else.
+    """
+    assembly = assemble(config)
+    if isinstance(assembly.guide, Unamortized) and config.frozen_model is None:
+        raise ValueError(
+            f"{config.guide} has no encoder to train a model with: train the model with another "
+            "guide and fit this one to it with --frozen_model RUN, or compare with --decoder frozen"
+        )
+    out = config.out or run_name(Spec.parse(config.model).name, config.guide, config.data)
+    folder = RunFolder(out)
+    with folder.opened(assembly.config, resume=config.resume):
+        before = folder.read_results()  # what is wrong with it shows before anything is trained
+        history = fit_assembly(assembly, folder)
+        folder.set_aside()
+        row = training_row(assembly, history, label=label or config.guide)
+        row["folder"] = str(folder.path)
+        if announce is not None:
+            announce(row)
+        if before is None or not is_of_weights(before["rows"][0], row):
+            folder.write_results("train", [row])
+        with no_training(assembly.model, assembly.guide):
+            draw_run(folder.path, assembly, history)
+    return row
+
+
+def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
+    """Run `fit` with checkpoints into the folder, from the newest one if there is any."""
+    config = assembly.config
+    context = {"config": asdict(config), **assembly.fingerprint()}
+    is_first = True
+
+    def save(snapshot: Snapshot) -> None:
+        nonlocal is_first
+        checkpoints.save(folder.checkpoints, snapshot, context)
+        if is_first:  # it makes what was found of earlier weights a thing of the past
+            folder.set_aside()
+        is_first = False
+
+    with _tensorboard(folder.path if config.tensorboard else None) as writer:
+        return fit(
+            assembly.model,
+            assembly.guide,
+            assembly.x_train,
+            num_epochs=config.num_epochs,
+            until=UntilFlat(max_steps=config.max_steps),
+            batch_size=config.batch_size,
+            lr=config.lr,
+            lr_decay=config.lr_decay,
+            optimizer=build_optimizer(Spec.parse(config.optimizer), lr=config.lr),
+            scheduler=config.scheduler and build_scheduler(Spec.parse(config.scheduler)),
+            elbo=build_elbo(Spec.parse(config.elbo)),
+            x_test=assembly.x_test,
+            held_out=assembly.held_out,
+            transform=assembly.transform,
+            kl_warmup_epochs=config.kl_warmup_epochs,
+            likelihood_warmup_epochs=config.likelihood_warmup_epochs,
+            clip_norm=config.clip_norm,
+            seed=config.seed,
+            progress=sys.stderr.isatty(),
+            writer=writer,
+            resume_from=_snapshot_to_resume(assembly, folder) if config.resume else None,
+            on_snapshot=save,
+            snapshot_every=config.checkpoint_every,
+        )
+
+
+def _snapshot_to_resume(assembly: Assembly, folder: RunFolder) -> Snapshot | None:
+    """The newest snapshot of the run; of a frozen model it must hold the very weights.
+
+    Raises:
+        ValueError: the model that the guide was fitted to has been trained on since.
+    """
+    newest = checkpoints.newest(folder.checkpoints)
+    if newest is None:
+        return None
+    expect_config_of(newest, assembly.config)
+    snapshot = load_snapshot(newest, assembly)
+    if assembly.config.frozen_model is not None:
+        for name, tensor in assembly.model.state_dict().items():
+            if not torch.equal(snapshot.tensors[f"model.{name}"], tensor.cpu()):
+                raise ValueError(
+                    f"{folder.path} was fitted to other weights than those of "
+                    f"{assembly.config.frozen_model}: choose another --out"
+                )
+    return snapshot
+
+
+@contextmanager
+def _tensorboard(folder: Path | None) -> Iterator[Any]:
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (optional)
+    except ImportError:
+        raise ValueError(
+            "--tensorboard needs the package tensorboard: pip install 'evidence[tensorboard]'"
+        ) from None
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        yield writer

@@ -1,0 +1,183 @@
+"""Which guide, or which model, is better: paired differences on the same data, with verdicts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evidence.experiments.config import ANNEALING
+from evidence.experiments.reports.fits import by_label
+from evidence.experiments.reports.report import ESTIMATORS, Row, markdown
+from evidence.experiments.reports.shortfall import share_a_model
+from evidence.experiments.setup.labels import shortened
+from evidence.experiments.storage import per_datum
+from evidence.experiments.storage.numbers import json_number
+from evidence.inference import Comparison, Difference, Evidence, compare_elbos, compare_evidences
+
+_PAIRS_SHOWN = 6
+
+
+def comparisons(rows: Sequence[Row]) -> list[Comparison]:
+    """Every pair of labels: by ELBO on one and the same model, by evidence for models of their own.
+
+    The fits of a label, one row each, are judged together. How far an estimate of the evidence lies
+    below it is taken from the brackets of the rows, if all have one made with the same options.
+
+    Raises:
+        ValueError: the rows were evaluated on different data.
+    """
+    fits = by_label(rows)
+    if len(fits) < 2:
+        return []
+    records = _records(rows)
+    if share_a_model(rows):
+        return compare_elbos(_all_of(records, "elbo"))
+    name = _nearest(records)
+    found = {label: [_gap(row, name) for row in rows] for label, rows in fits.items()}
+    gaps = {label: max(gaps) for label, gaps in found.items() if None not in gaps}
+    return compare_evidences(_all_of(records, name), gaps=gaps)
+
+
+ByFit = dict[str, list[dict[str, Evidence]]]
+
+
+def _nearest(records: ByFit) -> str:
+    """The estimator nearest to log p(x) that all have, and if possible all reliably."""
+    every = [fit for fits in records.values() for fit in fits]
+    shared = [name for name in ESTIMATORS if all(name in fit for fit in every)]
+    reliable = (
+        n for n in shared if not any(getattr(fit[n], "not_reliable", None) for fit in every)
+    )
+    return next(reliable, shared[0])
+
+
+def _all_of(records: ByFit, name: str) -> dict[str, list[Evidence]]:
+    return {label: [fit[name] for fit in fits] for label, fits in records.items()}
+
+
+def _records(rows: Sequence[Row]) -> ByFit:
+    """The records by estimator of every fit, by label."""
+    found: ByFit = {}
+    data: dict[str, list[int]] = {}
+    for row in rows:
+        chosen, records = per_datum.read(Path(row["folder"]))
+        for estimate in row["estimates"]:  # reasons of other kinds than the weights show again
+            name = estimate["estimator"]
+            if not estimate["reliable"]:
+                records[name] = replace(records[name], caveat=estimate["reason"])
+        first = next(iter(data), row["label"])
+        if chosen != data.setdefault(first, chosen):
+            raise ValueError(
+                f"{first} and {row['label']} were evaluated on different data: evaluate both with "
+                "the same --num_data"
+            )
+        found.setdefault(row["label"], []).append(records)
+    return found
+
+
+def _gap(row: Row, name: str) -> float | None:
+    """The most that an estimate is likely to lie below log p(x): mean + 2 SE on simulated data."""
+    found = row["bracket"]
+    if found is None:
+        return None
+    part: Mapping[str, Any] | None = found.get(name)
+    if name == "ais":
+        same = all(found[option] == row["annealing"][option] for option in ANNEALING)
+        part = found if same else None
+    elif part is not None:
+        counts = {e["estimator"]: e["num_particles"] for e in row["estimates"]}
+        part = part if part["num_particles"] == counts[name] else None
+    if part is None or part["gap_se"] is None:
+        return None
+    return max(part["gap"], 0.0) + 2 * part["gap_se"]
+
+
+def to_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The comparisons as results.json has them."""
+    return [
+        {
+            "first": one.first,
+            "second": one.second,
+            "quantity": one.quantity,
+            "difference": one.difference.mean,
+            "mc_se": json_number(one.difference.mc_se),
+            "data_se": json_number(one.difference.data_se),
+            "fit_se": json_number(one.difference.fit_se),
+            "num_fits": one.difference.num_fits,
+            "interval_95": [json_number(end) for end in one.difference.interval()],
+            "gap": json_number(one.gap),
+            "winner": one.winner,
+            "reliable": one.not_reliable is None,
+            "verdict": one.verdict,
+        }
+        for one in found
+    ]
+
+
+def verdict_table(found: Sequence[Comparison]) -> str:
+    """The Markdown table of the pairs, of very many only those with the first label."""
+    shown = [c for c in found if len(found) <= _PAIRS_SHOWN or c.first == found[0].first]
+    short = shortened(label for one in found for label in (one.first, one.second))
+    lines = [
+        {
+            "difference": f"{short[one.first]} − {short[one.second]}",
+            "nats per datum": _with_errors(one.difference),
+            "95% interval": interval_words(one.difference),
+            "verdict": _in_short(one.verdict, short),
+        }
+        for one in shown
+    ]
+    text = markdown(lines, left=["verdict"])
+    return "\n\n".join([_caption(found, len(shown)), text, *_advice(found)])
+
+
+def _caption(found: Sequence[Comparison], num_shown: int) -> str:
+    """What the numbers of the table are."""
+    fits = found[0].difference.num_fits
+    errors = " ± fit SE" if fits > 1 else ""
+    beyond = "0" if found[0].gap == 0 else "both estimators' gaps"
+    rest = "" if num_shown == len(found) else f" All {len(found)} pairs are in results.json."
+    return (
+        f"Paired by datum: {found[0].quantity}. ± Monte Carlo SE ± data SE{errors}. A beats B if "
+        f"the 95% interval, which allows for skewed differences{' and few fits' * (fits > 1)}, "
+        f"lies beyond {beyond}.{rest}"
+    )
+
+
+def _advice(found: Sequence[Comparison]) -> list[str]:
+    """What would tell more."""
+    advice = []
+    if any(math.isnan(one.gap) for one in found):
+        advice.append(
+            "How far the lower bounds lie below is measured by `--estimator bdmc`, on data "
+            "simulated from the models."
+        )
+    if found[0].difference.num_fits == 1:
+        advice.append(
+            "These are single fits, and others differ: the same command with `--seeds 3` fits "
+            "everything twice more, and then judges for all fits there might be."
+        )
+    return advice
+
+
+def _in_short(verdict: str, short: Mapping[str, str]) -> str:
+    for label in sorted(short, key=len, reverse=True):
+        verdict = verdict.replace(label, short[label])
+    return verdict
+
+
+def _with_errors(difference: Difference) -> str:
+    errors = [difference.mc_se, difference.data_se]
+    errors += [difference.fit_se] if difference.num_fits > 1 else []
+    return " ± ".join([f"{difference.mean:+.3f}", *(_number(error) for error in errors)])
+
+
+def interval_words(difference: Difference) -> str:
+    """The 95% interval, or that there is none."""
+    low, high = difference.interval()
+    return f"{low:+.3f} to {high:+.3f}" if math.isfinite(high - low) else "?"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "?"

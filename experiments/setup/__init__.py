@@ -1,0 +1,1 @@
+"""What a run is made of: models and guides by name, data, options."""

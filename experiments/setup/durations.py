@@ -1,0 +1,145 @@
+"""About how long a command will take, told before it starts: short timings, scaled up."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evidence.experiments.config import Compare, Estimation, Experiment
+from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.setup.catalogue import Spec, build_elbo
+from evidence.guides import AbstractPosterior
+from evidence.inference import estimate_evidence, fit
+from evidence.inference.annealing import hmc
+from evidence.inference.annealing.guide_path import path_of
+from evidence.inference.annealing.schedule import NUM_WARMUP_STEPS
+from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.training.stopping import UntilFlat
+from evidence.models import AbstractModel
+
+_SHORT = 10  # seconds that need no number
+_TIMED_DATA = 9
+_TIMED_BATCHES = 2
+_FEWEST_STEPS = 11 * UntilFlat().steps_per_look  # ten looks without gain, after one
+_PILOT = 200  # temperatures of `anneal`'s pilot run
+_FEWEST = 200  # particles of the first round of an adaptive number
+
+
+Span = tuple[float, float]
+
+
+def told(what: str, seconds: Span) -> str:
+    """A sentence with the least and the most that something will take."""
+    least, most = (_rounded(value) for value in seconds)
+    if seconds[1] < _SHORT:
+        span = f"less than {_SHORT} seconds"
+    elif least == most:
+        span = f"about {most}"
+    else:
+        span = f"between about {least} and {most}, by how much it turns out to need"
+    return f"{what} will take {span} (from a short timing on this machine)"
+
+
+def _rounded(seconds: float) -> str:
+    if seconds < 100:
+        return f"{10 * max(1, round(seconds / 10))} seconds"
+    if seconds < 100 * 60:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def evaluation_seconds(
+    model: AbstractModel, guide: AbstractPosterior, x: Tensor, config: Estimation
+) -> Span:
+    """The least and the most that an evaluation of `x` takes, as far as a short timing tells."""
+    with isolated_rng(0, x.device):
+        least = most = 0.0
+        if config.target_se is None:
+            least = most = _weighting(model, guide, x, config.num_particles)
+        elif config.estimator != "elbo":
+            least = _weighting(model, guide, x, _FEWEST)
+            most = least * max(1.0, config.max_particles / _FEWEST)
+        if config.estimator in ("ais", "bdmc"):
+            annealing = _annealing(model, guide, x, config)
+            least, most = least + annealing, most + annealing
+    return least, most
+
+
+def _weighting(model: Any, guide: Any, x: Tensor, num_particles: int) -> float:
+    """Of all data, by one and by a few of them: checks of the pair take the same time for any."""
+
+    def seconds(few: Tensor) -> float:
+        return _timed(lambda: estimate_evidence(model, guide, few, num_particles))
+
+    few = x[:_TIMED_DATA]
+    with torch.no_grad():
+        one, several = seconds(x[:1]), seconds(few)
+    per_datum = max(several - one, 0.0) / max(len(few) - 1, 1)
+    return several + per_datum * (len(x) - len(few))
+
+
+def _annealing(model: Any, guide: Any, x: Tensor, config: Estimation) -> float:
+    """Of all data and steps, by the gradient of one block of data, which takes most of the time."""
+    few = x[: max(1, DEFAULT_CHUNK_SIZE // config.num_chains)]
+    path = path_of(model, guide if config.start == "guide" else None, few)
+    z = path.sample(config.num_chains)
+    seconds = _timed(lambda: hmc.init(z, path)) * len(x) / len(few)
+    directions = 2 if config.estimator == "bdmc" else 1
+    steps = NUM_WARMUP_STEPS + _PILOT + directions * config.num_temperatures
+    return seconds * steps * config.num_leapfrog_steps
+
+
+def fit_seconds(
+    pair: Assembly, guides: Mapping[str, AbstractPosterior], config: Compare
+) -> dict[str, tuple[Span, Span]] | None:
+    """Of every guide, the least and the most that its training, and its evaluation, takes.
+
+    None where the timing itself fails: what is wrong shows soon, and in better words.
+    """
+    size = config.num_data if config.num_data is not None else len(pair.x_test)
+    x = pair.x_test[:size]
+    try:
+        return {
+            label: (
+                _training(pair, guide, config),
+                evaluation_seconds(pair.model, guide, x, config),
+            )
+            for label, guide in guides.items()
+        }
+    except ValueError:
+        return None
+
+
+def _training(pair: Assembly, guide: AbstractPosterior, config: Experiment) -> Span:
+    """Of all epochs, or until the ELBO is flat, by a few steps of copies."""
+    x, size = pair.x_train, config.batch_size
+    model, guide = copy.deepcopy((pair.model, guide))
+    history = fit(
+        model,
+        guide,
+        x[: _TIMED_BATCHES * size],
+        num_epochs=2,
+        batch_size=size,
+        lr=config.lr,
+        elbo=build_elbo(Spec.parse(config.elbo)),
+        transform=pair.transform,
+        progress=False,
+    )
+    per_step = history.epochs[-1].seconds / history.epochs[-1].num_steps
+    if config.num_epochs is None:
+        return per_step * min(_FEWEST_STEPS, config.max_steps), per_step * config.max_steps
+    steps = math.ceil(len(x) / size) * config.num_epochs
+    return per_step * steps, per_step * steps
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    """Seconds of a second call: the first one warms up."""
+    call()
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

@@ -1,0 +1,1 @@
+"""What is written and read: run folders, checkpoints, results, atomic files."""

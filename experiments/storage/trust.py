@@ -1,0 +1,89 @@
+"""What a run folder may make this program do: nothing but what the user names.
+
+A folder can come from anyone. Its `config.yaml` names classes and paths; of these only the suite's
+own classes are used, unless the user vouches for the folder with `--trust true`.
+"""
+
+import ast
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from evidence.experiments.config import FROM_FILES, Train, default_root
+
+_PATHS = ("--config", "--out", "--data_root", "--frozen_model")
+_CALLED = re.compile(r"[\w.]+\.[\w.]+")
+
+
+def foreign_classes(spec: str) -> set[str]:
+    """The dotted names in `Name(option=value, ...)`, wherever they are: what would be imported."""
+    try:
+        nodes = list(ast.walk(ast.parse(spec.strip(), mode="eval")))
+        names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    except (SyntaxError, ValueError):
+        return set()  # no name at all, which whoever builds it will say
+    except (RecursionError, MemoryError):
+        return {spec[:60]}
+    words = (n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    names |= {name for word in words for name in _CALLED.findall(word)}
+    return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+
+
+def expect_trusted(config: Train, folder: Path, *, trust: bool) -> None:
+    """Check that a run asks for no class that the user has not vouched for.
+
+    Raises:
+        ValueError: it does.
+    """
+    specs = (config.model, config.guide, config.elbo)
+    foreign = sorted(name for spec in specs for name in foreign_classes(spec))
+    if foreign and not trust:
+        raise ValueError(
+            f"{folder} asks for {foreign[0]}, which is no class of this suite: importing it runs "
+            "its code. If you know what is in it, pass --trust true"
+        )
+
+
+def expect_named(specs: Iterable[str], words: Sequence[str]) -> None:
+    """Check that classes from elsewhere stand on the command line, not in a file of options alone.
+
+    Args:
+        specs: models and guides that a command will build.
+        words: the command line.
+
+    Raises:
+        ValueError: one is in the file of options alone.
+    """
+    typed = {name for word in _options(words) for name in foreign_classes(word)}
+    if foreign := sorted({name for spec in specs for name in foreign_classes(spec)} - typed):
+        raise ValueError(
+            f"the file of options asks for {foreign[0]}, which is no class of this suite: "
+            "importing it runs its code. If you know what is in it, name it on the command line"
+        )
+
+
+def _options(words: Sequence[str]) -> Iterator[str]:
+    """The words that may name a class, `--flag=word` taken apart; paths may not."""
+    flag = ""
+    for word in words:
+        before, flag = flag, word if word.startswith("--") else ""
+        if before not in _PATHS and word.partition("=")[0] not in _PATHS:
+            yield word.partition("=")[2] if flag else word
+
+
+def trusted_root(config: Train, named: str | None, *, trust: bool) -> str | None:
+    """The folder of the data: the one that the user names, or the run's own if it is trusted.
+
+    Raises:
+        ValueError: the run's is neither the default nor trusted, and its data are read from files.
+    """
+    recorded = config.data_root
+    if named is not None or recorded is None or config.data not in FROM_FILES:
+        return named
+    if not trust and os.path.abspath(recorded) != os.path.abspath(default_root()):
+        raise ValueError(
+            f"the run's data were in {recorded}: a run folder cannot choose what is read, so pass "
+            f"--data_root {recorded} or --trust true"
+        )
+    return recorded

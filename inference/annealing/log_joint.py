@@ -1,0 +1,256 @@
+"""A Pyro model as a differentiable log-density of unconstrained latents, per chain and datum.
+
+`PriorPath` leads from the prior to the posterior; `guide_path.GuidePath` from a guide. Use them
+inside `evaluation_mode`.
+"""
+
+from abc import ABC, abstractmethod
+from enum import Enum, auto
+from typing import NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from evidence.inference.programs.broadcasting import agree
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.supports import on_edge, support_of
+from evidence.inference.programs.traces import Layout, Program, layout_of, random_sites
+from evidence.inference.programs.unconstrained import (
+    Assignment,
+    Given,
+    Packing,
+    Site,
+    log_jacobian_of,
+    log_prob_of,
+    trace_of,
+)
+
+
+class PriorTerms(NamedTuple):
+    """Log p(u), the prior in unconstrained space, and log p(x | z), each `[C, B]`, in nats."""
+
+    log_p_z: Tensor
+    log_p_x: Tensor
+
+    @property
+    def log_p_xz(self) -> Tensor:
+        """Log p(x, u) `[C, B]`."""
+        return self.log_p_z + self.log_p_x
+
+
+class _Way(Enum):
+    """How several chains are run: under a plate, by `torch.vmap`, or one after the other."""
+
+    PLATE = auto()
+    VMAP = auto()
+    ONE_BY_ONE = auto()
+
+
+class AbstractPath(ABC):
+    """A path of densities, log f_β = Σ_k weight_k(β) · term_k, over unconstrained latents u.
+
+    f_0 is a density that can be drawn from; f_1 is p(x, z) |∂z/∂u|, whose integral is p(x). Called
+    with u `[C, B, Z]`, for C chains and B data, it gives the two terms, each `[C, B]` in nats and
+    differentiable.
+
+    Args:
+        model: called with a batch; scores it.
+        x: data `[B, *data_shape]`.
+        layout: where data and chains are among the batch dimensions.
+        packing: of the sites that hold u.
+        vectorize_particles: all chains in one call, as a batch dimension left of the program's
+            plates; False for programs that cannot be broadcast; None to probe. Where they cannot,
+            `torch.vmap` runs the chains, or, where that fails too, one call each.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        x: Tensor,
+        layout: Layout,
+        packing: Packing,
+        *,
+        vectorize_particles: bool | None,
+    ) -> None:
+        self.model, self.x = model, x
+        self.layout, self.packing = layout, packing
+        self._vectorize, self._way = (
+            vectorize_particles,
+            _Way.PLATE if vectorize_particles else None,
+        )
+
+    @property
+    def way(self) -> "_Way":
+        """How several chains are run."""
+        if self._way is None:
+            with isolated_rng(device=self.x.device), torch.no_grad():
+                self._way = self._probed_way()
+        return self._way
+
+    def _probed_way(self) -> "_Way":
+        """The fastest way in which three chains are what each of them is alone."""
+        z = torch.cat([self._draw(None) for _ in range(3)])
+        alone = self._terms_by(_Way.ONE_BY_ONE, z)
+        ways = [_Way.PLATE, _Way.VMAP] if self._vectorize is None else [_Way.VMAP]
+        for way in ways:
+            try:
+                together = self._terms_by(way, z)
+            except Exception:  # whatever a program raises that was not written for it
+                continue
+            if all(agree(*terms) for terms in zip(together, alone, strict=True)):
+                return way
+        return _Way.ONE_BY_ONE
+
+    @property
+    def dim(self) -> int:
+        """Z, the number of entries of u per datum."""
+        return self.packing.dim
+
+    @staticmethod
+    @abstractmethod
+    def weights(beta: float) -> tuple[float, float]:
+        """The weights of the two terms at inverse temperature β."""
+
+    @abstractmethod
+    def locate(self, values: dict[str, Tensor]) -> Tensor:
+        """The u `[1, B, Z]` of values of the model's latents, shaped as in a trace of the model.
+
+        Raises:
+            ValueError: the path's coordinates are not a function of the latents.
+        """
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms at `z` `[C, B, Z]`, each `[C, B]`."""
+        return self._terms_by(self.way, z)
+
+    def _terms_by(self, way: "_Way", z: Tensor) -> tuple[Tensor, Tensor]:
+        if way is _Way.PLATE:
+            return self._terms(z, len(z))
+        if way is _Way.VMAP:
+            terms = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))(z)
+            return type(terms)(*(part.squeeze(1) for part in terms))
+        rows = [self._terms(row.unsqueeze(0), None) for row in z]
+        return type(rows[0])(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+
+    @torch.no_grad()
+    def sample(self, num_chains: int) -> Tensor:
+        """Draws from f_0: `[C, B, Z]`."""
+        if self.way is _Way.PLATE:
+            return self._draw(num_chains)
+        return torch.cat([self._draw(None) for _ in range(num_chains)])
+
+    @torch.no_grad()
+    def site_values(self, z: Tensor) -> dict[str, Tensor]:
+        """The model's latents at `z` `[C, B, Z]` by site name, `[C, B, *plates, *event_shape]`."""
+        if self.way is _Way.PLATE:
+            return self._values(z, len(z))
+        rows = [self._values(row.unsqueeze(0), None) for row in z]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    @torch.no_grad()
+    def share_on_edge(self, z: Tensor) -> Tensor:
+        """Share of the chains at `z` `[C, B, Z]` with a latent on the edge of its support: `[B]`.
+
+        See `supports.on_edge`.
+        """
+        latents = latents_of(self.model, self.x, self.layout)
+        found = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
+        for name, value in self.site_values(z).items():
+            if value.is_floating_point():
+                edge = on_edge(support_of(latents[name]["fn"]), value)
+                found |= edge.reshape(*z.shape[:2], -1).any(-1)
+        return found.double().mean(0)
+
+    # Below, `plate` is the number of chains under a plate, or None for one chain without a plate.
+
+    @abstractmethod
+    def _terms(self, z: Tensor, plate: int | None) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _draw(self, plate: int | None) -> Tensor: ...
+
+    @abstractmethod
+    def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]: ...
+
+    def _run(self, program: Program, plate: int | None) -> dict[str, Site]:
+        return random_sites(trace_of(program, self.x, plate, self.layout))
+
+    def _log_prob(self, site: Site, plate: int | None) -> Tensor:
+        num_chains = plate or 1
+        log_p = log_prob_of(site, num_chains, len(self.x), self.layout)
+        return log_p.expand(num_chains, self.layout.num_weights(len(self.x)))
+
+    def _log_jacobian(
+        self, site: Site, assignment: Assignment, plate: int | None
+    ) -> Tensor | float:
+        """Log|det ∂T/∂u| of one site, 0 where T is the identity."""
+        ladj = assignment.ladj.get(site["name"])
+        if ladj is None:
+            return 0.0
+        return log_jacobian_of(site, ladj, plate or 1, len(self.x), self.layout)
+
+
+class PriorPath(AbstractPath):
+    """From the prior to the posterior: log f_β = log p(u) + β log p(x | z).
+
+    Args:
+        model: called with a batch; scores it.
+        x: data `[B, *data_shape]`.
+        vectorize_particles: see `AbstractPath`.
+
+    Raises:
+        ValueError: bad data, a missing data plate, or latents that annealing cannot move.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, model: Program, x: Tensor, *, vectorize_particles: bool | None = None
+    ) -> None:
+        prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
+        try:
+            layout = layout_of(model, prior, x, require_density=False)
+        except NotImplementedError:
+            raise ValueError(
+                "a latent site of the model has a prior that cannot be drawn from: without a "
+                "proper prior there is no evidence"
+            ) from None
+        packing = Packing(latents_of(model, x, layout), layout)
+        super().__init__(model, x, layout, packing, vectorize_particles=vectorize_particles)
+
+    @staticmethod
+    def weights(beta: float) -> tuple[float, float]:
+        """The weights of log p(u) and log p(x | z) at inverse temperature β."""
+        return 1.0, beta
+
+    def locate(self, values: dict[str, Tensor]) -> Tensor:
+        """The u `[1, B, Z]` of values of the model's latents, shaped as in a trace of the model."""
+        with Given(values):
+            return self.packing.pack(self._run(self.model, None), 1, len(self.x))
+
+    def _terms(self, z: Tensor, plate: int | None) -> PriorTerms:
+        with Assignment(self.packing, z, has_chains=plate is not None) as assignment:
+            sites = self._run(self.model, plate)
+        log_p_z = log_p_x = z.new_zeros(z.shape[:2])
+        for site in sites.values():
+            log_p = self._log_prob(site, plate)
+            if site["is_observed"]:
+                log_p_x = log_p_x + log_p
+            else:
+                log_p_z = log_p_z + log_p + self._log_jacobian(site, assignment, plate)
+        return PriorTerms(log_p_z, log_p_x)
+
+    def _draw(self, plate: int | None) -> Tensor:
+        return self.packing.pack(self._run(self.model, plate), plate or 1, len(self.x))
+
+    def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
+        with Assignment(self.packing, z, has_chains=plate is not None):
+            sites = self._run(self.model, plate)
+        return self.packing.values(sites, plate or 1, len(self.x))
+
+
+def latents_of(model: Program, x: Tensor, layout: Layout) -> dict[str, Site]:
+    """The model's latent sites, from a run without chains whose draws are not used."""
+    with isolated_rng(device=x.device):
+        sites = random_sites(trace_of(model, x, None, layout))
+    return {name: site for name, site in sites.items() if not site["is_observed"]}

@@ -1,0 +1,1 @@
+"""What tells whether to believe a posterior: calibration, references, export, a check."""

@@ -1,0 +1,178 @@
+"""How far a guide is from a reference posterior: moments, distances, and a classifier."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evidence.inference.diagnostics.reference import Reference, diagnostic, with_batch_dims
+from evidence.inference.diagnostics.two_samples import (
+    Accuracy,
+    classifier_accuracy,
+    distance_and_floor,
+)
+from evidence.inference.programs.draws import Block, Record, visit_draws
+from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.traces import Program, random_sites
+from evidence.inference.programs.unconstrained import Given, log_prob_of, trace_of
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """How far q(z | x) is from the reference, per datum.
+
+    Args:
+        mean_difference: E_q[z] − E_p[z], `[B, Z]`.
+        mean_se: its Monte Carlo standard error, of both sides' draws, `[B, Z]`.
+        sd_difference: sd_q[z] − sd_p[z], `[B, Z]`.
+        sd_se: its Monte Carlo standard error, `[B, Z]`.
+        sliced_wasserstein: distance of halves of the draws `[B]`, in the units of z.
+        sliced_wasserstein_floor: what this distance is for as many draws of p on both sides,
+            about, `[B]`; see `distance_and_floor`.
+        accuracy: a classifier's accuracy in telling the draws apart, with its standard error.
+        log_q_z: mean of log q(z | x) over the draws from p, `[B]`, in nats: −KL(p ‖ q) up to a
+            constant of the posterior, so larger is better, and guides can be compared by it. NaN
+            if the guide scores no latents but its own.
+        log_q_z_se: its Monte Carlo standard error `[B]`.
+        converged: whether the reference is one.
+    """
+
+    mean_difference: Tensor
+    mean_se: Tensor
+    sd_difference: Tensor
+    sd_se: Tensor
+    sliced_wasserstein: Tensor
+    sliced_wasserstein_floor: Tensor
+    accuracy: Accuracy
+    log_q_z: Tensor
+    log_q_z_se: Tensor
+    converged: bool
+
+    def __str__(self) -> str:
+        worst_mean = (self.mean_difference / self.mean_se).abs().max()
+        worst_sd = (self.sd_difference / self.sd_se).abs().max()
+        text = (
+            f"means differ by up to {worst_mean:.1f} SE, sds by up to {worst_sd:.1f} SE; sliced "
+            f"Wasserstein {self.sliced_wasserstein.mean():.3f} "
+            f"(floor {self.sliced_wasserstein_floor.mean():.3f}); C2ST accuracy "
+            f"{self.accuracy.mean.mean():.3f} (± {self.accuracy.se.mean():.3f} per datum, 0.5 is "
+            f"none); log q at draws of p {self.log_q_z.mean():.3f} nats"
+        )
+        return text if self.converged else f"{text} (the reference has NOT CONVERGED)"
+
+
+def compare_to_reference(
+    model: Program,
+    guide: Program,
+    reference: Reference,
+    *,
+    classifier: str = "knn",
+    num_directions: int = 100,
+    vectorize_particles: bool | None = None,
+    seed: int = 0,
+) -> Discrepancy:
+    """How far a guide is from the reference posterior of the same data.
+
+    Args:
+        model: the model that the reference is of.
+        guide: called with a batch; samples every latent of the model.
+        reference: from `nuts_reference`.
+        classifier: see `classifier_accuracy`.
+        num_directions: see `sliced_wasserstein`.
+        vectorize_particles: see `log_weights`.
+        seed: decides the guide's draws; the random state outside is untouched.
+
+    Returns:
+        The discrepancy, per datum.
+
+    Raises:
+        ValueError: as `log_weights`, or as `classifier_accuracy`.
+    """
+    of_p = reference.independent_draws
+    with isolated_rng(seed, of_p.device):
+        of_q = _guide_draws(model, guide, reference.x, len(of_p), vectorize_particles)
+        log_q_z = _log_q_z(model, guide, reference, vectorize_particles)  # [C, N, B]
+    mean, sd = (
+        _difference(of_q, reference.draws, statistic) for statistic in (torch.mean, torch.std)
+    )
+    return Discrepancy(
+        *mean,
+        *sd,
+        *distance_and_floor(of_q, of_p, num_directions=num_directions, seed=seed),
+        classifier_accuracy(of_q, of_p, classifier=classifier, seed=seed),
+        log_q_z.flatten(0, 1).mean(0),
+        diagnostic("mcse", log_q_z.unsqueeze(-1)).squeeze(-1),
+        reference.converged,
+    )
+
+
+def _difference(
+    of_q: Tensor, of_p: Tensor, statistic: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Of the draws `[S, B, Z]` from the draws `[C, N, B, Z]`, with its standard error: `[B, Z]`."""
+    method = "mean" if statistic is torch.mean else "sd"
+    difference = statistic(of_q, 0) - statistic(of_p.flatten(0, 1), 0)
+    errors = (diagnostic("mcse", draws, method=method) for draws in (of_q.unsqueeze(0), of_p))
+    return difference, torch.hypot(*errors)
+
+
+def _guide_draws(
+    model: Program, guide: Program, x: Tensor, num_draws: int, vectorize_particles: bool | None
+) -> Tensor:
+    """Draws from q(z | x), sites side by side as in the reference: `[S, B, Z]`."""
+    record = Record(num_draws, len(x))
+
+    def visit(block: Block) -> None:
+        shape = block.num_particles, len(block.x), -1
+        sites = [block.value(site).reshape(shape) for site in block.latents.values()]
+        record.put("z", block, torch.cat(sites, dim=-1))
+
+    visit_draws(model, guide, x, num_draws, visit, vectorize_particles=vectorize_particles)
+    return record.tensors["z"]
+
+
+@torch.no_grad()
+def _log_q_z(
+    model: Program, guide: Program, reference: Reference, vectorize_particles: bool | None
+) -> Tensor:
+    """Log q(z | x) at the draws of the reference, NaN where the guide cannot say: `[C, N, B]`."""
+    x, (num_chains, num_draws, num_data, _) = reference.x, reference.draws.shape
+    blocks: list[Block] = []
+    visit_draws(model, guide, x, 1, blocks.append, chunk_size=num_data)
+    sites = random_sites(blocks[0].guide)
+    try:
+        with evaluation_mode(model, guide):
+            if not any(site["infer"].get("is_auxiliary") for site in sites.values()):
+                log_q = _score(guide, blocks[0], reference, vectorize_particles)
+            elif hasattr(guide, "posterior"):  # over all sites side by side
+                log_q = guide.posterior(x).log_prob(reference.draws.flatten(0, 1))
+            else:
+                raise NotImplementedError
+    except (KeyError, NotImplementedError):  # a transform without an inverse
+        return torch.full_like(reference.draws[..., 0], math.nan)
+    return log_q.unflatten(0, (num_chains, num_draws))
+
+
+def _score(guide: Program, block: Block, reference: Reference, vectorize: bool) -> Tensor:
+    """Log q of given latents, all draws in one call or one by one: `[C·N, B]`."""
+    x, layout = reference.x, block.layout
+
+    def log_prob(values: dict[str, Tensor], num_draws: int | None) -> Tensor:
+        with Given(values):
+            sites = random_sites(trace_of(guide, x, num_draws, layout)).values()
+        size = num_draws or 1
+        total = sum(log_prob_of(site, size, len(x), layout) for site in sites)
+        return total.expand(size, layout.num_weights(len(x)))
+
+    if not vectorize:
+        num_draws = reference.draws.shape[:2].numel()
+        rows = ({n: v[i] for n, v in reference.site_values.items()} for i in range(num_draws))
+        return torch.cat([log_prob(row, None) for row in rows])
+    values = {
+        name: with_batch_dims(value, block.latents[name]["fn"].event_dim - layout.particle_dim)
+        for name, value in reference.site_values.items()
+    }
+    return log_prob(values, len(next(iter(values.values()))))

@@ -1,0 +1,1 @@
+"""Evidence records, every estimator that makes one, and what may be claimed of two."""

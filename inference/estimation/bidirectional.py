@@ -1,0 +1,213 @@
+"""Bidirectional Monte Carlo: the evidence of simulated data from below and from above."""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from evidence.inference.annealing.guide_path import path_of
+from evidence.inference.annealing.run import AnnealingRun, Options
+from evidence.inference.estimation.annealed import annealing_mode
+from evidence.inference.estimation.reliability import edge_caveat
+from evidence.inference.programs import estimators
+from evidence.inference.programs.checks import check_data
+from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
+from evidence.inference.programs.simulation import device_of, observed_like
+from evidence.inference.programs.traces import Program, random_sites
+from evidence.inference.soundness.pairs import expect_sound_model, expect_sound_pair
+from evidence.inference.training.snapshots import Snapshot
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Log p(x) of simulated data between two bounds. Nats per datum.
+
+    Args:
+        x: the simulated data `[B, *data_shape]`.
+        log_px_lower: forward estimates `[B]`, at most log p(x) in expectation.
+        log_px_upper: reverse estimates `[B]`, at least log p(x) in expectation.
+        num_chains: C, chains per datum and direction.
+        caveat: a reason for not relying on the bounds, with what would help.
+    """
+
+    x: Tensor
+    log_px_lower: Tensor
+    log_px_upper: Tensor
+    num_chains: int
+    caveat: str | None = None
+
+    @property
+    def lower(self) -> float:
+        """Mean lower bound."""
+        return self.log_px_lower.mean().item()
+
+    @property
+    def upper(self) -> float:
+        """Mean upper bound."""
+        return self.log_px_upper.mean().item()
+
+    @property
+    def gap(self) -> float:
+        """Mean of upper minus lower: in expectation, what both bounds are off by together."""
+        return (self.log_px_upper - self.log_px_lower).mean().item()
+
+    @property
+    def gap_se(self) -> float:
+        """Standard error of `gap`, over data and chains; NaN for a single datum."""
+        gaps = self.log_px_upper - self.log_px_lower
+        return (gaps.std() / math.sqrt(len(gaps))).item() if len(gaps) > 1 else math.nan
+
+    @property
+    def likely_gap(self) -> float:
+        """The most that the lower bound is likely off by, gap + 2 SE; for `compare_evidences`."""
+        return max(self.gap, 0.0) + 2 * self.gap_se
+
+    @property
+    def not_reliable(self) -> str | None:
+        """Why the bounds are not to be relied on, and what would help; None if nothing shows that.
+
+        They are where they contradict each other: an upper bound below the lower one.
+        """
+        if not math.isfinite(self.gap):
+            return "a bound is not finite, as all weights are zero: use more chains (num_chains)"
+        if self.gap < -5 * self.gap_se:
+            return (
+                "the upper bound is below the lower one: check the model (evidence check), and "
+                "compute in double (--dtype float64)"
+            )
+        return self.caveat
+
+    def __str__(self) -> str:
+        data = "1 simulated datum" if len(self.x) == 1 else f"{len(self.x)} simulated data"
+        if len(self.log_px_lower) < len(self.x):  # they share latents
+            data = f"a simulated data set of {len(self.x)}"
+        why, bar = self.not_reliable, f" ± {self.gap_se:.3f}"
+        has_bar = why is None and math.isfinite(self.gap_se)
+        mark, reason = ("", "") if why is None else ("NOT RELIABLE, ", f": {why}")
+        unit = "nats" if data.startswith("a ") else "nats per datum"
+        return (
+            f"{mark}{self.lower:.3f} to {self.upper:.3f} {unit}, gap {self.gap:.3f}"
+            f"{bar if has_bar else ''} ({data}, {self.num_chains} chains){reason}"
+        )
+
+
+def bidirectional_evidence(
+    model: Program,
+    *,
+    size: int | None = None,
+    template: Tensor | Data | None = None,
+    guide: Program | None = None,
+    num_chains: int = 16,
+    num_temperatures: int = 1000,
+    num_leapfrog_steps: int = 10,
+    num_pilot_temperatures: int = 200,
+    target_acceptance: float = 0.65,
+    seed: int = 0,
+    vectorize_particles: bool | None = None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    progress: bool = False,
+    resume_from: Snapshot | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    snapshot_every: int = 100,
+) -> Bracket:
+    """Bidirectional Monte Carlo: log p(x) of simulated data, from below and from above.
+
+    (z*, x) are drawn from the model, so that z* is an exact draw from p(z | x). Forward chains, as
+    in `anneal`, give a lower bound in expectation; reverse chains take the same transitions, with
+    the same step sizes, from z* back, and their inverse weights average to 1/p(x): an upper bound
+    in expectation. Their gap says how far annealing with these options is off *on data like the
+    model's own*; on real data, for which there is no z*, it proves nothing.
+
+    Reference: R. B. Grosse, Z. Ghahramani, R. P. Adams, "Sandwiching the marginal likelihood using
+    bidirectional Monte Carlo", 2015, https://arxiv.org/abs/1511.02543.
+
+    Args:
+        model: simulates with `model(None, size=n)` and scores with `model(x)`, as the suite's do.
+        size: B, the number of data to simulate.
+        template: in place of `size`, for a plain Pyro model `model(x)` with one observed site: a
+            batch of the shape of the data `[B, *data_shape]`; its values are not used.
+        guide: see `anneal`.
+        num_chains: C, chains per datum and direction.
+        num_temperatures: see `anneal`.
+        num_leapfrog_steps: see `anneal`.
+        num_pilot_temperatures: see `anneal`.
+        target_acceptance: see `anneal`.
+        seed: decides every random choice, the simulated data included.
+        vectorize_particles: see `anneal`.
+        chunk_size: see `anneal`.
+        progress: see `anneal`.
+        resume_from: see `anneal`.
+        on_snapshot: see `anneal`.
+        snapshot_every: see `anneal`.
+
+    Raises:
+        ValueError: as `anneal`; neither or both of `size` and `template`; a model that cannot
+            simulate; a guide whose draws cannot be found from the latents.
+    """
+    options = Options(
+        num_chains,
+        num_temperatures,
+        num_leapfrog_steps,
+        num_pilot_temperatures,
+        target_acceptance,
+        seed,
+        vectorize_particles,
+        chunk_size,
+        snapshot_every,
+    )
+    if template is not None:
+        template = as_data(template)
+        model, guide = takes(model, template), None if guide is None else takes(guide, template)
+    device = device_of(model, template) or torch.device("cpu")
+    with annealing_mode(model, guide, seed, device) as refuse_new_parameters:
+        x, values = _simulate(model, size, template)
+        check_data(x, "the simulated x")
+        if guide is not None:
+            expect_sound_pair(model, guide, x)
+        exact = path_of(model, guide, x).locate(values)[0]
+        run = AnnealingRun(model, guide, x, options, exact)
+        if guide is None:
+            expect_sound_model(model, x)
+        refuse_new_parameters()
+        if resume_from is not None:
+            run.restore(resume_from)
+        results = run.run(progress=progress, on_snapshot=on_snapshot)
+    lower, upper = estimators.iwae(results["log_w"]), -estimators.iwae(-results["reverse_log_w"])
+    gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(x) > 1 else 0.0
+    return Bracket(x, lower, upper, num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype))
+
+
+def _simulate(
+    model: Program, size: int | None, template: Tensor | Data | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Data `[B, *data_shape]` drawn from the model, and the values of all sites by name."""
+    if (size is None) == (template is None):
+        raise ValueError("expected either a size or a template of the data to simulate")
+    if template is not None:
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(template)
+        x = observed_like(trace, template)
+    else:
+        if size < 1:
+            raise ValueError(f"expected a size of at least 1, got {size}")
+        _check_simulates(model)
+        trace = poutine.trace(model).get_trace(None, size=size)
+        x = trace.nodes["_RETURN"]["value"]
+        if not isinstance(x, Tensor) or len(x) != size:
+            raise ValueError(f"expected model(None, size={size}) to return {size} data")
+    return x, {name: site["value"] for name, site in random_sites(trace).items()}
+
+
+def _check_simulates(model: Program) -> None:
+    function = model.forward if isinstance(model, nn.Module) else model
+    try:
+        inspect.signature(function).bind(None, size=1)
+    except TypeError:
+        raise ValueError(
+            "the model cannot be called as model(None, size=n) to simulate n data: pass a "
+            "template of the data instead of a size"
+        ) from None

@@ -1,0 +1,318 @@
+"""Log evidence with its two error bars."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evidence.inference.estimation import reliability
+from evidence.inference.programs import estimators
+from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
+from evidence.inference.programs.traces import Program
+from evidence.inference.programs.weights import unchecked_log_weights
+from evidence.inference.soundness.pairs import expect_sound_pair
+
+_DATA_PER_REDUCTION = 128
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An estimate of log p(x) for every datum. Nats per datum, larger is better.
+
+    The two error bars answer different questions and are kept apart: `mc_se` is what more particles
+    would shrink, `data_se` what a larger test set would. `not_reliable` says why the number is not
+    to be relied on, where the weights themselves show it; printed, it then has no error bar.
+
+    Args:
+        estimator: "elbo", "iw", "ais" or "exact".
+        num_particles: S, particles per datum; the most that any datum got, if they differ.
+        log_px: the estimates `[B]`.
+        log_px_variance: their Monte Carlo variances `[B]`.
+        ess: effective sample sizes of the weights `[B]`, between 1 and S.
+        k_hat: Pareto tail shapes of the weights `[B]`; see `estimators.k_hat`.
+        particles: the number of particles of each datum `[B]`; None where all got S.
+        bias: estimated biases of the estimates `[B]`, negative for a lower bound; None where there
+            is none to speak of.
+        dtype: what the weights were computed in; None where it is not known.
+        caveat: a reason of another kind for not relying on the number, with what would help.
+        data_set_size: N, where there is one estimate for all data, `[1]`; else None.
+    """
+
+    estimator: str
+    num_particles: int
+    log_px: Tensor
+    log_px_variance: Tensor
+    ess: Tensor
+    k_hat: Tensor
+    particles: Tensor | None = None
+    bias: Tensor | None = None
+    dtype: torch.dtype | None = None
+    caveat: str | None = None
+    data_set_size: int | None = None
+
+    @property
+    def num_data(self) -> int:
+        """B, the number of data."""
+        return len(self.log_px)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the data, nats per datum."""
+        return self.log_px.double().mean().item()
+
+    @property
+    def mc_se(self) -> float:
+        """Standard error of `mean` from the finite number of particles, the data held fixed.
+
+        It does not show the bias of a lower bound, `mean_bias`, nor can it be trusted where the
+        record is `not_reliable`.
+        """
+        return math.sqrt(self.log_px_variance.double().sum().item()) / self.num_data
+
+    @property
+    def data_se(self) -> float:
+        """Standard error of `mean` from the finite test set, the particles' share taken out.
+
+        NaN for a single datum.
+        """
+        if self.num_data == 1:
+            return math.nan
+        spread = self.log_px.double().var().item() - self.log_px_variance.double().mean().item()
+        return math.sqrt(max(spread, 0.0) / self.num_data)
+
+    @property
+    def mean_bias(self) -> float:
+        """Estimated bias of `mean`, nats per datum; 0 where there is none to speak of."""
+        return 0.0 if self.bias is None else self.bias.double().mean().item()
+
+    @property
+    def k_hat_threshold(self) -> float:
+        """The largest trustworthy k̂ for this number of particles."""
+        return estimators.k_hat_threshold(self.num_particles)
+
+    @property
+    def share_bad(self) -> float:
+        """Share of the data with a k̂ whose k̂ is above the threshold (NaN if none has one)."""
+        is_bad = (self.k_hat > self.k_hat_thresholds()).double()
+        return is_bad[~self.k_hat.isnan()].mean().item()
+
+    def k_hat_thresholds(self) -> Tensor | float:
+        """The threshold of every datum `[B]`, or the one for all."""
+        if self.particles is None:
+            return self.k_hat_threshold
+        thresholds = [estimators.k_hat_threshold(int(count)) for count in self.particles]
+        return torch.tensor(thresholds).to(self.k_hat)
+
+    @property
+    def unsupported(self) -> Tensor:
+        """Whether a datum's own weights speak against its estimate `[B]`; see `reliability`."""
+        return reliability.unsupported(self)
+
+    @property
+    def not_reliable(self) -> str | None:
+        """Why `mean` is not to be relied on, and what would help; None if nothing shows that."""
+        return reliability.reason(self)
+
+    def _counts(self) -> str:
+        if self.particles is None:
+            return f"S = {self.num_particles}"
+        counts = self.particles.double()
+        return f"S = {counts.min():.0f} to {counts.max():.0f}, {counts.mean():.0f} on average"
+
+    def _bars(self) -> str:
+        """The error bars that mean something, and how far a bound is off."""
+        data = f"{self.num_data} data" if self.num_data > 1 else "1 datum"
+        if self.data_set_size is not None:
+            data = f"a data set of {self.data_set_size}"
+        if self.not_reliable is not None:
+            return f" ({data})"
+        has_weights = self.num_particles > 0 and math.isfinite(self.mc_se)
+        text = f", ± {self.mc_se:.3f} (Monte Carlo)" if has_weights else ""
+        if -self.mean_bias > max(self.mc_se, 5e-4):
+            text += f", a bound about {-self.mean_bias:.3f} too low"
+        has_spread = not math.isnan(self.data_se)
+        return f"{text}, ± {self.data_se:.3f} ({data})" if has_spread else f"{text} ({data})"
+
+    def __str__(self) -> str:
+        counts = f" ({self._counts()})" if self.num_particles else ""
+        unit = "nats" if self.unit == "data set" else "nats per datum"
+        why, diagnostics = self.not_reliable, reliability.diagnostics(self)
+        return (
+            f"{self.estimator}{counts}: {'' if why is None else 'NOT RELIABLE, '}{self.mean:.3f} "
+            f"{unit}{self._bars()}{f'; {diagnostics}' if diagnostics else ''}"
+            f"{'' if why is None else f': {why}'}"
+        )
+
+    @classmethod
+    def exact(cls, log_px: Tensor) -> "Evidence":
+        """The record of a log p(x) `[B]` that is known in closed form."""
+        zero = torch.zeros_like(log_px)
+        return cls("exact", 0, log_px, zero, zero + math.nan, zero + math.nan)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Evidence"]) -> "Evidence":
+        """One record of several over different data, made by the same estimator."""
+        fields = ["log_px", "log_px_variance", "ess", "k_hat"]
+        if all(part.bias is not None for part in parts):
+            fields.append("bias")
+        joined = {field: torch.cat([getattr(part, field) for part in parts]) for field in fields}
+        if any(part.particles is not None for part in parts):
+            joined["particles"] = torch.cat([part.particles_per_datum for part in parts])
+        caveat = next((part.caveat for part in parts if part.caveat), None)
+        return dataclasses.replace(
+            parts[0],
+            num_particles=max(part.num_particles for part in parts),
+            caveat=caveat,
+            **joined,
+        )
+
+    def of(self, on_edge: Tensor, data_set_size: int | None) -> "Evidence":
+        """This record, knowing what it is of.
+
+        Args:
+            on_edge: share of the posterior on the edge of supports; see `reliability.edge_caveat`.
+            data_set_size: N, if there is one estimate for all data.
+        """
+        se = self.mc_se if math.isfinite(self.mc_se) else 0.0
+        caveat = reliability.edge_caveat(on_edge, se, self.dtype)
+        return dataclasses.replace(self, caveat=caveat, data_set_size=data_set_size)
+
+    @property
+    def unit(self) -> str:
+        """Of what each estimate is: "datum", or "data set" where the data share latents."""
+        return "datum" if self.data_set_size is None else "data set"
+
+    @property
+    def particles_per_datum(self) -> Tensor:
+        """The number of particles of each datum `[B]`."""
+        if self.particles is not None:
+            return self.particles
+        return torch.full_like(self.log_px, self.num_particles, dtype=torch.int64)
+
+
+def check_log_weights(log_w: Tensor) -> None:
+    """Check that no log-weight `[S, B]` is NaN or +inf.
+
+    Raises:
+        ValueError: one is.
+    """
+    if not (log_w < math.inf).all():
+        raise ValueError(
+            "log-weights are NaN or +inf: the model or the guide is not a density here"
+        )
+
+
+def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
+    """The records "elbo" and "iw" of the same log-weights `[S, B]`.
+
+    Raises:
+        ValueError: a log-weight is NaN or +inf.
+    """
+    check_log_weights(log_w)
+    dtype, k_hat = log_w.dtype, estimators.k_hat(log_w).to(log_w.device)
+    log_w = log_w.double()
+    ess, num_particles = estimators.ess(log_w), len(log_w)
+    unknown = torch.full_like(ess, math.nan)  # one particle tells nothing of its own spread
+    spread = log_w.var(0) / num_particles if num_particles > 1 else unknown
+    variance = estimators.log_mean_variance(log_w) if num_particles > 1 else unknown
+    bias = estimators.log_mean_bias(log_w) if num_particles > 1 else None
+    elbo, iwae = estimators.elbo(log_w), estimators.iwae(log_w)
+    return {
+        "elbo": Evidence("elbo", num_particles, elbo, spread, ess, k_hat, dtype=dtype),
+        "iw": Evidence("iw", num_particles, iwae, variance, ess, k_hat, bias=bias, dtype=dtype),
+    }
+
+
+def estimate_evidence(
+    model: Program,
+    guide: Program,
+    x: Tensor | Data,
+    num_particles: int = 5000,
+    *,
+    vectorize_particles: bool | None = None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Evidence]:
+    """The ELBO and the importance-weighted evidence of `x` from the same weights.
+
+    Weights are reduced some data at a time, so that memory grows neither with the number of data
+    nor, beyond one row of weights per datum at work, with the number of particles.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
+            for `model(**x)`.
+        num_particles: S, draws per datum, or for all data where these share latents.
+        vectorize_particles: see `log_weights`.
+        chunk_size: see `log_weights`.
+        progress: called with the number of data done since the last call.
+
+    Returns:
+        The records "elbo" and "iw".
+
+    Raises:
+        ValueError: as `log_weights`.
+    """
+    x = as_data(x)
+    model, guide = takes(model, x), takes(guide, x)
+    sound = expect_sound_pair(model, guide, x)
+    parts: list[dict[str, Evidence]] = []
+    for chunk in [x] if sound.is_joint else x.split(_DATA_PER_REDUCTION):
+        log_w = unchecked_log_weights(
+            model,
+            guide,
+            chunk,
+            num_particles,
+            vectorize_particles=vectorize_particles,
+            chunk_size=chunk_size,
+        )
+        parts.append(from_log_weights(log_w))
+        if progress is not None:
+            progress(len(chunk))
+    records = {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
+    size = len(x) if sound.is_joint else None
+    return {name: record.of(sound.on_edge, size) for name, record in records.items()}
+
+
+def importance_weighted_evidence(
+    model: Program,
+    guide: Program,
+    x: Tensor | Data,
+    num_particles: int = 5000,
+    *,
+    vectorize_particles: bool | None = None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> Evidence:
+    """Importance-weighted estimate of log p(x) per datum, a lower bound in expectation.
+
+    Reference: Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", 2016,
+    https://arxiv.org/abs/1509.00519, eq. 8.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
+            for `model(**x)`.
+        num_particles: S, draws per datum, or for all data where these share latents.
+        vectorize_particles: see `log_weights`.
+        chunk_size: see `log_weights`.
+
+    Returns:
+        The record, in nats per datum.
+
+    Raises:
+        ValueError: as `log_weights`.
+    """
+    return estimate_evidence(
+        model,
+        guide,
+        x,
+        num_particles,
+        vectorize_particles=vectorize_particles,
+        chunk_size=chunk_size,
+    )["iw"]

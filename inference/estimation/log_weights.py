@@ -1,0 +1,54 @@
+"""Importance weights of any Pyro pair: the one quantity behind every estimate."""
+
+from torch import Tensor
+
+from evidence.inference.programs.data import as_data, takes
+from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
+from evidence.inference.programs.traces import Program
+from evidence.inference.programs.weights import unchecked_log_weights
+from evidence.inference.soundness.pairs import expect_sound_pair
+
+
+def log_weights(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int = 1,
+    *,
+    vectorize_particles: bool | None = None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> Tensor:
+    """Log w = log p(x, z) − log q(z | x) with z ~ q(z | x), per particle and per datum.
+
+    Any Pyro pair will do, with any site names and any number of latent sites, as long as all sites
+    are inside one plate over the data. Log-probabilities are taken unscaled: neither subsampling
+    nor `poutine.scale` changes them; masks do apply.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`.
+        num_particles: S, draws per datum.
+        vectorize_particles: draw many particles in one call, as a batch dimension left of the
+            model's plates. False for programs that cannot be broadcast: one call per particle.
+        chunk_size: particles × data in one call; bounds the memory beyond the result's.
+
+    Returns:
+        log w `[S, B]` in nats, without gradients.
+
+    Raises:
+        ValueError: bad data, data outside the likelihood's support, sites that do not match, a
+            missing data plate, a guide that is a point mass, or a pair whose weights do not average
+            to p(x); see `soundness.expect_sound_pair`.
+    """
+    x = as_data(x)
+    model, guide = takes(model, x), takes(guide, x)
+    expect_sound_pair(model, guide, x)
+    return unchecked_log_weights(
+        model,
+        guide,
+        x,
+        num_particles,
+        vectorize_particles=vectorize_particles,
+        chunk_size=chunk_size,
+    )

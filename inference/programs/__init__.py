@@ -1,0 +1,1 @@
+"""Any Pyro model and guide: their traces, draws, weights and parameters."""

@@ -1,0 +1,97 @@
+"""Whether a pair may be run on many particles at once: a probe, before any number is made of it.
+
+Programs that index from the left (`z[:, 0]`), reduce a dim by its number (`sum(1)`), multiply by
+matrices (`X @ w`) or squeeze mean other dims under a batch of particles than without it. Some then
+fail; by chance of sizes others go on, and their numbers are wrong.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from evidence.inference.programs.data import Data
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.traces import (
+    Layout,
+    LogProbs,
+    Program,
+    Traces,
+    random_sites,
+    terms_of,
+    trace_pair,
+)
+from evidence.inference.programs.unconstrained import Given
+
+_NUM_PROBED = 3
+
+
+def broadcasts(
+    model: Program, guide: Program, x: Tensor | Data, size: int, layout: Layout
+) -> Traces | None:
+    """The pair under a plate of particles, if that is the same as one particle after another.
+
+    Some of the particles are scored once more by themselves, by the guide and by the model.
+    """
+    try:
+        traces = trace_pair(model, guide, x, size, layout.particle_dim)
+        together = terms_of(traces, size, len(x), layout)
+    except Exception:  # whatever a program raises that was not written for it
+        return None
+    with isolated_rng(device=x.device):
+        alone = trace_pair(model, guide, x)
+        for row in {0, size // 2, size - 1} if size > _NUM_PROBED else range(size):
+            values = values_of_particle(traces, alone, row, layout)
+            if values is None or not _agree(
+                together, row, _scored(model, guide, x, values, layout)
+            ):
+                return None
+    return traces
+
+
+def values_of_particle(
+    traces: Traces, alone: Traces, row: int, layout: Layout
+) -> dict[str, Tensor] | None:
+    """The latents of one particle, as a run of one has them; None if they do not fit."""
+    values = {}
+    for trace, single in zip(traces, alone, strict=True):
+        shapes = {name: site["value"].shape for name, site in random_sites(single).items()}
+        for name, site in random_sites(trace).items():
+            if site["is_observed"]:
+                continue
+            value, event_dim = site["value"], site["fn"].event_dim
+            if value.ndim - event_dim == -layout.particle_dim and value.shape[0] > 1:
+                value = value[row]
+            if name not in shapes or value.numel() != shapes[name].numel():
+                return None
+            values[name] = value.reshape(shapes[name])
+    return values
+
+
+def _scored(
+    model: Program, guide: Program, x: Tensor | Data, values: dict[str, Tensor], layout: Layout
+) -> LogProbs:
+    with Given(values):
+        return terms_of(trace_pair(model, guide, x), 1, len(x), layout)
+
+
+def _agree(together: LogProbs, row: int, alone: LogProbs) -> bool:
+    """Whether every term of a particle is what it is alone."""
+    terms = ("log_p_x", "log_p_z", "log_q_z")
+    return all(agree(getattr(together, name)[row], getattr(alone, name)[0]) for name in terms)
+
+
+def agree(together: Tensor, alone: Tensor) -> bool:
+    """Whether log-probabilities are equal to the rounding of their dtype."""
+    relative = 1e-4 if alone.dtype == torch.float32 else 1e-8
+    scale = 1 + torch.nan_to_num(alone.abs(), posinf=0.0).max().item()
+    return torch.allclose(together, alone, rtol=relative, atol=relative * scale, equal_nan=True)
+
+
+def warn_one_by_one() -> None:
+    """Say that it takes longer."""
+    warnings.warn(
+        "the pair does not broadcast over particles: they are drawn one by one, which is slower "
+        "(count dims from the right, for latents of shape [..., B, Z])",
+        stacklevel=2,
+    )

@@ -1,0 +1,123 @@
+"""Checks of data and of model/guide pairs, each failing with one line that names the mend."""
+
+import torch
+from pyro.distributions import Bernoulli, Delta, ImproperUniform, TorchDistribution, constraints
+from pyro.poutine import Trace
+from torch import Tensor
+
+from evidence.inference.programs.data import Data
+
+
+def check_data(x: Tensor | Data, name: str = "x") -> None:
+    """Check that `x` is a non-empty, finite, floating-point batch `[N, *data_shape]`.
+
+    Of several tensors each is checked; integers are let through there.
+
+    Raises:
+        ValueError: with what was expected and what was got.
+    """
+    if isinstance(x, Data):
+        for tensor in x.tensors:
+            if tensor.ndim and tensor.is_floating_point():
+                check_data(tensor, name)
+        return
+    if not isinstance(x, Tensor) or x.ndim < 1:
+        raise ValueError(f"expected {name} to be a tensor of shape (N, ...), got {_describe(x)}")
+    if not x.is_floating_point():
+        raise ValueError(f"expected {name} to be floating point, got {x.dtype}: use {name}.float()")
+    if x.numel() == 0:
+        raise ValueError(f"expected at least one datum in {name}, got shape {tuple(x.shape)}")
+    if torch.isfinite(x.sum()):  # one fast pass; a sum that overflows gets the slow one too
+        return
+    bad = ~torch.isfinite(x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).all(1)
+    if bad.any():
+        raise ValueError(
+            f"{name} has NaN or infinite values in {int(bad.sum())} of {len(x)} data "
+            f"(first at row {int(bad.nonzero()[0])}): remove or repair these rows"
+        )
+
+
+def check_support(model_trace: Trace) -> None:
+    """Check that every observed value lies in the support of its distribution.
+
+    Raises:
+        ValueError: names the site, the distribution, the support and a value outside it.
+    """
+    for name, site in model_trace.nodes.items():
+        if site["type"] == "sample" and site["is_observed"] and not is_deterministic(site):
+            check_site_support(name, site["fn"], site["value"])
+
+
+def check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
+    """Check that an observed value lies in the support of its distribution.
+
+    Raises:
+        ValueError: as `check_support`.
+    """
+    base, support = base_distribution(fn), getattr(fn, "support", None)
+    if support is None or base.support is constraints.real or support.check(value).all():
+        return  # that all numbers are finite was checked before
+    elementwise = base.support.check(value)
+    outside = value[~elementwise].flatten()[:1] if elementwise.shape == value.shape else value[:1]
+    family = type(base).__name__
+    mend = "binarize the data first" if isinstance(base, Bernoulli) else "transform the data"
+    raise ValueError(
+        f"data outside the support of site {name!r}: {family} expects {_words(base.support)}, got "
+        f"values such as {outside.flatten()[0].item():.4g}: {mend}, or choose another likelihood"
+    )
+
+
+def check_density(guide_trace: Trace, model_trace: Trace | None = None) -> None:
+    """Check that the guide is a density: a point mass has none, so its weights mean nothing.
+
+    A `Delta` with a log-density of its own, or one that follows an auxiliary draw (Pyro's
+    autoguides), only moves a draw that was scored elsewhere.
+
+    Args:
+        guide_trace: a run of the guide.
+        model_trace: a run of the model, whose missing prior no other guide could mend.
+
+    Raises:
+        ValueError: names the site.
+    """
+    sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
+    if any(site["infer"].get("is_auxiliary") for site in sites):
+        return
+    for site in sites:
+        base = base_distribution(site["fn"])
+        if isinstance(base, Delta) and not is_deterministic(site) and not base.log_density.any():
+            if model_trace is not None and _is_improper(model_trace.nodes.get(site["name"])):
+                raise ValueError(
+                    f"the model has no prior on {site['name']!r} (ImproperUniform), and its guide "
+                    "is a point mass (Delta), which has no density: there is no log p(x); choose a "
+                    "model with a prior, such as VAE, and a guide such as MeanField"
+                )
+            raise ValueError(
+                f"guide site {site['name']!r} is a point mass (Delta), which has no density: "
+                "log p(x) cannot be estimated with it; choose another guide, such as MeanField"
+            )
+
+
+def _is_improper(site: dict | None) -> bool:
+    return site is not None and isinstance(base_distribution(site["fn"]), ImproperUniform)
+
+
+def base_distribution(fn: TorchDistribution) -> TorchDistribution:
+    """The distribution inside `Independent`, masked and expanded wrappers."""
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return fn
+
+
+def is_deterministic(site: dict) -> bool:
+    """Whether the site was made by `pyro.deterministic`."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def _words(support: object) -> str:
+    text = str(support)
+    return {"Boolean()": "values 0 and 1", "Real()": "real numbers"}.get(text, text)
+
+
+def _describe(x: object) -> str:
+    return f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

@@ -1,0 +1,259 @@
+"""Draws from a guide by particle and weight, and what model and guide say about them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+from tqdm import tqdm
+
+from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
+from evidence.inference.programs.checks import check_data, check_support
+from evidence.inference.programs.data import Data
+from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.traces import (
+    Layout,
+    LogProbs,
+    Program,
+    Traces,
+    layout_of,
+    log_prob_per_datum,
+    random_sites,
+    terms_of,
+    trace_pair,
+)
+
+DEFAULT_CHUNK_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class Block:
+    """One call of the pair: some particles of some data, with b weights each, or one for all.
+
+    Args:
+        rows: which particles of all.
+        columns: which weights of all.
+        x: these data `[b, *data_shape]`.
+        guide: trace of the guide.
+        model: trace of the model, replayed against it.
+        layout: where data and particles are among the batch dimensions.
+    """
+
+    rows: slice
+    columns: slice
+    x: Tensor | Data
+    guide: Trace
+    model: Trace
+    layout: Layout
+
+    @property
+    def num_particles(self) -> int:
+        """s, particles of this call."""
+        return self.rows.stop - self.rows.start
+
+    @property
+    def num_weights(self) -> int:
+        """m, weights per particle in this call: b, or one for all data."""
+        return self.columns.stop - self.columns.start
+
+    @property
+    def terms(self) -> LogProbs:
+        """The terms of log w, each `[s, m]`, in nats."""
+        traces = Traces(self.guide, self.model)
+        return terms_of(traces, self.num_particles, len(self.x), self.layout)
+
+    @property
+    def latents(self) -> dict[str, dict]:
+        """The model's latent sites, by name."""
+        return {n: s for n, s in random_sites(self.model).items() if not s["is_observed"]}
+
+    @property
+    def observed(self) -> dict[str, dict]:
+        """The model's observed sites, by name."""
+        return {n: s for n, s in random_sites(self.model).items() if s["is_observed"]}
+
+    def sites(self, names: Iterable[str]) -> dict[str, dict]:
+        """The model's sites of these names."""
+        return {name: self.model.nodes[name] for name in names}
+
+    def log_prob(self, site: dict) -> Tensor:
+        """The site's log-probability in nats, over all but particles and weights: `[s, m]`."""
+        log_p = log_prob_per_datum(site, self.num_particles, len(self.x), self.layout)
+        return log_p.expand(self.num_particles, self.num_weights)
+
+    def value(self, site: dict) -> Tensor:
+        """The value at a site: `[s, m, *other plates, *event]`."""
+        return self.lay_out(site, site["value"], site["fn"].event_dim)
+
+    def lay_out(self, site: dict, tensor: Tensor, event_dim: int) -> Tensor:
+        """A tensor in the batch dimensions of a site: `[s, m, *other plates, *event]`."""
+        depth = -self.layout.particle_dim
+        tensor = tensor.reshape((1,) * (depth + event_dim - tensor.ndim) + tensor.shape)
+        axis = self.layout.data_axis(depth)
+        if axis is None:  # a dim of size one for the one weight
+            tensor, axis, depth = tensor.unsqueeze(1), 1, depth + 1
+        event = list(range(depth, depth + event_dim))
+        plates = {depth + f.dim for f in site["cond_indep_stack"] if f.vectorized} - {0, axis}
+        none = [dim for dim in range(depth) if dim not in plates and dim not in (0, axis)]  # size 1
+        shape = [tensor.shape[dim] for dim in (*sorted(plates), *event)]
+        tensor = tensor.permute(*none, 0, axis, *sorted(plates), *event)
+        tensor = tensor.reshape(*tensor.shape[len(none) : len(none) + 2], *shape)
+        return tensor.expand(self.num_particles, self.num_weights, *shape)
+
+    def simulate(self, model: Program, latents: Trace | None = None) -> "Block":
+        """Run the model forward, its data drawn anew: from the prior, or from given latents."""
+        forward = poutine.uncondition(model)
+        if latents is not None:
+            forward = poutine.uncondition(poutine.replay(model, trace=latents))
+        with self._particles():
+            trace = poutine.trace(forward).get_trace(self.x)
+        return Block(self.rows, self.columns, self.x, self.guide, trace, self.layout)
+
+    def _particles(self) -> AbstractContextManager:
+        if self.num_particles == 1:
+            return nullcontext()
+        return pyro.plate("_particles", self.num_particles, dim=self.layout.particle_dim)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Tensors `[S, M, ...]` by name, put together from blocks as they come."""
+
+    num_particles: int
+    num_data: int
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def put(self, name: str, block: Block, part: Tensor) -> None:
+        """Take the part `[s, m, ...]` of a block."""
+        if name not in self.tensors:
+            num_weights = block.layout.num_weights(self.num_data)
+            shape = self.num_particles, num_weights, *part.shape[2:]
+            self.tensors[name] = torch.empty(shape, dtype=part.dtype, device=part.device)
+        self.tensors[name][block.rows, block.columns] = part
+
+
+@torch.no_grad()
+def visit_draws(
+    model: Program,
+    guide: Program,
+    x: Tensor | Data,
+    num_particles: int,
+    visit: Callable[[Block], None],
+    *,
+    vectorize_particles: bool | None = None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    require_density: bool = True,
+    progress: bool = False,
+) -> Layout:
+    """Draw `num_particles` latents per weight, some at a time, and hand over each block.
+
+    Particles of a call are a batch dimension left of the pair's plates, where a probe shows that
+    the pair broadcasts over them rightly; else they are drawn one by one.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`.
+        num_particles: S, draws per weight.
+        visit: called with every block, in evaluation mode and without gradients.
+        vectorize_particles: None to probe; True or False for what is known.
+        chunk_size: particles × data in one call; all data where they share latents.
+        require_density: refuse a guide that is a point mass.
+        progress: show a progress bar.
+
+    Returns:
+        Where data and particles are among the batch dimensions.
+
+    Raises:
+        ValueError: as `log_weights`.
+    """
+    check_data(x)
+    for name, number in (("num_particles", num_particles), ("chunk_size", chunk_size)):
+        if number < 1:
+            raise ValueError(f"expected {name} of at least 1, got {number}")
+    with (
+        evaluation_mode(model, guide) as refuse_new_parameters,
+        tqdm(
+            total=num_particles * len(x), disable=not progress, unit="draw", unit_scale=True
+        ) as bar,
+    ):
+        layout = layout_of(model, guide, x[:chunk_size], require_density=require_density)
+        if layout.is_joint and chunk_size < len(x):
+            layout = layout_of(model, guide, x, require_density=require_density)
+        refuse_new_parameters()
+        engine = _Engine(model, guide, layout, vectorize_particles)
+        for columns, batch in _batches(x, layout, num_particles, chunk_size, engine):
+            at_once = _particles_per_call(len(batch), layout, num_particles, chunk_size)
+            for block in engine.blocks(columns, batch, num_particles, at_once):
+                visit(block)
+                bar.update(block.num_particles * len(batch))
+    return layout
+
+
+def slices(total: int, size: int) -> Iterator[slice]:
+    """`total` rows, `size` at a time."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def _batches(
+    x: Tensor | Data, layout: Layout, num_particles: int, chunk_size: int, engine: "_Engine"
+) -> Iterator[tuple[slice, Tensor | Data]]:
+    """Which weights, and the data that they are of.
+
+    Many particles of few data: each call encodes its data anew, and that costs least so.
+    """
+    if layout.is_joint:
+        yield slice(0, 1), x
+        return
+    at_once = min(num_particles, chunk_size) if engine.may_broadcast else 1
+    for columns in slices(len(x), chunk_size // at_once):
+        yield columns, x[columns]
+
+
+def _particles_per_call(num_data: int, layout: Layout, num_particles: int, chunk_size: int) -> int:
+    fitting = max(1, chunk_size // num_data) if layout.is_joint else chunk_size
+    return min(num_particles, fitting)
+
+
+class _Engine:
+    """Runs the pair on blocks, particles broadcast or one by one."""
+
+    def __init__(
+        self, model: Program, guide: Program, layout: Layout, vectorize: bool | None
+    ) -> None:
+        self.model, self.guide, self.layout = model, guide, layout
+        self.may_broadcast = vectorize is not False
+        self._probed: set[tuple[int, int]] | None = None if vectorize else set()
+
+    def blocks(
+        self, columns: slice, x: Tensor | Data, num_particles: int, at_once: int
+    ) -> Iterator[Block]:
+        """All particles of some data, the support of the data checked with the first."""
+        done = 0
+        while done < num_particles:
+            size = min(at_once, num_particles - done) if self.may_broadcast else 1
+            traces = self._run(x, size)
+            if traces is None:  # from here on, one by one
+                self.may_broadcast = False
+                continue
+            if done == 0:
+                check_support(traces.model)
+            rows = slice(done, done + size)
+            yield Block(rows, columns, x, traces.guide, traces.model, self.layout)
+            done += size
+
+    def _run(self, x: Tensor | Data, size: int) -> Traces | None:
+        """The traces of a block; None if the pair does not broadcast over the particles."""
+        shape = size, len(x)
+        if size == 1 or self._probed is None or shape in self._probed:
+            return trace_pair(self.model, self.guide, x, size, self.layout.particle_dim)
+        traces = broadcasts(self.model, self.guide, x, size, self.layout)
+        if traces is None:
+            warn_one_by_one()
+        self._probed.add(shape)
+        return traces

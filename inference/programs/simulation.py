@@ -1,0 +1,75 @@
+"""Data simulated from any Pyro model, and the latents that made them."""
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+
+from evidence.inference.programs.data import Data
+from evidence.inference.programs.evaluation import evaluation_mode, modules_of
+from evidence.inference.programs.traces import Program, random_sites
+
+
+@torch.no_grad()
+def simulate(model: Program, size: int, x: Tensor | None = None) -> tuple[Trace, Tensor]:
+    """The trace of `size` simulations from the model, and their data `[N, *data_shape]`.
+
+    Args:
+        model: called as `model(None, size=N)`; or, given `x`, with a batch.
+        size: N.
+        x: a batch to simulate another one like; its rows are used in turn.
+
+    Raises:
+        ValueError: the model cannot be simulated so.
+    """
+    with evaluation_mode(model):
+        if x is None:
+            try:
+                trace = poutine.trace(model).get_trace(None, size=size)
+            except TypeError as error:
+                raise ValueError(
+                    f"the model cannot be called as model(None, size=N) ({error}): pass x, a batch "
+                    "to simulate another one like"
+                ) from error
+            data = trace.nodes["_RETURN"]["value"]
+            if not isinstance(data, Tensor) or data.shape[:1] != (size,):
+                raise ValueError(
+                    f"expected model(None, size={size}) to return data of shape ({size}, ...), got "
+                    f"{tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__}"
+                )
+            return trace, data
+        like = x[torch.arange(size, device=x.device) % len(x)]
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(like)
+    return trace, observed_like(trace, like)
+
+
+def observed_like(trace: Trace, like: Tensor | Data) -> Tensor | Data:
+    """The data in which every tensor that a site observes is what was drawn there.
+
+    Raises:
+        ValueError: no site observes any of the tensors as it is, or several the same.
+    """
+    tensors = {id(t): t.shape for t in (like.tensors if isinstance(like, Data) else [like])}
+    sites = [
+        site
+        for site in random_sites(trace).values()
+        if site["infer"].get("was_observed") or site["infer"].get("obs") is not None
+    ]
+    drawn = {id(site["infer"].get("obs")): site["value"] for site in sites}
+    as_it_is = [obs for obs, value in drawn.items() if tensors.get(obs) == value.shape]
+    if not as_it_is or len(as_it_is) < len(sites):
+        raise ValueError(
+            f"expected one site that observes x as it is, got {len(as_it_is)} of {len(sites)} "
+            "observed sites: give the model a form model(None, size=N) that returns data"
+        )
+    if isinstance(like, Data):
+        kwargs = {name: drawn.get(id(value), value) for name, value in like.kwargs.items()}
+        return Data(tuple(drawn.get(id(value), value) for value in like.args), kwargs)
+    return drawn[id(like)]
+
+
+def device_of(model: Program, x: Tensor | Data | None) -> torch.device | None:
+    """Where the batch is, or else the model's parameters."""
+    if x is not None:
+        return x.device
+    return next((p.device for module in modules_of(model) for p in module.parameters()), None)

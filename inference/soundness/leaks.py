@@ -1,0 +1,82 @@
+"""Whether a row of a pair depends on another datum: its weight is then none of its own."""
+
+from collections.abc import Iterator
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.traces import Program, layout_of, log_prob_per_datum, random_sites
+from evidence.inference.soundness.findings import Finding
+
+Scores = dict[tuple[str, str], Tensor]  # (role, site) -> log-probability of every row, [B]
+
+LEAK_REMEDY = "let row j depend on x[j] only: no statistics across the batch"
+
+
+@torch.no_grad()
+def check_leaks(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+    """Row j of the pair, at the same latents, when another datum changes."""
+    changed = _with_another_first_row(x) if isinstance(x, Tensor) else None
+    if changed is None:
+        return
+    scores = RowScores(model, guide, x)
+    if scores.layout.is_joint:  # all data share the weight
+        return
+    before, after = scores.at(x), scores.at(changed)
+    for role, site in before:
+        ours, theirs = before[role, site], after[role, site]
+        if not same(ours[1:], theirs[1:]):
+            row = 1 + int((ours - theirs)[1:].abs().nan_to_num().argmax())
+            yield Finding("leak", site, f"row {row} of the {role} changes with x[0]", LEAK_REMEDY)
+
+
+class RowScores:
+    """Log-probabilities of every row, given latents that are drawn once.
+
+    The latents are held fixed rather than drawn anew from the same random numbers: a rejection
+    sampler uses up more or fewer of these when another row changes.
+    """
+
+    def __init__(self, model: Program, guide: Program, x: Tensor) -> None:
+        self.model, self.guide = model, guide
+        self.layout = layout_of(model, guide, x, require_density=False)
+        self.latents = poutine.trace(guide).get_trace(x)
+
+    def at(self, x: Tensor) -> Scores:
+        """Of the sites of guide and model, each `[B]`."""
+        with isolated_rng(0, x.device):  # what the programs draw besides, such as dropout
+            traces = {
+                role: poutine.trace(poutine.replay(program, trace=self.latents)).get_trace(x)
+                for role, program in (("guide", self.guide), ("model", self.model))
+            }
+        return {
+            (role, name): log_prob_per_datum(site, 1, len(x), self.layout)[0].expand(len(x))
+            for role, trace in traces.items()
+            for name, site in random_sites(trace).items()
+        }
+
+    def rolled(self) -> "RowScores":
+        """The same latents, each one row further."""
+        for site in random_sites(self.latents).values():
+            dim = self.layout.data_dim - site["fn"].event_dim
+            if -dim <= site["value"].ndim:
+                site["value"] = site["value"].roll(1, dim)
+        return self
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether log-probabilities agree up to rounding."""
+    relative = 1e-5 if a.dtype == torch.float32 else 1e-9
+    return torch.allclose(a, b, rtol=relative, atol=relative, equal_nan=True)
+
+
+def _with_another_first_row(x: Tensor) -> Tensor | None:
+    """`x` with its first row replaced by one that differs, or None if all rows are equal."""
+    others = (x != x[:1]).flatten(1).any(1) if x.ndim > 1 else x != x[0]
+    if not others.any():
+        return None
+    changed = x.clone()
+    changed[0] = x[int(others.nonzero()[0])]
+    return changed

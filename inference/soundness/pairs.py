@@ -1,0 +1,154 @@
+"""What must hold of a pair for its weights to average to p(x): checked before any are drawn."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions import ImproperUniform
+from torch import Tensor
+
+from evidence.inference.programs.checks import base_distribution, check_data
+from evidence.inference.programs.data import Data
+from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.supports import Site
+from evidence.inference.programs.traces import (
+    Program,
+    Traces,
+    common_dims,
+    layout_of,
+    random_sites,
+    trace_pair,
+)
+from evidence.inference.programs.unconstrained import is_point
+from evidence.inference.soundness.auxiliary import check_auxiliary
+from evidence.inference.soundness.coverage import Coverage
+from evidence.inference.soundness.findings import Finding
+from evidence.inference.soundness.leaks import check_leaks
+
+# Enough to see what is wrong with a program.
+_NUM_DATA = 64
+
+
+class Sound(NamedTuple):
+    """What there is to know of a pair that is sound.
+
+    Args:
+        is_joint: whether all data have one weight.
+        on_edge: the share of the posterior on the edge of supports, of the few data looked at,
+            for `reliability.edge_caveat`.
+    """
+
+    is_joint: bool
+    on_edge: Tensor
+
+
+def expect_sound_pair(model: Program, guide: Program, x: Tensor | Data) -> Sound:
+    """Refuse a pair whose weights do not average to p(x), though each of them is a number.
+
+    A prior without a density, a guide that misses a part of the posterior, auxiliary draws that
+    the latents do not determine, masks that differ, rows that depend on other data.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`, of which the first few, b, are looked at.
+
+    Raises:
+        ValueError: the first fault found, with the remedy; or as `traces.layout_of`.
+    """
+    check_data(x)
+    with isolated_rng(device=x.device), evaluation_mode(model, guide), torch.no_grad():
+        x = _few(model, guide, x)
+        layout = layout_of(model, guide, x, require_density=True)
+        coverage = Coverage(model, guide, x, layout)
+        for finding in _faults(coverage):
+            raise ValueError(str(finding))
+        return Sound(layout.is_joint, coverage.share_on_edge())
+
+
+def expect_sound_draws(model: Program, guide: Program, x: Tensor, traces: Traces) -> None:
+    """Refuse a guide with auxiliary draws that the latents do not determine: no ELBO is a bound.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: a batch.
+        traces: of the pair on it.
+
+    Raises:
+        ValueError: it has such draws.
+    """
+    if random_sites(traces.guide).keys() <= random_sites(traces.model).keys():
+        return
+    with isolated_rng(device=x.device), evaluation_mode(model, guide), torch.no_grad():
+        layout = layout_of(model, guide, x, require_density=False)
+        for finding in check_auxiliary(guide, traces, x, layout):
+            raise ValueError(str(finding))
+
+
+def _few(model: Program, guide: Program, x: Tensor) -> Tensor:
+    """The first data, or all of them where they share latents or the pair runs on no others."""
+    try:
+        traces = trace_pair(model, guide, x[:_NUM_DATA])
+    except Exception:  # what is wrong shows, or does not, with all data
+        return x
+    dims = common_dims(traces, min(len(x), _NUM_DATA))
+    return x[:_NUM_DATA] if dims else x
+
+
+def _faults(coverage: Coverage) -> Iterator[Finding]:
+    model, guide, x = coverage.model, coverage.guide, coverage.x
+    yield from check_priors(coverage.traces)
+    yield from check_masks(coverage.traces)
+    yield from check_auxiliary(guide, coverage.traces, x, coverage.layout)
+    yield from coverage.faults()
+    yield from check_leaks(model, guide, x)
+
+
+def expect_sound_model(model: Program, x: Tensor) -> None:
+    """Refuse a model whose rows depend on other data; of a model alone nothing else is asked.
+
+    Raises:
+        ValueError: they do; or as `traces.layout_of`.
+    """
+    prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
+    with isolated_rng(device=x.device), evaluation_mode(model), torch.no_grad():
+        for finding in check_leaks(model, prior, _few(model, prior, x)):
+            raise ValueError(str(finding))
+
+
+def check_priors(traces: Traces) -> Iterator[Finding]:
+    """Latents whose prior is no density."""
+    for name, site in _latents(traces).items():
+        if isinstance(base_distribution(site["fn"]), ImproperUniform):
+            problem = "an improper prior (ImproperUniform), under which no evidence exists"
+            yield Finding("prior", name, problem, "give it a proper one, however wide")
+
+
+def check_masks(traces: Traces) -> Iterator[Finding]:
+    """Latents whose density is masked out in one of the two programs alone."""
+    guided = random_sites(traces.guide)
+    for name, site in _latents(traces).items():
+        if name not in guided:
+            continue
+        # What a Delta repeats was drawn, and counted, at an auxiliary site without its mask.
+        theirs = torch.tensor(True) if is_point(guided[name]) else _mask(guided[name])
+        if not _broadcast_equal(_mask(site), theirs):
+            problem = "masked out otherwise in the model than in the guide"
+            remedy = "mask its prior and its guide alike (poutine.mask), or neither"
+            yield Finding("mask", name, problem, remedy)
+
+
+def _latents(traces: Traces) -> dict[str, Site]:
+    return {n: s for n, s in random_sites(traces.model).items() if not s["is_observed"]}
+
+
+def _mask(site: Site) -> Tensor:
+    return torch.as_tensor(True if site["mask"] is None else site["mask"])
+
+
+def _broadcast_equal(a: Tensor, b: Tensor) -> bool:
+    a, b = torch.broadcast_tensors(a.cpu(), b.cpu())
+    return torch.equal(a, b)

@@ -1,0 +1,1 @@
+"""SVI with guards: fit, its options, its state and its end."""

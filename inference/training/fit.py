@@ -1,0 +1,160 @@
+"""Training a model/guide pair by stochastic variational inference."""
+
+import warnings
+from collections.abc import Callable
+
+import pyro
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
+
+from evidence.inference.programs.checks import check_data
+from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.parameters import own_parameter_store
+from evidence.inference.programs.precision import fast_matmul
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.traces import Program, Traces, checked_traces
+from evidence.inference.programs.validation import validated
+from evidence.inference.soundness.pairs import expect_sound_draws
+from evidence.inference.training.history import History
+from evidence.inference.training.optimizer import MakeOptimizer, MakeScheduler, fused_adam
+from evidence.inference.training.options import TrainingOptions
+from evidence.inference.training.run import Makers, ScalarWriter, TrainingData, TrainingRun
+from evidence.inference.training.snapshots import Snapshot
+from evidence.inference.training.stopping import UntilFlat
+from evidence.inference.training.support import check_all_data
+
+_UNTIL_FLAT = UntilFlat()
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    x_train: Tensor | Data,
+    *,
+    num_epochs: int | None = None,
+    until: UntilFlat = _UNTIL_FLAT,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    lr_decay: float = 1.0,
+    optimizer: MakeOptimizer = fused_adam,
+    scheduler: MakeScheduler | None = None,
+    elbo: ELBO | None = None,
+    x_test: Tensor | Data | None = None,
+    held_out: Tensor | Data | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    kl_warmup_epochs: float = 0.0,
+    likelihood_warmup_epochs: float = 0.0,
+    clip_norm: float | None = None,
+    seed: int = 0,
+    warm_start: bool = False,
+    progress: bool = True,
+    writer: ScalarWriter | None = None,
+    resume_from: Snapshot | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    snapshot_every: int = 500,
+) -> History:
+    """Fit model and guide to `x_train` with `pyro.infer.SVI`, until the ELBO is flat.
+
+    Any pair of Pyro callables will do. Parameters that do not require gradients stay as they are:
+    `model.requires_grad_(False)` fits a guide to a fixed model. Parameters stay in their modules;
+    those of plain functions are in Pyro's store afterwards. The random state outside is untouched.
+    The first steps run under Pyro's validation.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x_train: data `[N, *data_shape]`, on the device to train on; or several tensors, as a tuple
+            for `model(*x)` or as a mapping for `model(**x)`.
+        num_epochs: passes over the data; None for as many as it takes until the ELBO is flat.
+        until: when it is, and the most steps to take.
+        batch_size: data per step; the last batch of an epoch may be smaller. Where data share
+            latents, the terms inside the plate over the data are scaled by N/B.
+        lr: learning rate.
+        lr_decay: factor on the learning rate after each epoch.
+        optimizer: makes the optimizer as torch's classes do, `optimizer(tensors, lr=lr)`; options
+            by `functools.partial(torch.optim.AdamW, weight_decay=0.01)`. A fused Adam by default.
+        scheduler: makes a torch learning-rate scheduler for that optimizer, which is stepped after
+            each epoch and then alone sets the learning rate.
+        elbo: any Pyro `ELBO`; `Trace_ELBO()` by default. `TraceMeanField_ELBO()` takes the KL
+            divergence in closed form where there is one.
+        x_test: data to report the ELBO and its terms on after each epoch; not transformed.
+        held_out: data that are not trained on, as `x_test`; their ELBO after each epoch decides
+            when to stop, and the parameters of the best epoch are kept: against overfitting.
+        transform: applied to each minibatch as it is drawn, e.g. `torch.bernoulli` for dynamic
+            binarization.
+        kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1: against a
+            posterior that collapses to the prior.
+        likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
+            to 1: against a posterior that misses modes.
+        clip_norm: largest joint gradient norm.
+        seed: decides every random choice of training.
+        warm_start: go on from parameters that an earlier fit of plain functions left in Pyro's
+            store, instead of refusing to overwrite them. (Modules always go on from their own.)
+        progress: show a progress bar with the loss in nats per datum.
+        writer: a TensorBoard `SummaryWriter` to log each epoch to.
+        resume_from: a snapshot to go on from.
+        on_snapshot: called with a snapshot every `snapshot_every` steps, after ten seconds
+            without one, and at the end.
+        snapshot_every: steps between snapshots.
+
+    Returns:
+        The history, one record per epoch, in nats per datum.
+
+    Raises:
+        NonFiniteLossError: a loss or gradient is NaN or infinite; the parameters are those of the
+            last good step. Or the last update of all ruined them; no snapshot of that is made.
+        ValueError: bad data or options, data outside the likelihood's support, parameter names
+            that an earlier fit took, or a snapshot of another run.
+    """
+    options = TrainingOptions(
+        num_epochs,
+        until,
+        batch_size,
+        lr,
+        lr_decay,
+        kl_warmup_epochs,
+        likelihood_warmup_epochs,
+        clip_norm,
+        seed,
+        snapshot_every,
+    )
+    if scheduler is not None and lr_decay != 1:
+        raise ValueError("expected lr_decay or a scheduler, got both: leave lr_decay out")
+    x_train = as_data(x_train)
+    model, guide = takes(model, x_train), takes(guide, x_train)
+    check_data(x_train, "x_train")
+    x_train = x_train.detach()  # data simulated from a model remember its parameters
+    x_test, held_out = (None if x is None else as_data(x) for x in (x_test, held_out))
+    for name, x in (("x_test", x_test), ("held_out", held_out)):
+        if x is not None:
+            check_data(x, name)
+    with (
+        isolated_rng(seed, x_train.device),
+        pyro.validation_enabled(False),
+        fast_matmul(x_train.device),
+        own_parameter_store(warm_start=warm_start) as refuse_taken_names,
+        warnings.catch_warnings(),
+    ):
+        # We stop, where Pyro warns and goes on.
+        warnings.filterwarnings("ignore", "Encountered NaN")
+        batch = x_train[:batch_size]
+        traces = _first_run(model, guide, batch if transform is None else transform(batch))
+        if transform is None:
+            check_all_data(model, guide, x_train, batch=batch, model_trace=traces.model)
+        refuse_taken_names()
+        data = TrainingData(x_train, x_test, held_out, transform)
+        makers = Makers(optimizer, scheduler)
+        run = TrainingRun(model, guide, data, options, elbo or Trace_ELBO(), makers, writer, traces)
+        if resume_from is not None:
+            run.restore(resume_from)
+        return run.train(progress, on_snapshot)
+
+
+def _first_run(model: Program, guide: Program, x: Tensor) -> Traces:
+    """Run the pair once: it creates lazy parameters and shows what is wrong with it."""
+    traces = checked_traces(model, guide, x, may_enumerate=True)
+    with validated(x):
+        for trace in traces:
+            trace.compute_log_prob()
+    expect_sound_draws(model, guide, x, traces)
+    return traces

@@ -1,0 +1,78 @@
+"""Minibatches of data that share latents: each stands for all N data."""
+
+from typing import Any
+
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from evidence.inference.programs.data import Data, Program
+from evidence.inference.programs.traces import Traces, common_dims, random_sites, trace_of_one_more
+
+
+class ScaleData(Messenger):
+    """Scale the log-probabilities of sites inside the plate over the data by N/B.
+
+    The ELBO of a minibatch then has the mean of that of all data: what they share is counted once,
+    and what is of each datum N times on average.
+
+    Reference: M. D. Hoffman, D. M. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference",
+    2013, https://jmlr.org/papers/v14/hoffman13a.html.
+
+    Args:
+        dims: of the plates over the data.
+        size: B.
+        total: N.
+    """
+
+    def __init__(self, dims: frozenset[int], size: int, total: int) -> None:
+        super().__init__()
+        self.dims, self.size, self.factor = dims, size, total / size
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        frames = ((f.dim, f.size) for f in msg["cond_indep_stack"])
+        if any(dim in self.dims and size == self.size for dim, size in frames):
+            msg["scale"] = msg["scale"] * self.factor
+
+
+def data_dims(model: Program, x: Tensor | Data, batch: Tensor | Data, traces: Traces) -> frozenset:
+    """The dims of the plates to scale: those over the data, where all data share a latent.
+
+    Args:
+        model: called with a batch; scores it.
+        x: all data.
+        batch: the first of them, as many as in a step.
+        traces: of the pair on the batch.
+
+    Raises:
+        ValueError: data share latents, and there is no plate to scale.
+    """
+    if (
+        len(batch) >= len(x)
+        or common_dims(traces, len(batch))
+        or _is_subsampled(traces, len(batch))
+    ):
+        return frozenset()
+    dims = _dims_of(traces.model, len(batch))
+    larger = trace_of_one_more(model, batch)
+    if larger is not None:
+        dims &= _dims_of(larger, len(batch) + 1)  # plates of another kind do not grow along
+    if not dims:
+        raise ValueError(
+            f"the data share latents, and no plate over the {len(batch)} data of a batch tells "
+            f"what to scale by {len(x)}/{len(batch)}: put what is of each datum inside `with "
+            f'pyro.plate("data", len(x)):`, or train on all data at once (batch_size={len(x)})'
+        )
+    return frozenset(dims)
+
+
+def _dims_of(trace: Trace, size: int) -> set[int]:
+    sites = random_sites(trace).values()
+    return {f.dim for site in sites for f in site["cond_indep_stack"] if f.size == size}
+
+
+def _is_subsampled(traces: Traces, size: int) -> bool:
+    """Whether the program scales by itself, by a plate of which it uses a part."""
+    sites = random_sites(traces.model).values()
+    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+    return any(f.full_size not in (None, f.size) and size in (f.size, f.full_size) for f in frames)

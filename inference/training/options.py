@@ -1,0 +1,52 @@
+"""The options of training that are numbers, checked."""
+
+import math
+from dataclasses import dataclass
+
+from evidence.inference.training.stopping import UntilFlat
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What `fit` is given, under the same names.
+
+    Raises:
+        ValueError: a number that is out of its range, or not finite.
+    """
+
+    num_epochs: int | None
+    until: UntilFlat
+    batch_size: int
+    lr: float
+    lr_decay: float
+    kl_warmup_epochs: float
+    likelihood_warmup_epochs: float
+    clip_norm: float | None
+    seed: int
+    snapshot_every: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "batch_size", "snapshot_every"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"expected {name} of at least 1, got {value}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"expected a finite lr > 0, got {self.lr}")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"expected a factor lr_decay > 0 of at most 1, got {self.lr_decay}")
+        for name in ("kl_warmup_epochs", "likelihood_warmup_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"expected a finite {name} >= 0, got {getattr(self, name)}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ValueError(f"expected a finite clip_norm > 0 or None, got {self.clip_norm}")
+
+    def max_epochs(self, steps_per_epoch: int) -> int:
+        """The most passes over the data."""
+        if self.num_epochs is not None:
+            return self.num_epochs
+        return math.ceil(self.until.max_steps / steps_per_epoch)
+
+    @property
+    def warmup_epochs(self) -> float:
+        """Epochs until the loss is the negative ELBO."""
+        return max(self.kl_warmup_epochs, self.likelihood_warmup_epochs)

@@ -1,0 +1,75 @@
+"""All data against the support of the likelihood, whatever a model makes of them first."""
+
+import inspect
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from evidence.inference.programs.checks import (
+    base_distribution,
+    check_site_support,
+    check_support,
+    is_deterministic,
+)
+from evidence.inference.programs.evaluation import no_training
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.traces import Program, random_sites, trace_pair
+
+
+class CheckSupport(Messenger):
+    """Check every value that is observed inside it.
+
+    Raises:
+        ValueError: as `check_support`.
+    """
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        if msg["is_observed"] and not is_deterministic(msg):
+            check_site_support(msg["name"], msg["fn"], msg["value"])
+
+
+@torch.no_grad()
+def check_all_data(
+    model: Program, guide: Program, x: Tensor, *, batch: Tensor, model_trace: Trace
+) -> None:
+    """Check that what the model observes of any of the data `x` lies in its support.
+
+    Where the trace shows that the model observes the batch itself, one look at `x` will do; else
+    the pair is run on all of it, in batches as in training, without gradients.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[N, *data_shape]`.
+        batch: the first rows of `x`, as many as in a training step.
+        model_trace: of the model on that batch.
+
+    Raises:
+        ValueError: as `check_support`.
+    """
+    observed = [site for site in random_sites(model_trace).values() if site["is_observed"]]
+    if all(site["value"] is batch and _is_fixed(site["fn"]) for site in observed):
+        for site in observed:
+            check_site_support(site["name"], site["fn"], x)
+        return
+    with isolated_rng(device=x.device), no_training(model, guide):
+        for rows in x.split(len(batch)):
+            check_support(trace_pair(model, guide, rows).model)
+
+
+def takes_subsamples(model_trace: Trace, batch: Tensor) -> bool:
+    """Whether the model draws some rows of the batch by itself, so that one run misses others."""
+    return any(
+        frame.full_size == len(batch) != frame.size
+        for site in random_sites(model_trace).values()
+        for frame in site["cond_indep_stack"]
+    )
+
+
+def _is_fixed(fn: TorchDistribution) -> bool:
+    """Whether the support is that of the family, whatever the parameters."""
+    support = inspect.getattr_static(base_distribution(fn), "support", None)
+    return isinstance(support, constraints.Constraint) and not constraints.is_dependent(support)
