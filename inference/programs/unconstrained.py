@@ -1,11 +1,8 @@
 """The continuous latents of a Pyro program, side by side in one unconstrained tensor."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -18,9 +15,8 @@ from torch import Tensor
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from evidence.inference.programs.checks import base_distribution
-from evidence.inference.programs.traces import Layout, Program, log_prob_per_datum
-
-Site = dict[str, Any]  # of a Pyro trace
+from evidence.inference.programs.scoring import log_prob_per_datum
+from evidence.inference.programs.traces import Layout, Program, Site, particle_plate
 
 
 class _Part(NamedTuple):
@@ -183,19 +179,10 @@ class Given(Messenger):
             msg["value"] = self.values[msg["name"]]
 
 
-@contextmanager
-def chain_plate(num_chains: int | None, layout: Layout) -> Iterator[None]:
-    """A plate of chains left of all the program's plates; none if `num_chains` is None."""
-    if num_chains is None:
-        yield
-    else:
-        with pyro.plate("_particles", num_chains, dim=layout.particle_dim):
-            yield
-
-
 def trace_of(program: Program, x: Tensor, num_chains: int | None, layout: Layout) -> Trace:
     """A run of the program on the batch, under a plate of chains unless `num_chains` is None."""
-    with chain_plate(num_chains, layout):
+    dim = None if num_chains is None else layout.particle_dim
+    with particle_plate(num_chains or 1, dim):
         return poutine.trace(program).get_trace(x)
 
 

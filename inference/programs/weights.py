@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
-from evidence.inference.programs.traces import LogProbs, Program
+from evidence.inference.programs.scoring import LogProbs
+from evidence.inference.programs.traces import Program
 
 
 def unchecked_log_weights(

@@ -7,7 +7,8 @@ from pyro import poutine
 from torch import Tensor
 
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import Program, layout_of, log_prob_per_datum, random_sites
+from evidence.inference.programs.scoring import log_prob_per_datum
+from evidence.inference.programs.traces import Program, layout_of, random_sites
 from evidence.inference.soundness.findings import Finding
 
 Scores = dict[tuple[str, str], Tensor]  # (role, site) -> log-probability of every row, [B]

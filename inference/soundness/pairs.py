@@ -17,6 +17,7 @@ from evidence.inference.programs.traces import (
     Program,
     Traces,
     common_dims,
+    latent_sites,
     layout_of,
     random_sites,
     trace_pair,
@@ -121,7 +122,7 @@ def expect_sound_model(model: Program, x: Tensor) -> None:
 
 def check_priors(traces: Traces) -> Iterator[Finding]:
     """Latents whose prior is no density."""
-    for name, site in _latents(traces).items():
+    for name, site in latent_sites(traces.model).items():
         if isinstance(base_distribution(site["fn"]), ImproperUniform):
             problem = "an improper prior (ImproperUniform), under which no evidence exists"
             yield Finding("prior", name, problem, "give it a proper one, however wide")
@@ -130,7 +131,7 @@ def check_priors(traces: Traces) -> Iterator[Finding]:
 def check_masks(traces: Traces) -> Iterator[Finding]:
     """Latents whose density is masked out in one of the two programs alone."""
     guided = random_sites(traces.guide)
-    for name, site in _latents(traces).items():
+    for name, site in latent_sites(traces.model).items():
         if name not in guided:
             continue
         # What a Delta repeats was drawn, and counted, at an auxiliary site without its mask.
@@ -139,10 +140,6 @@ def check_masks(traces: Traces) -> Iterator[Finding]:
             problem = "masked out otherwise in the model than in the guide"
             remedy = "mask its prior and its guide alike (poutine.mask), or neither"
             yield Finding("mask", name, problem, remedy)
-
-
-def _latents(traces: Traces) -> dict[str, Site]:
-    return {n: s for n, s in random_sites(traces.model).items() if not s["is_observed"]}
 
 
 def _mask(site: Site) -> Tensor:
