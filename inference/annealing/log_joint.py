@@ -59,9 +59,6 @@ class AbstractPath(ABC):
         x: data `[B, *data_shape]`.
         layout: where data and chains are among the batch dimensions.
         packing: of the sites that hold u.
-        vectorize_particles: all chains in one call, as a batch dimension left of the program's
-            plates; False for programs that cannot be broadcast; None to probe. Where they cannot,
-            `torch.vmap` runs the chains, or, where that fails too, one call each.
     """
 
     def __init__(
@@ -70,15 +67,10 @@ class AbstractPath(ABC):
         x: Tensor,
         layout: Layout,
         packing: Packing,
-        *,
-        vectorize_particles: bool | None,
     ) -> None:
         self.model, self.x = model, x
         self.layout, self.packing = layout, packing
-        self._vectorize, self._way = (
-            vectorize_particles,
-            _Way.PLATE if vectorize_particles else None,
-        )
+        self._way: _Way | None = None
 
     @property
     def way(self) -> "_Way":
@@ -92,8 +84,7 @@ class AbstractPath(ABC):
         """The fastest way in which three chains are what each of them is alone."""
         z = torch.cat([self._draw(None) for _ in range(3)])
         alone = self._terms_by(_Way.ONE_BY_ONE, z)
-        ways = [_Way.PLATE, _Way.VMAP] if self._vectorize is None else [_Way.VMAP]
-        for way in ways:
+        for way in (_Way.PLATE, _Way.VMAP):
             try:
                 together = self._terms_by(way, z)
             except Exception:  # whatever a program raises that was not written for it
@@ -197,16 +188,13 @@ class PriorPath(AbstractPath):
     Args:
         model: called with a batch; scores it.
         x: data `[B, *data_shape]`.
-        vectorize_particles: see `AbstractPath`.
 
     Raises:
         ValueError: bad data, a missing data plate, or latents that annealing cannot move.
     """
 
     @torch.no_grad()
-    def __init__(
-        self, model: Program, x: Tensor, *, vectorize_particles: bool | None = None
-    ) -> None:
+    def __init__(self, model: Program, x: Tensor) -> None:
         prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
         try:
             layout = layout_of(model, prior, x, require_density=False)
@@ -216,7 +204,7 @@ class PriorPath(AbstractPath):
                 "proper prior there is no evidence"
             ) from None
         packing = Packing(latents_of(model, x, layout), layout)
-        super().__init__(model, x, layout, packing, vectorize_particles=vectorize_particles)
+        super().__init__(model, x, layout, packing)
 
     @staticmethod
     def weights(beta: float) -> tuple[float, float]:

@@ -33,7 +33,6 @@ class Options:
     num_pilot_temperatures: int
     target_acceptance: float
     seed: int
-    vectorize_particles: bool | None
     chunk_size: int
     snapshot_every: int
 
@@ -165,8 +164,7 @@ class AnnealingRun:
         at.block, at.stage = at.block + 1, 0
 
     def _path(self, x: Tensor) -> AbstractPath:
-        vectorize = self.options.vectorize_particles
-        return path_of(self.model, self.guide, x, vectorize_particles=vectorize)
+        return path_of(self.model, self.guide, x)
 
     def _num_steps(self, stage: str) -> int:
         return len(self.pilot_betas) if stage == "pilot" else self.options.num_temperatures

@@ -31,7 +31,6 @@ def to_arviz(
     predictive: bool = True,
     coords: Labels | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
     progress: bool = False,
@@ -64,7 +63,6 @@ def to_arviz(
         predictive: whether to draw data; they take S times the memory of `x` per group and guide.
         coords: labels of a dim, such as `{"datum": names, "factor": ["a", "b"]}`.
         dims: names of a site's own dims, such as `{"z": ["factor"]}`; `z_dim_0`, … otherwise.
-        vectorize_particles: see `log_weights`.
         chunk_size: particles × data in one call.
         seed: decides all draws; every guide starts from it. The state outside is untouched.
         progress: show a progress bar.
@@ -83,7 +81,6 @@ def to_arviz(
     if not guides:
         raise ValueError("expected at least one guide, got none")
     options = {
-        "vectorize_particles": vectorize_particles,
         "chunk_size": chunk_size,
         "progress": progress,
     }

@@ -127,7 +127,6 @@ def simulation_based_calibration(
     num_simulations: int = 1000,
     num_draws: int = 99,
     x: Tensor | None = None,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
     progress: bool = False,
@@ -150,7 +149,6 @@ def simulation_based_calibration(
         num_draws: L.
         x: a batch `[B, *data_shape]` to simulate another one like, for a model that cannot be
             called with a size; its rows are used in turn.
-        vectorize_particles: see `log_weights`.
         chunk_size: particles × data in one call.
         seed: decides all draws; the state outside is untouched.
         progress: show a progress bar.
@@ -161,7 +159,6 @@ def simulation_based_calibration(
     for name, number in (("num_simulations", num_simulations), ("num_draws", num_draws)):
         if number < 1:
             raise ValueError(f"expected {name} of at least 1, got {number}")
-    options = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
     with isolated_rng(seed, device_of(model, x)):
         truth, data = simulate(model, num_simulations, x)
         record = Record(num_draws, num_simulations)
@@ -171,7 +168,9 @@ def simulation_based_calibration(
                 record.put(name, block, value)
 
         expect_per_datum(model, guide, data[:64], "simulation-based calibration")
-        layout = visit_draws(model, guide, data, num_draws, visit, progress=progress, **options)
+        layout = visit_draws(
+            model, guide, data, num_draws, visit, progress=progress, chunk_size=chunk_size
+        )
         values = _at_truth(model, guide, data, truth, layout)
         ranks = {n: _ranks(record.tensors[n], v) for n, v in values.items()}
     return Calibration(_by_entry(ranks), num_draws)

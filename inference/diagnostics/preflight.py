@@ -39,7 +39,7 @@ def check(model: Program, guide: Program, x: Tensor | Data, *, seed: int = 0) ->
         density    a point mass for a guide
         scale      sites scaled by poutine.scale or a subsampled plate
         finite     log-probabilities that are NaN or infinite
-        weights    `log_weights` fails, or only works without `vectorize_particles`
+        weights    `log_weights` fails
         batch      the pair does not follow the size of the batch
         leak       a row that changes with another datum, or with its place in the batch
         gradient   trainable parameters without a gradient, or with one that is not finite

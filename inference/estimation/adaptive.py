@@ -49,7 +49,6 @@ def adaptive_evidence(
     target_se: float = 0.05,
     max_particles: int = 100_000,
     batch: int = 200,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> Evidence:
@@ -77,7 +76,6 @@ def adaptive_evidence(
         target_se: the Monte Carlo SE wanted for every datum, in nats.
         max_particles: the most particles for one datum; its SE stays above the target then.
         batch: the number of particles that every datum starts with.
-        vectorize_particles: see `log_weights`.
         chunk_size: see `log_weights`.
         progress: called with the number of data done since the last call.
 
@@ -88,11 +86,10 @@ def adaptive_evidence(
         ValueError: as `log_weights`, or a bad option.
     """
     rule = _Rule(target_se, max_particles, batch)
-    options = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
     x = as_data(x)
     model, guide = takes(model, x), takes(guide, x)
     sound = expect_sound_pair(model, guide, x)
-    draw = partial(unchecked_log_weights, model, guide, **options)
+    draw = partial(unchecked_log_weights, model, guide, chunk_size=chunk_size)
     if sound.is_joint:  # one datum of its own, whatever its number
         draw_all, one = lambda _, number: draw(x, number), torch.zeros(1)
         record = _estimate(draw_all, one, _pilot(draw_all, one, rule))

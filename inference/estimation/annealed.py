@@ -91,7 +91,6 @@ def anneal(
     num_pilot_temperatures: int = 200,
     target_acceptance: float = 0.65,
     seed: int = 0,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: bool = False,
     resume_from: Snapshot | None = None,
@@ -122,8 +121,6 @@ def anneal(
         num_pilot_temperatures: transitions of the pilot run, of at most eight chains per datum.
         target_acceptance: what the pilot run tunes step sizes towards.
         seed: decides every random choice.
-        vectorize_particles: run all chains in one call, as a batch dimension left of the model's
-            plates. False for programs that cannot be broadcast: one call per chain.
         chunk_size: chains × data at work at a time, but at least one datum; bounds the memory.
         progress: show a progress bar.
         resume_from: a snapshot of the same run to go on from, bit for bit.
@@ -141,7 +138,6 @@ def anneal(
         num_pilot_temperatures,
         target_acceptance,
         seed,
-        vectorize_particles,
         chunk_size,
         snapshot_every,
     )

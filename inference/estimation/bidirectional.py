@@ -108,7 +108,6 @@ def bidirectional_evidence(
     num_pilot_temperatures: int = 200,
     target_acceptance: float = 0.65,
     seed: int = 0,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: bool = False,
     resume_from: Snapshot | None = None,
@@ -138,7 +137,6 @@ def bidirectional_evidence(
         num_pilot_temperatures: see `anneal`.
         target_acceptance: see `anneal`.
         seed: decides every random choice, the simulated data included.
-        vectorize_particles: see `anneal`.
         chunk_size: see `anneal`.
         progress: see `anneal`.
         resume_from: see `anneal`.
@@ -156,7 +154,6 @@ def bidirectional_evidence(
         num_pilot_temperatures,
         target_acceptance,
         seed,
-        vectorize_particles,
         chunk_size,
         snapshot_every,
     )

@@ -110,7 +110,6 @@ def inference_gaps(
     num_draws: int = 8,
     max_steps: int = 10_000,
     restart: bool = False,
-    vectorize_particles: bool | None = None,
     progress: bool = False,
 ) -> Gaps:
     """The approximation and the amortization gap of a guide on the data `x`.
@@ -138,7 +137,6 @@ def inference_gaps(
         max_steps: the most steps of the search.
         restart: search a second time, from the mean of λ over the data, and keep for every datum
             what is better.
-        vectorize_particles: see `log_weights`.
         progress: show a progress bar of the search, which mostly ends before the most steps.
 
     Returns:
@@ -157,7 +155,7 @@ def inference_gaps(
     expect_sound_pair(model, _rowwise(guide, start), x)
     if evidence is not None and evidence.num_data != len(x):
         raise ValueError(f"expected an evidence of {len(x)} data, got {evidence.num_data}")
-    family = _Family(model, guide, x, vectorize_particles)
+    family = _Family(model, guide, x)
     family.weights(start[:1], slice(0, 1), 1)  # what is wrong with the pair shows before the search
     best, num_steps, converged = _best_parameters(family, start, search)
     if evidence is None:
@@ -198,7 +196,6 @@ class _Family:
     model: Program
     guide: AmortizedGuide
     x: Tensor
-    vectorize_particles: bool | None
 
     def weights(self, parameters: Tensor, rows: slice, num_particles: int) -> Tensor:
         """Log w of some data under their λ `[b, P]`: `[S, b]`."""
@@ -207,7 +204,6 @@ class _Family:
             _rowwise(self.guide, parameters),
             self.x[rows],
             num_particles,
-            vectorize_particles=self.vectorize_particles,
             chunk_size=num_particles * len(parameters),  # one call for all: λ is for these rows
         )
 

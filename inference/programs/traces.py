@@ -225,7 +225,7 @@ def log_prob_per_datum(site: dict, num_particles: int, num_data: int, layout: La
     if log_p.shape[0] not in (1, num_particles) or log_p.shape[1] not in (1, num_weights):
         raise ValueError(
             f"site {site['name']!r} did not broadcast over {num_particles} particles and "
-            f"{num_data} data: pass vectorize_particles=False"
+            f"{num_data} data: its log-probabilities are of shape {tuple(log_p.shape)}"
         )
     return log_p
 
