@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evidence.inference.objectives.draws import Pair
 from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
-from evidence.inference.programs.data import Data, takes
+from evidence.inference.programs.data import Batch, Data, takes
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import (
@@ -89,7 +89,7 @@ class AbstractObjective(ELBO):
             args: passed to both.
             kwargs: passed to both.
         """
-        is_batch = len(args) == 1 and not kwargs and isinstance(args[0], Tensor | Data)
+        is_batch = len(args) == 1 and not kwargs and isinstance(args[0], Batch)
         data = args[0] if is_batch else Data(args, kwargs)
         dim = self._particle_dim(model, guide, data)
         return self.surrogate(Pair(model, guide, data, self.num_particles, dim))
@@ -120,7 +120,7 @@ class AbstractObjective(ELBO):
         warn_if_nan(value, "loss")
         return value
 
-    def _particle_dim(self, model: Program, guide: Program, data: Tensor | Data) -> int | None:
+    def _particle_dim(self, model: Program, guide: Program, data: Batch) -> int | None:
         """Left of all plates of a pair that broadcasts over particles, which is asked once."""
         if self.num_particles == 1:
             return None
@@ -140,7 +140,7 @@ class AbstractObjective(ELBO):
 
 
 @torch.no_grad()
-def _probe(model: Program, guide: Program, data: Tensor | Data, num_particles: int) -> int | None:
+def _probe(model: Program, guide: Program, data: Batch, num_particles: int) -> int | None:
     """The dim for a plate of particles, or None if the pair does not broadcast over them.
 
     Its runs leave no trace. Raises ValueError for a site whose batch dims belong to no plate.

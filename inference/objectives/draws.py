@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evidence.inference.objectives.paths import DetachDraws, detached, gradient_only, subset
 from evidence.inference.programs.checks import base_distribution
-from evidence.inference.programs.data import Data, takes
+from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.scoring import full_share, sum_of_sites
 from evidence.inference.programs.traces import (
     Layout,
@@ -48,7 +48,7 @@ class Pair:
 
     model: Program
     guide: Program
-    data: Tensor | Data
+    data: Batch
     num_particles: int
     particle_dim: int | None
 

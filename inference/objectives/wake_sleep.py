@@ -10,7 +10,7 @@ from evidence.inference.objectives.base import AbstractObjective
 from evidence.inference.objectives.draws import Draws, Pair
 from evidence.inference.objectives.paths import gradient_only
 from evidence.inference.programs.checks import base_distribution
-from evidence.inference.programs.data import Data, takes, tensors_in, with_replaced
+from evidence.inference.programs.data import Batch, takes, tensors_in, with_replaced
 from evidence.inference.programs.estimators import iwae
 from evidence.inference.programs.traces import random_sites
 
@@ -116,7 +116,7 @@ def _dream(pair: Pair) -> Trace:
     return poutine.trace(model).get_trace(pair.data)
 
 
-def _in_place_of_data(data: Tensor | Data, dream: Trace) -> Tensor | Data:
+def _in_place_of_data(data: Batch, dream: Trace) -> Batch:
     """The arguments, with simulated data in place of the observed.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import LogProbs, terms_of
 from evidence.inference.programs.traces import (
@@ -29,7 +29,7 @@ _NUM_PROBED = 3
 def broadcasts(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     size: int,
     layout: Layout,
     *,

@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from evidence.inference.programs.checks import check_density, check_support, is_deterministic
-from evidence.inference.programs.data import Data, Program
+from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.validation import validated
 
@@ -69,7 +69,7 @@ class Layout:
         return aligned.reshape(aligned.shape[aligned.ndim - num_dims :])
 
 
-def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: bool) -> Layout:
+def layout_of(model: Program, guide: Program, x: Batch, *, require_density: bool) -> Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
         traces = checked_traces(model, guide, x)
@@ -78,7 +78,7 @@ def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: boo
     return Layout(_data_dim(model, x, traces), outermost_dim(traces) - 1)
 
 
-def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
+def _data_dim(model: Program, x: Batch, traces: Traces) -> int | None:
     """The dim of the plate over the data that all sites are in, or None if there is no such plate.
 
     A plate of another kind may have as many entries by chance: it does not grow with the data.
@@ -97,7 +97,7 @@ def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
 
 
 @torch.no_grad()
-def trace_of_one_more(model: Program, x: Tensor | Data) -> Trace | None:
+def trace_of_one_more(model: Program, x: Batch) -> Trace | None:
     """A run of the model on one datum more, the first again: which of its plates grow along?
 
     None of a model for so many data and no others, or one whose prior cannot be drawn from.
@@ -149,7 +149,7 @@ def plates_of(site: Site) -> list[CondIndepStackFrame]:
 
 
 def checked_traces(
-    model: Program, guide: Program, x: Tensor, *, may_enumerate: bool = False
+    model: Program, guide: Program, x: Batch, *, may_enumerate: bool = False
 ) -> Traces:
     """Run the pair once under validation, and check its data, its shapes and its sites."""
     with validated(x):
@@ -233,7 +233,7 @@ def particle_plate(num_particles: int, dim: int | None) -> AbstractContextManage
 def trace_pair(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     num_particles: int = 1,
     dim: int | None = None,
     *,
