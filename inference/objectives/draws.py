@@ -16,16 +16,14 @@ from evidence.inference.objectives.paths import DetachDraws, detached, gradient_
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.scoring import full_share, sum_of_sites
+from evidence.inference.programs.sites import Site, latent_sites, observed_sites
 from evidence.inference.programs.traces import (
     Layout,
     Program,
-    Site,
     Traces,
     check_batch_shapes,
     check_sites,
     common_plate,
-    latent_sites,
-    observed_sites,
     outermost_dim,
     particle_plate,
     random_sites,

@@ -11,7 +11,8 @@ from torch.distributions import kl_divergence
 
 from evidence.inference.objectives.base import AbstractObjective, expect_number
 from evidence.inference.objectives.draws import Draws, Pair
-from evidence.inference.programs.traces import Site, Traces, latent_sites
+from evidence.inference.programs.sites import Site, latent_sites
+from evidence.inference.programs.traces import Traces
 
 
 class BetaELBO(AbstractObjective):

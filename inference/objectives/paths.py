@@ -10,7 +10,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from evidence.inference.programs.traces import Layout, Site
+from evidence.inference.programs.sites import Site
+from evidence.inference.programs.traces import Layout
 
 
 class PathScale:

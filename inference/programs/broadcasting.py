@@ -14,13 +14,8 @@ from torch import Tensor
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import LogProbs, terms_of
-from evidence.inference.programs.traces import (
-    Layout,
-    Program,
-    Traces,
-    latent_sites,
-    trace_pair,
-)
+from evidence.inference.programs.sites import latent_sites
+from evidence.inference.programs.traces import Layout, Program, Traces, trace_pair
 from evidence.inference.programs.unconstrained import Given
 
 _NUM_PROBED = 3

@@ -14,13 +14,12 @@ from evidence.inference.programs.checks import check_data, check_support
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.scoring import LogProbs, log_prob_per_datum, terms_of
+from evidence.inference.programs.sites import latent_sites, observed_sites
 from evidence.inference.programs.traces import (
     Layout,
     Program,
     Traces,
-    latent_sites,
     layout_of,
-    observed_sites,
     particle_plate,
     trace_pair,
 )

@@ -8,16 +8,15 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from evidence.inference.programs.supports import zero_outside
-from evidence.inference.programs.traces import (
-    Layout,
+from evidence.inference.programs.sites import (
     Site,
-    Traces,
     latent_sites,
     observed_sites,
     plates_of,
     random_sites,
 )
+from evidence.inference.programs.supports import zero_outside
+from evidence.inference.programs.traces import Layout, Traces
 
 
 def log_prob_per_datum(
@@ -44,7 +43,7 @@ def log_prob_per_datum(
         value: to score instead of the site's own.
     """
     log_p = zero_outside(site, site["fn"].log_prob(site["value"] if value is None else value))
-    scale = site["scale"] / _subsampling(site, layout.data_dim) if scaled else 1.0
+    scale = _scale(site, layout) if scaled else 1.0
     log_p = scale_and_mask(log_p, scale, site["mask"])
     depth = -layout.particle_dim
     if log_p.ndim > depth:
@@ -66,9 +65,19 @@ def log_prob_per_datum(
     return log_p
 
 
-def _subsampling(site: Site, dim: int | None) -> float:
-    """By how much the plate of this dim is larger than its subsample, N/B."""
-    return next((full_share(frame) for frame in plates_of(site) if frame.dim == dim), 1.0)
+def _scale(site: Site, layout: Layout) -> float | Tensor:
+    """The site's own, without the N/B by which the plate over the data is larger than a subsample.
+
+    Raises:
+        ValueError: discrete latents that are summed out have none.
+    """
+    if site["scale"] is None:
+        raise ValueError(
+            f"site {site['name']!r} and the discrete latents that are summed out with it have "
+            "different scales, of which no sum can be taken: train without a warm-up"
+        )
+    shares = (full_share(frame) for frame in plates_of(site) if frame.dim == layout.data_dim)
+    return site["scale"] / next(shares, 1.0)
 
 
 def full_share(frame: CondIndepStackFrame) -> float:

@@ -10,17 +10,21 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from evidence.inference.programs.checks import check_density, check_support, is_deterministic
+from evidence.inference.programs.checks import check_density, check_support
 from evidence.inference.programs.data import Batch, Program
+from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import (
+    advice_on_discrete,
+    latent_sites,
+    plates_of,
+    random_sites,
+)
 from evidence.inference.programs.validation import validated
 
 PARTICLES = "_particles"  # the name of their plate
-
-Site = dict[str, Any]  # of a Pyro trace
 
 
 class Traces(NamedTuple):
@@ -129,7 +133,8 @@ def common_plate(traces: Traces) -> CondIndepStackFrame | None:
 
 def outermost_dim(traces: Iterable[Trace]) -> int:
     """The leftmost dim of all plates, but for that of particles; 0 if there are none."""
-    frames = (f for trace in traces for s in random_sites(trace).values() for f in plates_of(s))
+    sites = [site for trace in traces for site in random_sites(trace).values()]
+    frames = [f for s in sites for f in (*plates_of(s), *s["infer"].get("summed_plates", ()))]
     return min((frame.dim for frame in frames if frame.name != PARTICLES), default=0)
 
 
@@ -143,20 +148,13 @@ def _dim_and_size(frame: CondIndepStackFrame) -> tuple[int, int]:
     return frame.dim, frame.size
 
 
-def plates_of(site: Site) -> list[CondIndepStackFrame]:
-    """The plates that a site is in."""
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-
-
-def checked_traces(
-    model: Program, guide: Program, x: Batch, *, may_enumerate: bool = False
-) -> Traces:
+def checked_traces(model: Program, guide: Program, x: Batch) -> Traces:
     """Run the pair once under validation, and check its data, its shapes and its sites."""
     with validated(x):
         traces = trace_pair(model, guide, x)
     check_support(traces.model)
     check_batch_shapes(traces)
-    check_sites(traces, may_enumerate=may_enumerate)
+    check_sites(traces)
     return traces
 
 
@@ -200,25 +198,18 @@ def _shape_of(plates: dict[int, int]) -> tuple[int, ...]:
     return tuple(plates.get(dim, 1) for dim in range(min(plates, default=0), 0))
 
 
-def check_sites(traces: Traces, *, may_enumerate: bool = False) -> None:
+def check_sites(traces: Traces) -> None:
     """Check that the guide samples the model's latent sites and, but for auxiliary ones, no others.
-
-    Args:
-        traces: of one run.
-        may_enumerate: latents that the model enumerates in parallel need no guide.
 
     Raises:
         ValueError: it does not.
     """
-    sites = random_sites(traces.model)
-    latents = {name for name, site in sites.items() if not site["is_observed"]}
-    guided = set(random_sites(traces.guide))
-    if may_enumerate:
-        latents -= {n for n in latents - guided if sites[n]["infer"].get("enumerate") == "parallel"}
-    auxiliary = {n for n in guided if traces.guide.nodes[n]["infer"].get("is_auxiliary")}
-    if missing := sorted(latents - guided):
-        raise ValueError(f"the guide does not sample the model's latent sites {missing}")
-    if extra := sorted(guided - latents - auxiliary):
+    latents, guided = latent_sites(traces.model), random_sites(traces.guide)
+    auxiliary = {name for name, site in guided.items() if site["infer"].get("is_auxiliary")}
+    if missing := sorted(latents.keys() - guided.keys()):
+        advice = advice_on_discrete(latents[name] for name in missing)
+        raise ValueError(f"the guide does not sample the model's latent sites {missing}{advice}")
+    if extra := sorted(guided.keys() - latents.keys() - auxiliary):
         raise ValueError(
             f"the guide samples {extra}, which are no latent sites of the model: rename them, or "
             "give the model sites of these names too, of any density given the latents and x"
@@ -246,24 +237,5 @@ def trace_pair(
     with particle_plate(num_particles, None if num_particles == 1 else dim):
         guide_trace = poutine.trace(guide).get_trace(x)
         seen = guide_trace if show is None else show(guide_trace)
-        model_trace = poutine.trace(poutine.replay(model, trace=seen)).get_trace(x)
+        model_trace = trace_summed_out(model, x, seen)
     return Traces(guide_trace, model_trace)
-
-
-def latent_sites(trace: Trace) -> dict[str, Site]:
-    """The sample sites that have a density and are not observed, by name."""
-    return {name: site for name, site in random_sites(trace).items() if not site["is_observed"]}
-
-
-def observed_sites(trace: Trace) -> dict[str, Site]:
-    """The sites that are observed, by name."""
-    return {name: site for name, site in random_sites(trace).items() if site["is_observed"]}
-
-
-def random_sites(trace: Trace) -> dict[str, Site]:
-    """The sample sites that have a density, by name; neither subsamples nor deterministic ones."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
-    }

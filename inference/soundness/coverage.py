@@ -12,7 +12,9 @@ from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.scoring import sum_of_sites
+from evidence.inference.programs.sites import Site, latent_sites, observed_sites
 from evidence.inference.programs.supports import (
     entry_of,
     has_narrow_image,
@@ -20,15 +22,7 @@ from evidence.inference.programs.supports import (
     on_edge,
     support_of,
 )
-from evidence.inference.programs.traces import (
-    Layout,
-    Program,
-    Site,
-    latent_sites,
-    observed_sites,
-    random_sites,
-    trace_pair,
-)
+from evidence.inference.programs.traces import Layout, Program, random_sites, trace_pair
 from evidence.inference.programs.unconstrained import Given, is_point
 from evidence.inference.soundness.findings import Finding
 
@@ -137,7 +131,7 @@ class Coverage:
 
     def _log_joint(self, values: _Values) -> Tensor:
         with Given(values):
-            return self._log_prob(random_sites(poutine.trace(self.model).get_trace(self.x)))
+            return self._log_prob(random_sites(trace_summed_out(self.model, self.x)))
 
     def _log_prob(self, sites: dict[str, Site]) -> Tensor:
         total = sum_of_sites(sites.values(), 1, len(self.x), self.layout)[0]

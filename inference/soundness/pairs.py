@@ -4,20 +4,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from pyro import poutine
 from pyro.distributions import ImproperUniform
 from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution, check_data
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import prior_of
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import latent_sites
 from evidence.inference.programs.supports import Site
 from evidence.inference.programs.traces import (
     Program,
     Traces,
     common_dims,
-    latent_sites,
     layout_of,
     random_sites,
     trace_pair,
@@ -114,7 +114,7 @@ def expect_sound_model(model: Program, x: Batch) -> None:
     Raises:
         ValueError: they do; or as `traces.layout_of`.
     """
-    prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
+    prior = prior_of(model)
     with isolated_rng(device=x.device), evaluation_mode(model), torch.no_grad():
         for finding in check_leaks(model, prior, _few(model, prior, x)):
             raise ValueError(str(finding))

@@ -19,7 +19,8 @@ from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.parameters import tensors_of, trainable_parameters
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
-from evidence.inference.programs.traces import Program, Traces, observed_sites
+from evidence.inference.programs.sites import observed_sites
+from evidence.inference.programs.traces import Program, Traces
 from evidence.inference.programs.validation import InvalidArgumentError, in_one_line, validated
 from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.training.first_steps import NUM_WATCHED, GradientWatch
