@@ -179,6 +179,11 @@ class Draws:
         return common_plate(self.runs[0])
 
 
+def is_reparameterized(guide_trace: Trace) -> bool:
+    """Whether every draw of the guide has a gradient."""
+    return all(site["fn"].has_rsample for site in latent_sites(guide_trace).values())
+
+
 def _check_reparameterized(guide_trace: Trace) -> None:
     for name, site in latent_sites(guide_trace).items():
         if not site["fn"].has_rsample:

@@ -8,15 +8,25 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.objectives.draws import is_reparameterized
+from evidence.inference.objectives.kl import BetaELBO
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.enumeration import sums_out
 from evidence.inference.programs.parameters import own_parameter_store
 from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import Program, Traces, checked_traces, outermost_dim
+from evidence.inference.programs.traces import (
+    Program,
+    Traces,
+    checked_traces,
+    common_dims,
+    common_plate,
+    outermost_dim,
+)
 from evidence.inference.programs.validation import validated
 from evidence.inference.soundness.pairs import expect_sound_draws
+from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.history import History
 from evidence.inference.training.optimizer import MakeOptimizer, MakeScheduler, fused_adam
 from evidence.inference.training.options import TrainingOptions
@@ -25,7 +35,8 @@ from evidence.inference.training.snapshots import Snapshot
 from evidence.inference.training.stopping import UntilFlat
 from evidence.inference.training.support import check_all_data
 
-_UNTIL_FLAT = UntilFlat()
+# Draws in the ELBO whose iterates are averaged: their noise is what an average has to overcome.
+_NUM_AVERAGED = 16
 
 
 def fit(
@@ -34,9 +45,11 @@ def fit(
     x_train: Batch,
     *,
     num_epochs: int | None = None,
-    until: UntilFlat = _UNTIL_FLAT,
+    num_steps: int | None = None,
+    until: UntilFlat | UntilConverged | None = None,
+    max_steps: int = 100_000,
     batch_size: int = 128,
-    lr: float = 1e-3,
+    lr: float | None = None,
     lr_decay: float = 1.0,
     optimizer: MakeOptimizer = fused_adam,
     scheduler: MakeScheduler | None = None,
@@ -55,7 +68,7 @@ def fit(
     on_snapshot: Callable[[Snapshot], None] | None = None,
     snapshot_every: int = 500,
 ) -> History:
-    """Fit model and guide to `x_train` with `pyro.infer.SVI`, until the ELBO is flat.
+    """Fit model and guide to `x_train` with `pyro.infer.SVI`, until nothing more is gained.
 
     Any pair of Pyro callables will do. Parameters that do not require gradients stay as they are:
     `model.requires_grad_(False)` fits a guide to a fixed model. Parameters stay in their modules;
@@ -67,19 +80,23 @@ def fit(
         guide: called with a batch; samples every latent of the model.
         x_train: data `[N, *data_shape]`, on the device to train on; or several tensors, as a tuple
             for `model(*x)` or as a mapping for `model(**x)`.
-        num_epochs: passes over the data; None for as many as it takes until the ELBO is flat.
-        until: when it is, and the most steps to take.
+        num_epochs: passes over the data, or
+        num_steps: training steps; None of the two for as many as it takes.
+        until: what ends training then: `UntilConverged` where data share latents, which averages
+            the iterates at ever smaller learning rates; `UntilFlat` elsewhere, and with `held_out`,
+            `scheduler` or `lr_decay`.
+        max_steps: the most steps to take, in whole epochs, if nothing else ends training.
         batch_size: data per step; the last batch of an epoch may be smaller. Where data share
             latents, the terms inside the plate over the data are scaled by N/B.
-        lr: learning rate.
+        lr: learning rate; 0.02 to begin with under `UntilConverged`, else 0.001.
         lr_decay: factor on the learning rate after each epoch.
         optimizer: makes the optimizer as torch's classes do, `optimizer(tensors, lr=lr)`; options
             by `functools.partial(torch.optim.AdamW, weight_decay=0.01)`. A fused Adam by default.
         scheduler: makes a torch learning-rate scheduler for that optimizer, which is stepped after
             each epoch and then alone sets the learning rate.
         elbo: any Pyro `ELBO`; `Trace_ELBO()` by default, or `TraceEnum_ELBO` of a model with
-            discrete latents that it enumerates. `TraceMeanField_ELBO()` takes the KL divergence in
-            closed form where there is one.
+            discrete latents that it enumerates; under `UntilConverged` the ELBO of 16 draws.
+            `TraceMeanField_ELBO()` takes the KL divergence in closed form where there is one.
         x_test: data to report the ELBO and its terms on after each epoch; not transformed.
         held_out: data that are not trained on, as `x_test`; their ELBO after each epoch decides
             when to stop, and the parameters of the best epoch are kept: against overfitting.
@@ -111,7 +128,9 @@ def fit(
     """
     options = TrainingOptions(
         num_epochs,
+        num_steps,
         until,
+        max_steps,
         batch_size,
         lr,
         lr_decay,
@@ -147,19 +166,24 @@ def fit(
         refuse_taken_names()
         data = TrainingData(x_train, x_test, held_out, transform)
         makers = Makers(optimizer, scheduler)
-        elbo = _objective_for(traces, elbo)
+        is_per_datum = common_plate(traces) or common_dims(traces, len(batch))
+        may_average = held_out is None and scheduler is None and lr_decay == 1
+        options = options.chosen_for(shares_latents=not is_per_datum, may_average=may_average)
+        elbo = _objective_for(traces, elbo, averages=isinstance(options.until, UntilConverged))
         run = TrainingRun(model, guide, data, options, elbo, makers, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
         return run.train(progress, on_snapshot)
 
 
-def _objective_for(traces: Traces, elbo: ELBO | None) -> ELBO:
-    """The objective, by default the one that the pair needs.
+def _objective_for(traces: Traces, elbo: ELBO | None, *, averages: bool) -> ELBO:
+    """The objective, by default the one that the pair and the end of training need.
 
     Raises:
         ValueError: one that draws discrete latents that are to be summed out.
     """
+    if elbo is None and averages and is_reparameterized(traces.guide):
+        return BetaELBO(1.0, num_particles=_NUM_AVERAGED)
     if not sums_out(traces):
         return elbo or Trace_ELBO()
     needed = TraceEnum_ELBO(max_plate_nesting=-outermost_dim(traces))
