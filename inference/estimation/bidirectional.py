@@ -4,19 +4,20 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.run import AnnealingRun, Options
+from evidence.inference.annealing.options import Options
+from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.reliability import edge_caveat
 from evidence.inference.programs import estimators
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Data, as_data, takes
-from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.simulation import device_of, observed_like
 from evidence.inference.programs.traces import Program, random_sites
 from evidence.inference.soundness.pairs import expect_sound_model, expect_sound_pair
@@ -102,18 +103,10 @@ def bidirectional_evidence(
     size: int | None = None,
     template: Tensor | Data | None = None,
     guide: Program | None = None,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrog_steps: int = 10,
-    num_pilot_temperatures: int = 200,
-    target_acceptance: float = 0.65,
-    seed: int = 0,
-    vectorize_particles: bool | None = None,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: bool = False,
     resume_from: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
-    snapshot_every: int = 100,
+    **options: Any,
 ) -> Bracket:
     """Bidirectional Monte Carlo: log p(x) of simulated data, from below and from above.
 
@@ -132,45 +125,27 @@ def bidirectional_evidence(
         template: in place of `size`, for a plain Pyro model `model(x)` with one observed site: a
             batch of the shape of the data `[B, *data_shape]`; its values are not used.
         guide: see `anneal`.
-        num_chains: C, chains per datum and direction.
-        num_temperatures: see `anneal`.
-        num_leapfrog_steps: see `anneal`.
-        num_pilot_temperatures: see `anneal`.
-        target_acceptance: see `anneal`.
-        seed: decides every random choice, the simulated data included.
-        vectorize_particles: see `anneal`.
-        chunk_size: see `anneal`.
         progress: see `anneal`.
         resume_from: see `anneal`.
         on_snapshot: see `anneal`.
-        snapshot_every: see `anneal`.
+        options: see `anneal`; num_chains is C, per datum and direction.
 
     Raises:
         ValueError: as `anneal`; neither or both of `size` and `template`; a model that cannot
             simulate; a guide whose draws cannot be found from the latents.
     """
-    options = Options(
-        num_chains,
-        num_temperatures,
-        num_leapfrog_steps,
-        num_pilot_temperatures,
-        target_acceptance,
-        seed,
-        vectorize_particles,
-        chunk_size,
-        snapshot_every,
-    )
+    chosen = Options(**options)
     if template is not None:
         template = as_data(template)
         model, guide = takes(model, template), None if guide is None else takes(guide, template)
     device = device_of(model, template) or torch.device("cpu")
-    with annealing_mode(model, guide, seed, device) as refuse_new_parameters:
+    with annealing_mode(model, guide, chosen.seed, device) as refuse_new_parameters:
         x, values = _simulate(model, size, template)
         check_data(x, "the simulated x")
         if guide is not None:
             expect_sound_pair(model, guide, x)
         exact = path_of(model, guide, x).locate(values)[0]
-        run = AnnealingRun(model, guide, x, options, exact)
+        run = AnnealingRun(model, guide, x, chosen, exact)
         if guide is None:
             expect_sound_model(model, x)
         refuse_new_parameters()
@@ -179,7 +154,9 @@ def bidirectional_evidence(
         results = run.run(progress=progress, on_snapshot=on_snapshot)
     lower, upper = estimators.iwae(results["log_w"]), -estimators.iwae(-results["reverse_log_w"])
     gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(x) > 1 else 0.0
-    return Bracket(x, lower, upper, num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype))
+    return Bracket(
+        x, lower, upper, chosen.num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype)
+    )
 
 
 def _simulate(
