@@ -16,7 +16,7 @@ from evidence.guides import AbstractPosterior
 from evidence.inference import estimate_evidence, fit
 from evidence.inference.annealing import hmc
 from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.schedule import NUM_WARMUP_STEPS
+from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.training.stopping import UntilFlat
@@ -65,8 +65,8 @@ def evaluation_seconds(
             least = _weighting(model, guide, x, _FEWEST)
             most = least * max(1.0, config.max_particles / _FEWEST)
         if config.estimator in ("ais", "bdmc"):
-            annealing = _annealing(model, guide, x, config)
-            least, most = least + annealing, most + annealing
+            per_step = _annealing(model, guide, x, config)
+            least, most = least + per_step, most + per_step * config.num_leapfrog_steps
     return least, most
 
 
@@ -84,14 +84,14 @@ def _weighting(model: Any, guide: Any, x: Tensor, num_particles: int) -> float:
 
 
 def _annealing(model: Any, guide: Any, x: Tensor, config: Estimation) -> float:
-    """Of all data and steps, by the gradient of one block of data, which takes most of the time."""
+    """Of a gradient per step, by that of one block of data; a step takes up to L gradients."""
     few = x[: max(1, DEFAULT_CHUNK_SIZE // config.num_chains)]
     path = path_of(model, guide if config.start == "guide" else None, few)
     z = path.sample(config.num_chains)
     seconds = _timed(lambda: hmc.init(z, path)) * len(x) / len(few)
     directions = 2 if config.estimator == "bdmc" else 1
     steps = NUM_WARMUP_STEPS + _PILOT + directions * config.num_temperatures
-    return seconds * steps * config.num_leapfrog_steps
+    return seconds * steps
 
 
 def fit_seconds(

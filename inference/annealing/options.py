@@ -15,8 +15,8 @@ class Options:
         num_chains: C, chains per datum, or of the data set where the data share latents: a hundred
             cost little more than one there.
         num_temperatures: T, transitions of each chain.
-        num_leapfrog_steps: L, gradients per transition at the most: fewer where, in the metric, they
-            go a quarter of an orbit.
+        num_leapfrog_steps: L, gradients per transition at the most; fewer where these go a quarter
+            of an orbit in the metric.
         num_pilot_temperatures: transitions of the pilot run.
         target_acceptance: what the pilot run tunes step sizes towards.
         metric: of HMC, from the pilot run's covariance: "diagonal", "dense", "unit" for none, or

@@ -1,4 +1,4 @@
-"""The pilot run: it finds temperatures, step sizes and metrics, which the measured run leaves be."""
+"""The pilot run: it finds temperatures, step sizes and metrics, frozen in the measured run."""
 
 import math
 from dataclasses import dataclass

@@ -74,8 +74,8 @@ class AnnealingRun:
     """Annealed importance sampling of all data, from its first step or from a snapshot.
 
     Each block of data goes through a pilot run, which finds temperatures, step sizes and metrics;
-    through the forward run, from f_0 to the posterior; and, where exact posterior draws are given, through the reverse run,
-    which takes the same transitions from them back to f_0. With the weight
+    through the forward run, from f_0 to the posterior; and, where exact posterior draws are given,
+    through the reverse run, which takes the same transitions from them back to f_0. With the weight
 
         w = Π_t f_t(z_{t−1}) / f_{t−1}(z_{t−1}),    z_t ~ K_t(z_{t−1}),  t = 1 … T,
 

@@ -41,7 +41,9 @@ def pilot_betas(num_temperatures: int, spread: float) -> Tensor:
     first = 1 / num_temperatures
     if spread > 0:
         first = min(first, _FIRST_CHANGE / spread)
-    return torch.logspace(math.log10(first), 0, num_temperatures, dtype=torch.float64)
+    betas = torch.logspace(math.log10(first), 0, num_temperatures, dtype=torch.float64)
+    betas[-1] = 1.0  # of a single one, too
+    return betas
 
 
 def equidistant(betas: Tensor, spreads: Tensor, num_temperatures: int) -> Tensor:
