@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.supports import Site
+from evidence.inference.programs.sites import Site
 
 
 class InFull(Messenger):

@@ -1,7 +1,6 @@
 """Where a distribution has a density: its support, as it is declared and as it is."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -11,8 +10,7 @@ from torch.distributions import biject_to, transform_to
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from evidence.inference.programs.checks import base_distribution
-
-Site = dict[str, Any]  # of a Pyro trace
+from evidence.inference.programs.sites import Site
 
 
 def support_of(fn: TorchDistribution) -> constraints.Constraint | None:
