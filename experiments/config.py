@@ -8,6 +8,7 @@ Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
 Estimator = Literal["elbo", "iw", "ais", "bdmc"]
 Start = Literal["prior", "guide"]
 Dtype = Literal["auto", "float32", "float64"]
+Split = Literal["auto", "test", "validation", "all"]
 
 # The least and the most that an option may be, wherever it stands. What else must hold of them is
 # said by whoever uses them. A seed is numpy's, and some are added to it.
@@ -25,6 +26,17 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # Read from files; the others are bundled or simulated.
 FROM_FILES = ("mnist", "fashion")
+DATA_SUFFIXES = (".npy", ".npz", ".csv", ".parquet", ".safetensors")
+
+
+def is_data_file(data: str) -> bool:
+    """Whether `--data` names a file of one of the known kinds."""
+    return data.lower().endswith(DATA_SUFFIXES)
+
+
+def is_data_code(data: str) -> bool:
+    """Whether `--data` names a callable, whose code is run."""
+    return "." in data and not is_data_file(data)
 
 
 def default_root() -> str:
@@ -58,10 +70,15 @@ class Experiment(Options):
     """What is modelled, on which data, and how it is trained.
 
     Args:
-        model: model with its options, such as VAE or "VAE(latent_dim=50, hidden_dims=[200, 200])".
+        model: model with its options, such as VAE or "VAE(latent_dim=50, hidden_dims=[200, 200])";
+            or any Pyro program, class or factory of your own, such as pines.py:density.
         data: digits (bundled), mnist, fashion (by torchvision), toy (simulated), simulated
-            (drawn from the model itself) or none (for densities without data).
-        split: data to evaluate on; "validation" holds out training data and leaves test data alone.
+            (drawn from the model itself) or none (for densities without data); or a file of your
+            own (.npy, .npz, .csv, .parquet, .safetensors), or a callable, such as my_data.py:load,
+            whose columns go to the model's parameters of the same names.
+        split: data to evaluate on; "validation" holds out training data and leaves test data alone,
+            "all" holds out none; auto is test or, for a model with latents that the data share,
+            all.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         binarize: how grey pixels become binary; auto is dynamic for Bernoulli decoders, else none
             (then pixels are dequantized).
@@ -91,7 +108,7 @@ class Experiment(Options):
 
     model: str = "VAE"
     data: str = "digits"
-    split: Literal["test", "validation"] = "test"
+    split: Split = "auto"
     data_root: str | None = None
     binarize: Binarization = "auto"
     num_epochs: int | None = None
@@ -118,7 +135,8 @@ class Train(Experiment):
     """Train a model and a guide.
 
     Args:
-        guide: guide with its options, such as MeanField or "Planar(num_flows=16)".
+        guide: guide with its options, such as MeanField or "Planar(num_flows=16)"; one of Pyro's,
+            such as "AutoNormal(init_scale=0.01)"; or your own, such as pines.py:guide.
         frozen_model: run folder whose trained p(x | z) is kept fixed; only the guide is fitted.
         out: run folder [default: runs/MODEL-GUIDE-DATA].
         resume: go on from the newest checkpoint of the run folder.
@@ -171,7 +189,8 @@ class Compare(Experiment, Estimation):
     With the estimator bdmc the data are annealed too, as with ais.
 
     Args:
-        guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)".
+        guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)", see
+            train.
         decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
             with the first guide, then every guide is fitted anew to that same p(x | z).
         seeds: fit everything so often, with the seeds seed, seed + 1, ... Their spread is the third
