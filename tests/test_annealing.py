@@ -280,19 +280,13 @@ def layered_evidence(x):
 
 
 @pytest.mark.parametrize("guide", [None, layered_guide])
-@pytest.mark.parametrize("vectorize_particles", [True, False])
-def test_plain_functions_with_layers_plates_and_supports(guide, vectorize_particles):
-    """The twin's evidence is two nats away; a few chains could not tell."""
+def test_plain_functions_with_layers_plates_and_supports(guide):
+    """The twin's evidence is two nats away."""
     x = torch.tensor([[0.5, -1.0], [2.0, 1.0], [0.1, 0.3]], dtype=torch.float64)
-    options = {"num_chains": 3000, "num_temperatures": 8}
-    if not vectorize_particles:  # one call per chain
-        options = {"num_chains": 20, "num_temperatures": 4, "num_pilot_temperatures": 5}
-        options |= {"num_leapfrog_steps": 1}
-    options |= {"guide": guide, "vectorize_particles": vectorize_particles}
+    options = {"num_chains": 3000, "num_temperatures": 8, "guide": guide}
     log_w = anneal(layered_model, x, **ROUGH | options).log_w
     assert worst_of(log_w, layered_evidence(x)) < 5
-    if vectorize_particles:
-        assert worst_of(log_w, layered_evidence(x) + 2) > 5
+    assert worst_of(log_w, layered_evidence(x) + 2) > 5
 
 
 def test_latents_keep_their_names_shapes_and_supports():
@@ -367,11 +361,11 @@ def test_a_guide_that_does_not_tell_its_support_gets_the_models():
 
 
 def test_autoguides_of_pyro_work():
-    """Without broadcasting, so with few chains; the twin is of a quarter of the evidence."""
+    """With few chains; the twin is of a quarter of the evidence."""
     guide = AutoNormal(positive_model, init_scale=0.7)
     guide(POSITIVE_X)
     guide.double()
-    options = {"guide": guide, "vectorize_particles": False, "num_temperatures": 6}
+    options = {"guide": guide, "num_temperatures": 6}
     options |= {"num_chains": 60, "num_pilot_temperatures": 5, "num_leapfrog_steps": 1}
     log_w = anneal(positive_model, POSITIVE_X, **ROUGH | options).log_w
     assert worst_of(log_w, positive_evidence(POSITIVE_X)) < 5

@@ -238,7 +238,7 @@ def test_plain_functions_sites_and_plates():
     assert np.array_equal(result["observed_data"]["pixel"].values, x.numpy())
 
 
-@pytest.mark.parametrize("options", [{}, {"vectorize_particles": False}, {"chunk_size": 3}])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 3}])
 def test_several_constrained_sites(options):
     schools = EightSchools(8)
     guide = Unpacked(MeanField(10, 8), schools.latents)

@@ -221,7 +221,7 @@ def positive_model(x):
 def test_autoguides_and_several_sites_are_accepted():
     auto = AutoNormal(positive_model)
     auto(X)
-    importance_weighted_evidence(positive_model, auto, X, 10, vectorize_particles=False)
+    importance_weighted_evidence(positive_model, auto, X, 10)
     schools = EightSchools(8).double()
     x = schools(None, size=5).double()
     guide = Unpacked(MeanField(schools.latent_dim, 8).double(), schools.latents)

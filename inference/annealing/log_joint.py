@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from evidence.inference.programs.broadcasting import agree
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import on_edge, support_of
 from evidence.inference.programs.traces import Layout, Program, layout_of, random_sites
@@ -59,26 +60,18 @@ class AbstractPath(ABC):
         x: data `[B, *data_shape]`.
         layout: where data and chains are among the batch dimensions.
         packing: of the sites that hold u.
-        vectorize_particles: all chains in one call, as a batch dimension left of the program's
-            plates; False for programs that cannot be broadcast; None to probe. Where they cannot,
-            `torch.vmap` runs the chains, or, where that fails too, one call each.
     """
 
     def __init__(
         self,
         model: Program,
-        x: Tensor,
+        x: Batch,
         layout: Layout,
         packing: Packing,
-        *,
-        vectorize_particles: bool | None,
     ) -> None:
         self.model, self.x = model, x
         self.layout, self.packing = layout, packing
-        self._vectorize, self._way = (
-            vectorize_particles,
-            _Way.PLATE if vectorize_particles else None,
-        )
+        self._way: _Way | None = None
 
     @property
     def way(self) -> "_Way":
@@ -92,8 +85,7 @@ class AbstractPath(ABC):
         """The fastest way in which three chains are what each of them is alone."""
         z = torch.cat([self._draw(None) for _ in range(3)])
         alone = self._terms_by(_Way.ONE_BY_ONE, z)
-        ways = [_Way.PLATE, _Way.VMAP] if self._vectorize is None else [_Way.VMAP]
-        for way in ways:
+        for way in (_Way.PLATE, _Way.VMAP):
             try:
                 together = self._terms_by(way, z)
             except Exception:  # whatever a program raises that was not written for it
@@ -197,16 +189,13 @@ class PriorPath(AbstractPath):
     Args:
         model: called with a batch; scores it.
         x: data `[B, *data_shape]`.
-        vectorize_particles: see `AbstractPath`.
 
     Raises:
         ValueError: bad data, a missing data plate, or latents that annealing cannot move.
     """
 
     @torch.no_grad()
-    def __init__(
-        self, model: Program, x: Tensor, *, vectorize_particles: bool | None = None
-    ) -> None:
+    def __init__(self, model: Program, x: Batch) -> None:
         prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
         try:
             layout = layout_of(model, prior, x, require_density=False)
@@ -216,7 +205,7 @@ class PriorPath(AbstractPath):
                 "proper prior there is no evidence"
             ) from None
         packing = Packing(latents_of(model, x, layout), layout)
-        super().__init__(model, x, layout, packing, vectorize_particles=vectorize_particles)
+        super().__init__(model, x, layout, packing)
 
     @staticmethod
     def weights(beta: float) -> tuple[float, float]:
@@ -249,7 +238,7 @@ class PriorPath(AbstractPath):
         return self.packing.values(sites, plate or 1, len(self.x))
 
 
-def latents_of(model: Program, x: Tensor, layout: Layout) -> dict[str, Site]:
+def latents_of(model: Program, x: Batch, layout: Layout) -> dict[str, Site]:
     """The model's latent sites, from a run without chains whose draws are not used."""
     with isolated_rng(device=x.device):
         sites = random_sites(trace_of(model, x, None, layout))

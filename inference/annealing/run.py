@@ -13,6 +13,7 @@ from evidence.inference.annealing import hmc, schedule
 from evidence.inference.annealing.guide_path import path_of
 from evidence.inference.annealing.log_joint import AbstractPath
 from evidence.inference.annealing.state import expect_annealing_state
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
 from evidence.inference.programs.traces import Program
 from evidence.inference.training.snapshots import Snapshot
@@ -33,7 +34,6 @@ class Options:
     num_pilot_temperatures: int
     target_acceptance: float
     seed: int
-    vectorize_particles: bool | None
     chunk_size: int
     snapshot_every: int
 
@@ -97,7 +97,7 @@ class AnnealingRun:
         self,
         model: Program,
         guide: Program | None,
-        x: Tensor,
+        x: Batch,
         options: Options,
         exact: Tensor | None = None,
     ) -> None:
@@ -164,9 +164,8 @@ class AnnealingRun:
         self.chains = None
         at.block, at.stage = at.block + 1, 0
 
-    def _path(self, x: Tensor) -> AbstractPath:
-        vectorize = self.options.vectorize_particles
-        return path_of(self.model, self.guide, x, vectorize_particles=vectorize)
+    def _path(self, x: Batch) -> AbstractPath:
+        return path_of(self.model, self.guide, x)
 
     def _num_steps(self, stage: str) -> int:
         return len(self.pilot_betas) if stage == "pilot" else self.options.num_temperatures

@@ -14,6 +14,7 @@ from evidence.inference.diagnostics.arviz_datasets import (
     library_attrs,
 )
 from evidence.inference.programs import estimators
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.psis import smoothed_log_weights
 from evidence.inference.programs.random_state import isolated_rng
@@ -23,7 +24,7 @@ from evidence.inference.programs.traces import Program
 def to_arviz(
     model: Program,
     guide: Program | Mapping[str, Program],
-    x: Tensor,
+    x: Batch,
     *,
     num_draws: int = 250,
     num_chains: int = 4,
@@ -31,7 +32,6 @@ def to_arviz(
     predictive: bool = True,
     coords: Labels | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
     progress: bool = False,
@@ -64,7 +64,6 @@ def to_arviz(
         predictive: whether to draw data; they take S times the memory of `x` per group and guide.
         coords: labels of a dim, such as `{"datum": names, "factor": ["a", "b"]}`.
         dims: names of a site's own dims, such as `{"z": ["factor"]}`; `z_dim_0`, … otherwise.
-        vectorize_particles: see `log_weights`.
         chunk_size: particles × data in one call.
         seed: decides all draws; every guide starts from it. The state outside is untouched.
         progress: show a progress bar.
@@ -83,7 +82,6 @@ def to_arviz(
     if not guides:
         raise ValueError("expected at least one guide, got none")
     options = {
-        "vectorize_particles": vectorize_particles,
         "chunk_size": chunk_size,
         "progress": progress,
     }
@@ -113,7 +111,7 @@ class _Collector:
         self.model, self.prior, self.predictive = model, prior, predictive
         self.groups: Groups = {}
 
-    def collect(self, guide: Program, x: Tensor, num_particles: int, options: Any) -> None:
+    def collect(self, guide: Program, x: Batch, num_particles: int, options: Any) -> None:
         """Draw; every variable is `[S, B, ...]`, but for the data and k̂, `[B, ...]`."""
         names = ["posterior", "log_likelihood", "sample_stats"]
         names += ["posterior_predictive"] * self.predictive + ["prior"] * self.prior
