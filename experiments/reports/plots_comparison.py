@@ -85,7 +85,7 @@ def _estimate(axes: Axes, place: float, estimate: Mapping[str, Any], style: dict
     if not estimate["reliable"]:
         axes.plot(estimate["nats"], place, markerfacecolor="none", **style)
         return
-    bar = "mc_se" if estimate["unit"] == "data set" else "data_se"
+    bar = "mc_se" if estimate.get("unit") == "data set" else "data_se"
     error = 2 * (estimate[bar] or 0.0)
     axes.errorbar(estimate["nats"], place, xerr=error, capsize=4, **style)
 

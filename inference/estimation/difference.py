@@ -177,8 +177,9 @@ def fits_of(records: Evidence | Sequence[Evidence]) -> Sequence[Evidence]:
 
 def _difference(first: Evidence, second: Evidence) -> Difference:
     if first.num_data != second.num_data or first.data_set_size != second.data_set_size:
+        sizes = [record.data_set_size or record.num_data for record in (first, second)]
         raise ValueError(
-            f"expected records over the same data, got {_size(first)} and {_size(second)}"
+            f"expected records over the same data, got {sizes[0]} and {sizes[1]} of them"
         )
     for record in (first, second):
         if bad := int((~torch.isfinite(record.log_px)).sum()):
@@ -191,8 +192,3 @@ def _difference(first: Evidence, second: Evidence) -> Difference:
         first.log_px_variance.double() + second.log_px_variance.double(),
         first.data_set_size,
     )
-
-
-def _size(record: Evidence) -> str:
-    size = record.data_set_size
-    return f"{record.num_data} of them" if size is None else f"a data set of {size}"
