@@ -193,12 +193,15 @@ class Compare(Experiment, Estimation):
             train.
         decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
             with the first guide, then every guide is fitted anew to that same p(x | z).
+        reference: draw from the posterior by NUTS too, for a table and a picture of the guides
+            beside it; of guides of one model.
         seeds: fit everything so often, with the seeds seed, seed + 1, ... Their spread is the third
             error bar, and verdicts then hold for other fits too; more can be added later.
         out: run folder [default: runs/compare-MODEL-DATA].
     """
 
     guides: list[str] = field(default_factory=lambda: ["MeanField", "FullRank", "Planar"])
+    reference: bool = False
     decoder: Literal["joint", "frozen"] = "joint"
     seeds: int = 1
     out: str | None = None
@@ -399,7 +402,7 @@ _ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
 _MAY_DIFFER = {
     "Train": _ANYWHERE | {"num_epochs", "max_steps", "resume", "frozen_model"},
     "Compare": _ANYWHERE
-    | {"guides", "seeds", "max_steps"}
+    | {"guides", "seeds", "max_steps", "reference"}
     | {option.name for option in fields(Estimation)},
 }
 

@@ -13,11 +13,14 @@ from evidence.experiments.commands.evaluate import (
     expect_evidence,
     settings,
 )
+from evidence.experiments.commands.reference import compared, reference_table, written
 from evidence.experiments.commands.train import train_run
-from evidence.experiments.config import Compare, Estimation, Evaluate, Experiment, Train
+from evidence.experiments.config import Compare, Estimation, Evaluate, Experiment, Reference, Train
+from evidence.experiments.reports import plots
 from evidence.experiments.reports.fits import over_fits, summary
 from evidence.experiments.reports.pictures import draw_comparison, draw_planes
-from evidence.experiments.reports.report import Row, table
+from evidence.experiments.reports.pictures_joint import draw_joint
+from evidence.experiments.reports.report import Row, is_of_data_set, table
 from evidence.experiments.reports.verdicts import comparisons, to_json, verdict_table
 from evidence.experiments.setup.assembly import (
     Assembly,
@@ -61,6 +64,7 @@ def compare(config: Compare) -> None:
         histories = {row["label"] + first: History.from_rows(row["history"]) for row in joined}
         draw_comparison(folder.path, joined, found, histories)
         _draw_planes(config, joined, folder.path)
+        _draw_posteriors(config, joined, folder)
     print(f"\nwrote {folder.path}")
 
 
@@ -169,6 +173,20 @@ def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
     datum = None if config.data == "none" else f"datum 0 of the {rows[0]['split']} data"
     draw_planes(path, pairs, datum)
+
+
+def _draw_posteriors(config: Compare, rows: list[Row], folder: RunFolder) -> None:
+    """Every guide's draws, over those of NUTS if these are asked for."""
+    runs = [row["folder"] for row in rows]
+    where = {"data_root": config.data_root, "device": config.device, "trust": True}
+    if config.reference:
+        document, figure = compared(Reference(runs=runs, seed=config.seed, **where))
+        print(f"\n{reference_table(document)}\n\n{document['verdict']}", flush=True)
+        written(folder, document, figure)
+    elif is_of_data_set(rows[0]):
+        loaded = (load_run(RunFolder(run), **where)[0] for run in runs)
+        pairs = {row["label"]: pair for row, pair in zip(rows, loaded, strict=True)}
+        plots.save(draw_joint(pairs, None, seed=config.seed), folder.path / "posterior.png")
 
 
 def _train_config(config: Compare, guide: str, out: str) -> Train:

@@ -87,7 +87,7 @@ def own_pictures() -> Generator[None]:
 
 
 @contextmanager
-def own_dtype() -> Iterator[None]:
+def own_dtype() -> Generator[None]:
     """A command on a user's program may change torch's default dtype, for as long as it runs."""
     import torch  # noqa: PLC0415 (slow to import)
 

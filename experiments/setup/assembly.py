@@ -107,6 +107,11 @@ class Assembly:
         return "data set" if self.is_joint else "datum"
 
     @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        return self.x_test.device
+
+    @property
     def few(self) -> Tensor | Data:
         """As little of the evaluation data as shows what the pair is: a datum, or the data set."""
         return self.x_test if self.is_joint else self.x_test[:1]

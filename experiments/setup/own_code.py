@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,7 @@ class OwnCode:
 
 
 @contextmanager
-def own_code() -> Iterator[OwnCode]:
+def own_code() -> Generator[OwnCode]:
     """For one assembly; what was imported from beside the files is forgotten at its end."""
     before = set(sys.modules)
     code = OwnCode()

@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -100,7 +100,7 @@ def _key(name: str) -> str:
 
 
 @contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Generator[None]:
     """Python's numbers become tensors of this dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
