@@ -319,7 +319,7 @@ class Export(Options):
         overwrite: replace the file if there is one.
         num_draws: draws per chain and datum.
         num_chains: chains; draws of a guide are independent, and have chains for ArviZ's sake.
-        num_data: so many evaluation data, chosen by the runs' data_seed.
+        num_data: so many evaluation data, chosen by the runs' data_seed; all that share latents.
         prior: draw from the prior too.
         predictive: draw data too, which take the most room.
         seed: decides every draw.
@@ -371,7 +371,7 @@ class Sample(Options):
 
     Args:
         run: run folder.
-        num_samples: number of data.
+        num_samples: number of data; of a model of your own, of data sets like the run's.
         seed: decides the draws.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...

@@ -3,16 +3,20 @@
 import itertools
 import json
 import math
+import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+import xarray
+from safetensors.torch import load_file, save_file
 
 from evidence.experiments.cli import main
 from evidence.experiments.config import Train
+from evidence.experiments.reports import pictures_joint, plots_joint
 from evidence.experiments.setup.assembly import assemble
 from evidence.experiments.storage import checkpoints
 from tests.test_cli import refused, results, run, weights
@@ -484,3 +488,125 @@ def test_an_interrupted_comparison_goes_on_as_if_nothing_had_been(monkeypatch, c
     whole, parts = results("whole")["rows"], results("parts")["rows"]
     for one, other in zip(whole, parts, strict=True):
         assert one["estimates"] == other["estimates"]
+
+
+def test_two_estimates_of_one_number_are_said_to_agree(capsys):
+    run(*COMPARE, "--out", "out")
+    found = results("out")["comparisons"]
+    assert [one["quantity"].split()[0] for one in found] == ["ELBO", "log"]
+    assert found[1]["verdict"].startswith("they agree (")
+    assert found[1]["data_se"] is None
+    assert "Two estimates of one number" in capsys.readouterr().out
+
+
+def test_estimates_of_two_kinds_are_in_no_table(capsys):
+    write_csv("table.csv", a=X, b=range(12))
+    command = ["compare", "--model", "reg.py:matrix", "--data", "table.csv", "--guides"]
+    message = refused(capsys, *command, "AutoNormal", "AutoMultivariateNormal", "--out", "out")
+    assert "AutoNormal has an estimate for each datum and AutoMultivariateNormal one for" in message
+    assert not Path("out").exists()
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """Two guides of one model, which tests copy."""
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("reg.py").write_text(REGRESSION)
+        write_csv("reg.csv", y=Y, x=X)
+        run(*COMPARE, "--out", "out")
+    return folder
+
+
+@pytest.fixture
+def fitted(once):
+    shutil.copytree(once, ".", dirs_exist_ok=True)
+    return ["out/AutoMultivariateNormal", "out/reg.py_guide"]
+
+
+def test_guides_stand_beside_nuts_by_the_names_of_their_sites(fitted, monkeypatch, capsys):
+    drawn = []
+    corner = plots_joint.corner
+    monkeypatch.setattr(
+        pictures_joint, "corner", lambda *a, **k: (drawn.append((*a, k)), corner(*a, **k))[1]
+    )
+    short = ["--num_samples", 150, "--num_warmup", 100, "--num_chains", 2, "--trust", "true"]
+    run("reference", *fitted, *short, "--out", "beside")
+    document = json.loads(Path("beside/reference.json").read_text())
+    assert document["latents"] == ["slope", "start"]
+    assert (document["unit"], document["num_data"], document["rows"]) == ("data set", 12, [])
+    assert document["nuts"]["num_chains"] == 2
+    ((truth, guides, names, _),) = drawn
+    assert names == ["slope", "start"]
+    precision = np.linalg.inv(np.eye(2) + 4 * np.array([[X @ X, X.sum()], [X.sum(), 12]]))
+    posterior = np.array([1.0, 1.0]) * (precision @ (4 * np.array([X @ Y, Y.sum()])))
+    for draws in (truth, *guides.values()):
+        assert np.abs(draws.mean(0).numpy() - posterior).max() < 0.1
+    assert "--rows" in refused(capsys, "reference", *fitted, *short, "--rows", "1")
+
+
+def test_marginals_and_pairs_are_drawn_of_every_guide_without_nuts_too(fitted):
+    assert Path("out/posterior.png").exists()
+
+
+def test_entries_have_the_names_of_their_places():
+    shapes = {"mu": torch.Size([]), "w": torch.Size([2, 2]), "tau": torch.Size([1])}
+    names = pictures_joint.entry_names(shapes)
+    assert names == ["mu", "w[0, 0]", "w[0, 1]", "w[1, 0]", "w[1, 1]", "tau"]
+
+
+def test_an_export_has_the_dims_of_the_sites_plates(fitted):
+    run("export", *fitted, "--num_draws", 20, "--num_chains", 2, "--trust", "true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the 0.x line says at import
+        groups = {
+            name: xarray.load_dataset("out/AutoMultivariateNormal/posterior.nc", group=name)
+            for name in ("posterior", "log_likelihood", "observed_data", "prior_predictive")
+        }
+    assert groups["posterior"]["slope"].dims == ("chain", "draw", "guide")
+    log_p = groups["log_likelihood"]["y"]
+    assert log_p.dims == ("chain", "draw", "guide", "data")
+    assert groups["observed_data"]["y"].dims == ("data",)
+    assert groups["prior_predictive"]["y"].sizes == {"chain": 2, "draw": 20, "data": 12}
+    y, slope, start = (
+        groups["observed_data"]["y"], groups["posterior"]["slope"], groups["posterior"]["start"],
+    )  # fmt: skip
+    x = xarray.DataArray(X, dims="data", coords={"data": y["data"]})
+    expected = -2 * (y - start - slope * x) ** 2 - math.log(0.5) - 0.5 * math.log(2 * math.pi)
+    xarray.testing.assert_allclose(expected.transpose(*log_p.dims), log_p, rtol=1e-6)
+    np.testing.assert_allclose(y, Y)
+
+
+def test_data_sets_are_simulated_from_the_prior(fitted, capsys):
+    run("sample", fitted[0], "--num_samples", 400, "--trust", "true")
+    drawn = load_file(f"{fitted[0]}/samples/samples.safetensors")
+    assert drawn["y"].shape == (400, 12)
+    spread = drawn["y"].var(0).numpy()
+    assert np.abs(spread / (X**2 + 1.25) - 1).max() < 5 * math.sqrt(2 / 400)
+    assert "400 data sets; y: mean" in capsys.readouterr().out
+
+
+def test_what_has_no_meaning_for_shared_latents_is_said(fitted, capsys):
+    trust = ["--trust", "true"]
+    assert "no amortization gap" in refused(capsys, "gaps", fitted[0], *trust)
+    assert "no other data than its own" in refused(capsys, "calibrate", fitted[0], *trust)
+    message = refused(capsys, "evaluate", fitted[0], *trust, "--num_data", 3)
+    assert "leave out --num_data" in message
+
+
+def test_annealing_finds_the_exact_evidence_of_the_data_set(fitted):
+    short = ["--trust", "true", "--num_temperatures", 60, "--num_particles", 500]
+    run("evaluate", fitted[0], "--estimator", "ais", *short)
+    (row,) = results(fitted[0])["rows"]
+    (ais,) = (e for e in row["estimates"] if e["estimator"] == "ais")
+    assert abs(ais["nats"] - exact(X, Y)) < 4 * ais["mc_se"]
+    run("evaluate", fitted[0], "--estimator", "bdmc", *short)
+    bracket = results(fitted[0])["rows"][0]["bracket"]
+    assert (bracket["unit"], bracket["num_data"]) == ("data set", 12)
+    assert abs(bracket["gap"]) < 0.5
+
+
+def test_a_pair_is_checked_before_it_is_trained(capsys):
+    run("check", "reg.py:line", "reg.py:guide", "--data", "reg.csv")
+    assert "no fault found: reg.py:line with reg.py:guide on 12 data" in capsys.readouterr().out

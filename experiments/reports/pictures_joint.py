@@ -35,7 +35,7 @@ def draw_joint(pairs: Mapping[str, Assembly], reference: Reference | None, *, se
     chosen = _first_entries(names)
     truth = None if reference is None else reference.draws.flatten(0, 1)[:, 0, chosen]
     which = "all latents" if len(chosen) == len(names) else f"{len(chosen)} of {len(names)} latents"
-    title = f"{which}; lines hold 50% and 90% of a guide's mass"
+    title = f"{which}; lines hold 50% and 90% of the mass"
     if reference is not None and not reference.converged:
         title += "\nNUTS has NOT CONVERGED"
     guides = {label: z[:, chosen] for label, z in drawn.items()}

@@ -306,5 +306,10 @@ def _skip_the_start(axes: Axes) -> None:
     """Leave the steep first tenth of the epochs out of view, where it would flatten the rest."""
     curves = [np.asarray(line.get_ydata()) for line in axes.lines]
     shown = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
-    margin = 0.05 * np.ptp(shown) + 1e-9
-    axes.set_ylim(shown.min() - margin, shown.max() + margin)
+    low, high = np.quantile(shown, (0.005, 0.995)) if len(shown) > 400 else _ends(shown)
+    margin = 0.05 * (high - low) + 1e-9
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    return values.min(), values.max()

@@ -13,15 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evidence.experiments.reports.report import ESTIMATORS, Row, is_of_data_set
+from evidence.experiments.reports.report import Row, is_of_data_set
 from evidence.experiments.reports.shortfall import Shortfall, shortfalls
+from evidence.experiments.setup.estimators import ESTIMATORS
 from evidence.experiments.setup.labels import wrapped
 from evidence.inference import Comparison
 
 _FONT = {"size": 13}
-_NAMES = {"elbo": "ELBO", "iw": "IW, lower bound", "ais": "AIS, lower bound", "exact": "exact"}
-_COLOURS = {"elbo": "#0072B2", "iw": "#D55E00", "ais": "#009E73", "exact": "black"}
-_MARKERS = {"elbo": "o", "iw": "s", "ais": "^", "exact": "D"}
 _DIFFERENT, _ALIKE = "#0072B2", "0.6"
 
 
@@ -64,12 +62,12 @@ def _values(axes: Axes, rows: Sequence[Row]) -> None:
     hollow = False
     for number, name in enumerate(shown):
         offset = 0.18 * (number - (len(shown) - 1) / 2)
-        style = {"color": _COLOURS[name], "marker": _MARKERS[name]}
+        style = {"color": ESTIMATORS[name].colour, "marker": ESTIMATORS[name].marker}
         for place, by_name in enumerate(estimates):
             if name in by_name and by_name[name]["nats"] is not None:
                 _estimate(axes, place + offset, by_name[name], style)
                 hollow |= not by_name[name]["reliable"]
-        axes.plot([], [], linestyle="", label=_NAMES[name], **style)
+        axes.plot([], [], linestyle="", label=ESTIMATORS[name].legend, **style)
     if hollow:
         axes.plot([], [], "o", color="0.4", markerfacecolor="none", label="NOT RELIABLE")
     bars = "± 2 SE of the test set,\nwhich all guides share"
@@ -123,11 +121,11 @@ def _shortfalls(axes: Axes, found: Sequence[Shortfall], unit: str) -> None:
             xerr=None if doubtful else 2 * one.mc_se,
             capsize=4,
         )
-        bound = "" if one.judge == "exact" else "≥ "
+        bound = "" if ESTIMATORS[one.judge].is_exact else "≥ "
         text = "  NOT RELIABLE" if doubtful else f"  {bound}{one.nats:.3f}"
         end = max(one.nats, 0.0) + (0.0 if doubtful else 2 * one.mc_se)
         axes.annotate(text, (end, place), va="center", fontsize=11)
-    judges = dict.fromkeys(_NAMES[one.judge] for one in found)
+    judges = dict.fromkeys(ESTIMATORS[one.judge].legend for one in found)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.margins(x=0.45)
     _title(axes, f"log p(x) − ELBO, smaller is better;\nlog p(x): {' or '.join(judges)}", unit)

@@ -24,7 +24,7 @@ MOST = 6  # entries drawn
 _FONT = {"size": 12}
 _CELLS = 80  # along a side of a pair
 _MASSES = (0.9, 0.5)
-_ENDS = (0.002, 0.998)
+_ENDS = (0.003, 0.993)
 
 
 def corner(
@@ -32,7 +32,7 @@ def corner(
 ) -> Figure:
     """Marginals on the diagonal, pairs below it: NUTS in grey, every guide in lines over it.
 
-    Lines of pairs hold 50% and 90% of a guide's mass.
+    Lines of pairs hold 50% and 90% of the mass.
 
     Args:
         reference: draws of NUTS `[S, K]`, if there are any.
@@ -99,21 +99,27 @@ def _pair(
         axes.imshow(
             density, origin="lower", extent=extent, cmap="Greys", vmax=highest, aspect="auto"
         )
-    centres = [np.linspace(*end, 2 * _CELLS + 1)[1::2] for end in ends]
+        _outline(axes, density, ends, {"color": "0.3", "linestyle": "-", "linewidth": 0.8})
     for number, z in enumerate(samples.values()):
-        density, style = _density(z[:, entries], ends), _style(number)
-        levels = _levels(density)
-        if levels[0] < levels[1]:
-            axes.contour(
-                *centres,
-                density,
-                levels,
-                colors=style["color"],
-                linestyles=[style["linestyle"]],
-                linewidths=style["linewidth"],
-            )
+        _outline(axes, _density(z[:, entries], ends), ends, _style(number))
     axes.set_xlim(*ends[0])
     axes.set_ylim(*ends[1])
+
+
+def _outline(
+    axes: Axes, density: np.ndarray, ends: Sequence[tuple[float, float]], style: dict[str, Any]
+) -> None:
+    """Where 50% and 90% of the mass are."""
+    levels = _levels(density)
+    if levels[0] < levels[1]:
+        axes.contour(
+            *(np.linspace(*end, 2 * _CELLS + 1)[1::2] for end in ends),
+            density,
+            levels,
+            colors=style["color"],
+            linestyles=[style["linestyle"]],
+            linewidths=style["linewidth"],
+        )
 
 
 def _density(z: np.ndarray, ends: Sequence[tuple[float, float]]) -> np.ndarray:

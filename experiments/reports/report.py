@@ -7,14 +7,12 @@ from tabulate import tabulate
 
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.estimators import ESTIMATORS, in_order
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.preprocessing import bits_per_dim
 from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.results import ESTIMATED, Row
 from evidence.inference import Evidence, History
-
-# The nearest to log p(x) comes first: no reader should take a bound for it that stands before it.
-ESTIMATORS = ("exact", "ais", "iw", "elbo")
 
 _REASONS_SHOWN = 3
 
@@ -221,7 +219,7 @@ def annealing_words(found: Mapping[str, Any]) -> str:
 def cells(row: Row) -> dict[str, str]:
     """The cells of one row by column header."""
     filled, single = {"guide": row["label"]}, is_of_data_set(row)
-    for estimate in sorted(row["estimates"], key=lambda e: ESTIMATORS.index(e["estimator"])):
+    for estimate in in_order(row["estimates"]):
         filled[_heading(estimate)] = _with_errors(estimate)
         if "mean_num_particles" in estimate:
             filled["particles"] = f"{estimate['mean_num_particles']:,.0f}"
@@ -252,17 +250,11 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def _heading(estimate: Mapping[str, Any]) -> str:
-    adaptive = "mean_num_particles" in estimate
-    return {
-        "elbo": "ELBO",
-        "iw": "IW, adaptive" if adaptive else f"IW-{estimate['num_particles']}",
-        "ais": "AIS lower bound",
-        "exact": "exact",
-    }[estimate["estimator"]]
+    return ESTIMATORS[estimate["estimator"]].column(estimate)
 
 
 def _with_errors(estimate: Mapping[str, Any]) -> str:
-    names = ["nats"] if estimate["estimator"] == "exact" else ["nats", "mc_se"]
+    names = ["nats"] if ESTIMATORS[estimate["estimator"]].is_exact else ["nats", "mc_se"]
     names += [] if estimate.get("unit") == "data set" else ["data_se"]
     names += ["fit_se"] if "fit_se" in estimate else []
     numbers = ["?" if estimate[n] is None else f"{estimate[n]:.3f}" for n in names]

@@ -8,8 +8,9 @@ from typing import Any
 
 from evidence.experiments.config import ANNEALING
 from evidence.experiments.reports.fits import by_label
-from evidence.experiments.reports.report import ESTIMATORS, Row, is_of_data_set, markdown
+from evidence.experiments.reports.report import Row, is_of_data_set, markdown
 from evidence.experiments.reports.shortfall import share_a_model
+from evidence.experiments.setup.estimators import ESTIMATORS, Estimator
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.storage import per_datum
 from evidence.experiments.storage.numbers import json_number
@@ -41,12 +42,13 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     if len(fits) < 2:
         return []
     records = _records(rows)
-    name = _nearest(records)
     if share_a_model(rows):
         found = compare_elbos(_all_of(records, "elbo"))
-        if is_of_data_set(rows[0]) and name != "elbo":
-            found += compare_estimates(_all_of(records, name))
+        weighed = [n for n in _shared(records) if _is_weighed(ESTIMATORS[n])]
+        if is_of_data_set(rows[0]) and weighed:
+            found += compare_estimates(_all_of(records, weighed[0]))
         return found
+    name = _nearest(records)
     found = {label: [_gap(row, name) for row in rows] for label, rows in fits.items()}
     gaps = {label: max(gaps) for label, gaps in found.items() if None not in gaps}
     return compare_evidences(_all_of(records, name), gaps=gaps)
@@ -57,12 +59,21 @@ ByFit = dict[str, list[dict[str, Evidence]]]
 
 def _nearest(records: ByFit) -> str:
     """The estimator nearest to log p(x) that all have, and if possible all reliably."""
-    every = [fit for fits in records.values() for fit in fits]
-    shared = [name for name in ESTIMATORS if all(name in fit for fit in every)]
+    every, shared = [fit for fits in records.values() for fit in fits], _shared(records)
     reliable = (
         n for n in shared if not any(getattr(fit[n], "not_reliable", None) for fit in every)
     )
     return next(reliable, shared[0])
+
+
+def _is_weighed(estimator: Estimator) -> bool:
+    return estimator.is_evidence and not estimator.is_exact
+
+
+def _shared(records: ByFit) -> list[str]:
+    """The estimators that every fit has, the nearest to log p(x) first."""
+    every = [fit for fits in records.values() for fit in fits]
+    return [name for name in ESTIMATORS if all(name in fit for fit in every)]
 
 
 def _all_of(records: ByFit, name: str) -> dict[str, list[Evidence]]:

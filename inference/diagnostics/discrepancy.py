@@ -104,9 +104,16 @@ def compare_to_reference(
         *distance_and_floor(of_q, of_p, num_directions=num_directions, seed=seed),
         classifier_accuracy(of_q, of_p, classifier=classifier, seed=seed),
         log_q_z.flatten(0, 1).mean(0),
-        diagnostic("mcse", log_q_z.unsqueeze(-1)).squeeze(-1),
+        _mean_se(log_q_z),
         reference.converged,
     )
+
+
+def _mean_se(values: Tensor) -> Tensor:
+    """Standard error of the mean of draws `[C, N, B]`, NaN where these are: `[B]`."""
+    if values.isnan().any():
+        return torch.full_like(values[0, 0], math.nan)
+    return diagnostic("mcse", values.unsqueeze(-1)).squeeze(-1)
 
 
 def _difference(
