@@ -1,7 +1,7 @@
 """`evidence train`: fit a model and a guide."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -137,7 +137,7 @@ def _snapshot_to_resume(assembly: Assembly, folder: RunFolder) -> Snapshot | Non
 
 
 @contextmanager
-def _tensorboard(folder: Path | None) -> Iterator[Any]:
+def _tensorboard(folder: Path | None) -> Generator[Any]:
     if folder is None:
         yield None
         return

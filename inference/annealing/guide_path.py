@@ -8,6 +8,7 @@ from torch import Tensor
 
 from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, latents_of
 from evidence.inference.programs.checks import check_density
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import has_narrow_image, reaches_beyond
 from evidence.inference.programs.traces import Program, layout_of, random_sites
@@ -45,7 +46,7 @@ class GuidePath(AbstractPath):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Program, guide: Program, x: Tensor) -> None:
+    def __init__(self, model: Program, guide: Program, x: Batch) -> None:
         layout = layout_of(model, guide, x, require_density=True)
         with isolated_rng(device=x.device):
             trace = trace_of(guide, x, None, layout)
@@ -157,7 +158,7 @@ def _true_supports(
     return supports
 
 
-def path_of(model: Program, guide: Program | None, x: Tensor) -> AbstractPath:
+def path_of(model: Program, guide: Program | None, x: Batch) -> AbstractPath:
     """The path from the guide, or from the prior if there is none.
 
     Raises:

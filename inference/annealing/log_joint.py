@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from evidence.inference.programs.broadcasting import agree
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import on_edge, support_of
 from evidence.inference.programs.traces import Layout, Program, layout_of, random_sites
@@ -64,7 +65,7 @@ class AbstractPath(ABC):
     def __init__(
         self,
         model: Program,
-        x: Tensor,
+        x: Batch,
         layout: Layout,
         packing: Packing,
     ) -> None:
@@ -194,7 +195,7 @@ class PriorPath(AbstractPath):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Program, x: Tensor) -> None:
+    def __init__(self, model: Program, x: Batch) -> None:
         prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
         try:
             layout = layout_of(model, prior, x, require_density=False)
@@ -237,7 +238,7 @@ class PriorPath(AbstractPath):
         return self.packing.values(sites, plate or 1, len(self.x))
 
 
-def latents_of(model: Program, x: Tensor, layout: Layout) -> dict[str, Site]:
+def latents_of(model: Program, x: Batch, layout: Layout) -> dict[str, Site]:
     """The model's latent sites, from a run without chains whose draws are not used."""
     with isolated_rng(device=x.device):
         sites = random_sites(trace_of(model, x, None, layout))

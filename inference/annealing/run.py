@@ -13,6 +13,7 @@ from evidence.inference.annealing import hmc, schedule
 from evidence.inference.annealing.guide_path import path_of
 from evidence.inference.annealing.log_joint import AbstractPath
 from evidence.inference.annealing.state import expect_annealing_state
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
 from evidence.inference.programs.traces import Program
 from evidence.inference.training.snapshots import Snapshot
@@ -96,7 +97,7 @@ class AnnealingRun:
         self,
         model: Program,
         guide: Program | None,
-        x: Tensor,
+        x: Batch,
         options: Options,
         exact: Tensor | None = None,
     ) -> None:
@@ -163,7 +164,7 @@ class AnnealingRun:
         self.chains = None
         at.block, at.stage = at.block + 1, 0
 
-    def _path(self, x: Tensor) -> AbstractPath:
+    def _path(self, x: Batch) -> AbstractPath:
         return path_of(self.model, self.guide, x)
 
     def _num_steps(self, stage: str) -> int:

@@ -14,6 +14,7 @@ from evidence.inference.diagnostics.arviz_datasets import (
     library_attrs,
 )
 from evidence.inference.programs import estimators
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.psis import smoothed_log_weights
 from evidence.inference.programs.random_state import isolated_rng
@@ -23,7 +24,7 @@ from evidence.inference.programs.traces import Program
 def to_arviz(
     model: Program,
     guide: Program | Mapping[str, Program],
-    x: Tensor,
+    x: Batch,
     *,
     num_draws: int = 250,
     num_chains: int = 4,
@@ -110,7 +111,7 @@ class _Collector:
         self.model, self.prior, self.predictive = model, prior, predictive
         self.groups: Groups = {}
 
-    def collect(self, guide: Program, x: Tensor, num_particles: int, options: Any) -> None:
+    def collect(self, guide: Program, x: Batch, num_particles: int, options: Any) -> None:
         """Draw; every variable is `[S, B, ...]`, but for the data and k̂, `[B, ...]`."""
         names = ["posterior", "log_likelihood", "sample_stats"]
         names += ["posterior_predictive"] * self.predictive + ["prior"] * self.prior

@@ -15,6 +15,7 @@ from evidence.inference.diagnostics.uniformity import (
     simultaneous_band,
     uniformity_p_value,
 )
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.per_datum import expect_per_datum
@@ -185,7 +186,7 @@ def _quantities(block: Block) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _at_truth(
-    model: Program, guide: Program, data: Tensor, truth: Trace, layout: Layout
+    model: Program, guide: Program, data: Batch, truth: Trace, layout: Layout
 ) -> dict[str, Tensor]:
     """All that is ranked, at the truth, `[N, ...]` each."""
     size = len(data)
@@ -213,7 +214,7 @@ def _guide_at(
         return None
 
 
-def _packed_log_prob(guide: Program, x: Tensor, values: dict[str, Tensor]) -> Tensor | None:
+def _packed_log_prob(guide: Program, x: Batch, values: dict[str, Tensor]) -> Tensor | None:
     """By `guide.posterior(x)`, over all sites side by side as `guide.site_values` splits them.
 
     Such a guide draws one auxiliary vector, and its sites only repeat its parts.

@@ -14,6 +14,7 @@ from evidence.inference.diagnostics.two_samples import (
     distance_and_floor,
 )
 from evidence.inference.programs.broadcasting import agree
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import Block, Record, visit_draws
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
@@ -118,7 +119,7 @@ def _difference(
     return difference, torch.hypot(*errors)
 
 
-def _guide_draws(model: Program, guide: Program, x: Tensor, num_draws: int) -> Tensor:
+def _guide_draws(model: Program, guide: Program, x: Batch, num_draws: int) -> Tensor:
     """Draws from q(z | x), sites side by side as in the reference: `[S, B, Z]`."""
     record = Record(num_draws, len(x))
 

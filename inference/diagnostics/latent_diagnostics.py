@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from evidence.inference.programs import estimators
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import isolated_rng
@@ -82,7 +83,7 @@ class LatentDiagnostics:
 def latent_diagnostics(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     *,
     num_draws: int = 100,
     threshold: float = 0.01,

@@ -1,14 +1,13 @@
 """Is this pair fit to be trained and evaluated? Everything that is wrong with it, and the mend."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from torch import Tensor
 
 from evidence.inference.diagnostics.preflight_probes import PROBES
 from evidence.inference.diagnostics.preflight_structure import (
@@ -18,7 +17,7 @@ from evidence.inference.diagnostics.preflight_structure import (
     check_sites,
 )
 from evidence.inference.programs.checks import check_data, check_density, check_support
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.evaluation import modules_of
 from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.programs.random_state import isolated_rng
@@ -26,7 +25,7 @@ from evidence.inference.programs.traces import Program
 from evidence.inference.soundness.findings import Finding, from_error, guarded
 
 
-def check(model: Program, guide: Program, x: Tensor | Data, *, seed: int = 0) -> list[Finding]:
+def check(model: Program, guide: Program, x: Batch, *, seed: int = 0) -> list[Finding]:
     """Everything that is wrong with a pair of Pyro callables on a batch; an empty list is good.
 
         data       NaN or infinite values; values outside the likelihood's support
@@ -74,7 +73,7 @@ def check(model: Program, guide: Program, x: Tensor | Data, *, seed: int = 0) ->
         ]
 
 
-def _structure(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def _structure(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """All that one run of the pair shows."""
     try:
         guide_trace = _trace(guide, x)
@@ -96,7 +95,7 @@ def _structure(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
 
 
 def _failed_model(
-    model: Program, guide_trace: Trace, x: Tensor, error: Exception
+    model: Program, guide_trace: Trace, x: Batch, error: Exception
 ) -> Iterator[Finding]:
     """Is it the model, or what the guide gave it?"""
     try:
@@ -109,12 +108,12 @@ def _failed_model(
 
 
 @torch.no_grad()
-def _trace(program: Program, x: Tensor) -> Trace:
+def _trace(program: Program, x: Batch) -> Trace:
     return poutine.trace(program).get_trace(x)
 
 
 @contextmanager
-def _as_they_were(*programs: Program) -> Iterator[None]:
+def _as_they_were(*programs: Program) -> Generator[None]:
     """No warnings, no validation; buffers, such as running statistics, restored at the end."""
     buffers = [buffer for module in modules_of(*programs) for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]

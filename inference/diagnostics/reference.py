@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import Block, visit_draws
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
@@ -39,7 +39,7 @@ class Reference:
         site_values: the same draws by site, as the program has them, `[C·N, ...]`.
     """
 
-    x: Tensor
+    x: Batch
     draws: Tensor
     r_hat: Tensor
     ess: Tensor
@@ -76,7 +76,7 @@ class Reference:
 
 def nuts_reference(
     model: Program,
-    x: Tensor | Data,
+    x: Batch,
     *,
     num_samples: int = 1000,
     num_warmup: int = 500,
@@ -133,7 +133,7 @@ def nuts_reference(
     return _reference(x, block, runs)
 
 
-def _reference(x: Tensor, block: Block, runs: Sequence[MCMC]) -> Reference:
+def _reference(x: Batch, block: Block, runs: Sequence[MCMC]) -> Reference:
     """The record of several chains, each `[N, ...]` by site."""
     chains = [run.get_samples() for run in runs]
     divergences = (run.diagnostics()["divergences"]["chain 0"] for run in runs)
@@ -153,7 +153,7 @@ def _reference(x: Tensor, block: Block, runs: Sequence[MCMC]) -> Reference:
     )
 
 
-def _one_run(model: Program, x: Tensor) -> Block:
+def _one_run(model: Program, x: Batch) -> Block:
     """A run of the model: its latent sites, and where the data are among the plates."""
     latents = poutine.block(model, hide_fn=lambda site: site.get("is_observed", False))
     blocks: list[Block] = []

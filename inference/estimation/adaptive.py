@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs import estimators
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
@@ -44,7 +44,7 @@ class _Rule:
 def adaptive_evidence(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     *,
     target_se: float = 0.05,
     max_particles: int = 100_000,
@@ -102,7 +102,7 @@ def adaptive_evidence(
     return Evidence.concatenate(parts).of(sound.on_edge, None)
 
 
-def _pilot(draw: _Draw, x: Tensor, rule: _Rule) -> Tensor:
+def _pilot(draw: _Draw, x: Batch, rule: _Rule) -> Tensor:
     """How many particles each datum needs, or all that it may have: `[B]`."""
     needed = torch.full((len(x),), rule.max_particles, device=x.device)
     active = torch.arange(len(x), device=x.device)
@@ -120,7 +120,7 @@ def _pilot(draw: _Draw, x: Tensor, rule: _Rule) -> Tensor:
     return needed
 
 
-def _estimate(draw: _Draw, x: Tensor, particles: Tensor) -> Evidence:
+def _estimate(draw: _Draw, x: Batch, particles: Tensor) -> Evidence:
     """The record of `x` from as many particles for each datum as are given, `[B]`."""
     parts, order = [], []
     for count in particles.unique().tolist():

@@ -1,7 +1,7 @@
 """Evidence by annealed importance sampling."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from evidence.inference.annealing.run import AnnealingRun, Options
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs.checks import check_data
-from evidence.inference.programs.data import as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.evaluation import evaluation_mode, modules_of
 from evidence.inference.programs.precision import fast_matmul
@@ -53,7 +53,7 @@ class Annealed:
 
 def annealed_evidence(
     model: Program,
-    x: Tensor,
+    x: Batch,
     *,
     guide: Program | None = None,
     num_chains: int = 16,
@@ -82,7 +82,7 @@ def annealed_evidence(
 
 def anneal(
     model: Program,
-    x: Tensor,
+    x: Batch,
     *,
     guide: Program | None = None,
     num_chains: int = 16,
@@ -184,7 +184,7 @@ def annealing_mode(
 
 
 @contextmanager
-def _frozen(*programs: Program | None) -> Iterator[None]:
+def _frozen(*programs: Program | None) -> Generator[None]:
     """No gradients of the parameters of modules: only those of the latents are wanted."""
     parameters = [
         parameter

@@ -15,7 +15,7 @@ from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.reliability import edge_caveat
 from evidence.inference.programs import estimators
 from evidence.inference.programs.checks import check_data
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.simulation import device_of, observed_like
 from evidence.inference.programs.traces import Program, random_sites
@@ -35,7 +35,7 @@ class Bracket:
         caveat: a reason for not relying on the bounds, with what would help.
     """
 
-    x: Tensor
+    x: Batch
     log_px_lower: Tensor
     log_px_upper: Tensor
     num_chains: int
@@ -100,7 +100,7 @@ def bidirectional_evidence(
     model: Program,
     *,
     size: int | None = None,
-    template: Tensor | Data | None = None,
+    template: Batch | None = None,
     guide: Program | None = None,
     num_chains: int = 16,
     num_temperatures: int = 1000,
@@ -180,7 +180,7 @@ def bidirectional_evidence(
 
 
 def _simulate(
-    model: Program, size: int | None, template: Tensor | Data | None
+    model: Program, size: int | None, template: Batch | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Data `[B, *data_shape]` drawn from the model, and the values of all sites by name."""
     if (size is None) == (template is None):

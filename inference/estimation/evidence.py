@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evidence.inference.estimation import reliability
 from evidence.inference.programs import estimators
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
@@ -230,7 +230,7 @@ def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
 def estimate_evidence(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     num_particles: int = 5000,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
@@ -279,7 +279,7 @@ def estimate_evidence(
 def importance_weighted_evidence(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     num_particles: int = 5000,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from evidence.inference.programs.data import as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
@@ -12,7 +12,7 @@ from evidence.inference.soundness.pairs import expect_sound_pair
 def log_weights(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     num_particles: int = 1,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,

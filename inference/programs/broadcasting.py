@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import (
     Layout,
@@ -27,7 +27,7 @@ _NUM_PROBED = 3
 
 
 def broadcasts(
-    model: Program, guide: Program, x: Tensor | Data, size: int, layout: Layout
+    model: Program, guide: Program, x: Batch, size: int, layout: Layout
 ) -> Traces | None:
     """The pair under a plate of particles, if that is the same as one particle after another.
 
@@ -69,7 +69,7 @@ def values_of_particle(
 
 
 def _scored(
-    model: Program, guide: Program, x: Tensor | Data, values: dict[str, Tensor], layout: Layout
+    model: Program, guide: Program, x: Batch, values: dict[str, Tensor], layout: Layout
 ) -> LogProbs:
     with Given(values):
         return terms_of(trace_pair(model, guide, x), 1, len(x), layout)

@@ -5,10 +5,10 @@ from pyro.distributions import Bernoulli, Delta, ImproperUniform, TorchDistribut
 from pyro.poutine import Trace
 from torch import Tensor
 
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch, Data
 
 
-def check_data(x: Tensor | Data, name: str = "x") -> None:
+def check_data(x: Batch, name: str = "x") -> None:
     """Check that `x` is a non-empty, finite, floating-point batch `[N, *data_shape]`.
 
     Of several tensors each is checked; integers are let through there.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
 from evidence.inference.programs.checks import check_data, check_support
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.traces import (
     Layout,
@@ -45,7 +45,7 @@ class Block:
 
     rows: slice
     columns: slice
-    x: Tensor | Data
+    x: Batch
     guide: Trace
     model: Trace
     layout: Layout
@@ -140,7 +140,7 @@ class Record:
 def visit_draws(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     num_particles: int,
     visit: Callable[[Block], None],
     *,
@@ -199,8 +199,8 @@ def slices(total: int, size: int) -> Iterator[slice]:
 
 
 def _batches(
-    x: Tensor | Data, layout: Layout, num_particles: int, chunk_size: int, engine: "_Engine"
-) -> Iterator[tuple[slice, Tensor | Data]]:
+    x: Batch, layout: Layout, num_particles: int, chunk_size: int, engine: "_Engine"
+) -> Iterator[tuple[slice, Batch]]:
     """Which weights, and the data that they are of.
 
     Many particles of few data: each call encodes its data anew, and that costs least so.
@@ -226,9 +226,7 @@ class _Engine:
         self.may_broadcast = True
         self._probed: set[tuple[int, int]] = set()
 
-    def blocks(
-        self, columns: slice, x: Tensor | Data, num_particles: int, at_once: int
-    ) -> Iterator[Block]:
+    def blocks(self, columns: slice, x: Batch, num_particles: int, at_once: int) -> Iterator[Block]:
         """All particles of some data, the support of the data checked with the first."""
         done = 0
         while done < num_particles:
@@ -243,7 +241,7 @@ class _Engine:
             yield Block(rows, columns, x, traces.guide, traces.model, self.layout)
             done += size
 
-    def _run(self, x: Tensor | Data, size: int) -> Traces | None:
+    def _run(self, x: Batch, size: int) -> Traces | None:
         """The traces of a block; None if the pair does not broadcast over the particles."""
         shape = size, len(x)
         if size == 1 or shape in self._probed:

@@ -1,6 +1,6 @@
 """How programs are run when they are evaluated and not trained."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ __all__ = ["evaluation_mode", "modules_of", "no_training"]
 
 
 @contextmanager
-def evaluation_mode(*programs: Program | None) -> Iterator[Callable[[], None]]:
+def evaluation_mode(*programs: Program | None) -> Generator[Callable[[], None]]:
     """No validation, modules in evaluation mode and with their parameters to themselves.
 
     Yields:
@@ -31,7 +31,7 @@ def evaluation_mode(*programs: Program | None) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def no_training(*programs: Program | None) -> Iterator[None]:
+def no_training(*programs: Program | None) -> Generator[None]:
     """Modules in evaluation mode: those of the programs, and whatever other they call."""
     switched: list[nn.Module] = []
 

@@ -1,6 +1,6 @@
 """The parameters of a model/guide pair, in their modules or in a store of their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from evidence.inference.programs.modules import modules_of
 
 
 @contextmanager
-def own_parameter_store(*, warm_start: bool = False) -> Iterator[Callable[[], None]]:
+def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], None]]:
     """A parameter store for one fit, merged into the one outside at its end, however it ends.
 
     Programs written as plain functions keep their parameters in Pyro's global store, by name: a
@@ -50,7 +50,7 @@ def own_parameter_store(*, warm_start: bool = False) -> Iterator[Callable[[], No
 
 
 @contextmanager
-def evaluation_store() -> Iterator[Callable[[], None]]:
+def evaluation_store() -> Generator[Callable[[], None]]:
     """The parameters of plain functions, and none of a module's: each module uses its own.
 
     A PyroModule would else be given the values of the last one that bore its name.

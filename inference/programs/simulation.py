@@ -5,7 +5,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch, Data
 from evidence.inference.programs.evaluation import evaluation_mode, modules_of
 from evidence.inference.programs.traces import Program, random_sites
 
@@ -43,7 +43,7 @@ def simulate(model: Program, size: int, x: Tensor | None = None) -> tuple[Trace,
     return trace, observed_like(trace, like)
 
 
-def observed_like(trace: Trace, like: Tensor | Data) -> Tensor | Data:
+def observed_like(trace: Trace, like: Batch) -> Batch:
     """The data in which every tensor that a site observes is what was drawn there.
 
     Raises:
@@ -68,7 +68,7 @@ def observed_like(trace: Trace, like: Tensor | Data) -> Tensor | Data:
     return drawn[id(like)]
 
 
-def device_of(model: Program, x: Tensor | Data | None) -> torch.device | None:
+def device_of(model: Program, x: Batch | None) -> torch.device | None:
     """Where the batch is, or else the model's parameters."""
     if x is not None:
         return x.device

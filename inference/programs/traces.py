@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from evidence.inference.programs.checks import check_density, check_support, is_deterministic
-from evidence.inference.programs.data import Data, Program
+from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import zero_outside
 from evidence.inference.programs.validation import validated
@@ -57,7 +57,7 @@ class Layout:
         return None if self.data_dim is None else depth + self.data_dim
 
 
-def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: bool) -> Layout:
+def layout_of(model: Program, guide: Program, x: Batch, *, require_density: bool) -> Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
         traces = checked_traces(model, guide, x)
@@ -67,7 +67,7 @@ def layout_of(model: Program, guide: Program, x: Tensor, *, require_density: boo
     return Layout(_data_dim(model, x, traces), outermost - 1)
 
 
-def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
+def _data_dim(model: Program, x: Batch, traces: Traces) -> int | None:
     """The dim of the plate over the data that all sites are in, or None if there is no such plate.
 
     A plate of another kind may have as many entries by chance: it does not grow with the data.
@@ -86,7 +86,7 @@ def _data_dim(model: Program, x: Tensor | Data, traces: Traces) -> int | None:
 
 
 @torch.no_grad()
-def trace_of_one_more(model: Program, x: Tensor | Data) -> Trace | None:
+def trace_of_one_more(model: Program, x: Batch) -> Trace | None:
     """A run of the model on one datum more, the first again: which of its plates grow along?
 
     None of a model for so many data and no others, or one whose prior cannot be drawn from.
@@ -116,7 +116,7 @@ def _frames(traces: Traces) -> Iterator[CondIndepStackFrame]:
 
 
 def checked_traces(
-    model: Program, guide: Program, x: Tensor, *, may_enumerate: bool = False
+    model: Program, guide: Program, x: Batch, *, may_enumerate: bool = False
 ) -> Traces:
     """Run the pair once under validation, and check its data, its shapes and its sites."""
     with validated(x):
@@ -193,7 +193,7 @@ def check_sites(traces: Traces, *, may_enumerate: bool = False) -> None:
 
 
 def trace_pair(
-    model: Program, guide: Program, x: Tensor, num_particles: int = 1, dim: int | None = None
+    model: Program, guide: Program, x: Batch, num_particles: int = 1, dim: int | None = None
 ) -> Traces:
     """Trace the guide, and the model replayed against it; under a plate of particles if `dim`."""
     if dim is None or num_particles == 1:

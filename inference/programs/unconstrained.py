@@ -1,7 +1,7 @@
 """The continuous latents of a Pyro program, side by side in one unconstrained tensor."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.traces import Layout, Program, log_prob_per_datum
 
 Site = dict[str, Any]  # of a Pyro trace
@@ -189,7 +190,7 @@ class Given(Messenger):
 
 
 @contextmanager
-def chain_plate(num_chains: int | None, layout: Layout) -> Iterator[None]:
+def chain_plate(num_chains: int | None, layout: Layout) -> Generator[None]:
     """A plate of chains left of all the program's plates; none if `num_chains` is None."""
     if num_chains is None:
         yield
@@ -198,7 +199,7 @@ def chain_plate(num_chains: int | None, layout: Layout) -> Iterator[None]:
             yield
 
 
-def trace_of(program: Program, x: Tensor, num_chains: int | None, layout: Layout) -> Trace:
+def trace_of(program: Program, x: Batch, num_chains: int | None, layout: Layout) -> Trace:
     """A run of the program on the batch, under a plate of chains unless `num_chains` is None."""
     with chain_plate(num_chains, layout):
         return poutine.trace(program).get_trace(x)

@@ -1,11 +1,12 @@
 """Pyro's and torch's own validation, on where it is worth its time, and its errors in one line."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pyro
-from torch import Tensor
+
+from evidence.inference.programs.data import Batch
 
 _LARGE = 100.0  # networks are made for inputs near 1
 
@@ -26,7 +27,7 @@ class InvalidArgumentError(ValueError):
 
 
 @contextmanager
-def validated(x: Tensor) -> Iterator[None]:
+def validated(x: Batch) -> Generator[None]:
     """Run programs on the batch `x` under validation; what it finds is said in one line.
 
     Raises:
@@ -37,7 +38,7 @@ def validated(x: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def in_one_line(x: Tensor) -> Iterator[None]:
+def in_one_line(x: Batch) -> Generator[None]:
     """Say in one line what is wrong with programs that run on the batch `x`.
 
     Raises:
@@ -60,7 +61,7 @@ def in_one_line(x: Tensor) -> Iterator[None]:
         raise InvalidArgumentError(f"{what}, got {_example(found['got'])}: {mend}") from None
 
 
-def advice_on_scale(x: Tensor) -> str:
+def advice_on_scale(x: Batch) -> str:
     """What to do with data that are too large for networks, or an empty text if they are not."""
     largest = x.abs().max().item()
     if largest <= _LARGE:

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.traces import LogProbs, Program
 
@@ -9,7 +10,7 @@ from evidence.inference.programs.traces import LogProbs, Program
 def unchecked_log_weights(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     num_particles: int = 1,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
@@ -27,7 +28,7 @@ def unchecked_log_weights(
 def log_prob_terms(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     num_particles: int = 1,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,

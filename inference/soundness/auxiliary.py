@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import Layout, Program, Traces, random_sites
 from evidence.inference.programs.unconstrained import (
@@ -34,7 +35,7 @@ _REMEDY = (
 )
 
 
-def check_auxiliary(guide: Program, traces: Traces, x: Tensor, layout: Layout) -> Iterator[Finding]:
+def check_auxiliary(guide: Program, traces: Traces, x: Batch, layout: Layout) -> Iterator[Finding]:
     """Auxiliary draws that the model's latents do not determine, or a Jacobian that is wrong."""
     sites, scored = random_sites(traces.guide), random_sites(traces.model)
     drawn = {n: s for n, s in sites.items() if n not in scored and not s["is_observed"]}
@@ -59,7 +60,7 @@ def check_auxiliary(guide: Program, traces: Traces, x: Tensor, layout: Layout) -
 
 
 def _check_jacobian(
-    guide: Program, traces: Traces, x: Tensor, layout: Layout, packings: tuple[Packing, Packing]
+    guide: Program, traces: Traces, x: Batch, layout: Layout, packings: tuple[Packing, Packing]
 ) -> Iterator[Finding]:
     """Is the log-density of the `Delta` sites −log|det ∂z/∂u|?"""
     ours, theirs = packings
@@ -107,7 +108,7 @@ def _gradient(value: Tensor, u: Tensor) -> Tensor:
     return gradient
 
 
-def _total(ladj: dict[str, Tensor], sites: dict[str, Site], x: Tensor, layout: Layout) -> Tensor:
+def _total(ladj: dict[str, Tensor], sites: dict[str, Site], x: Batch, layout: Layout) -> Tensor:
     """Σ log|det ∂T/∂u| of the sites per datum: `[B]`."""
     total = torch.zeros(layout.num_weights(len(x)), dtype=torch.float64, device=x.device)
     for name, part in ladj.items():

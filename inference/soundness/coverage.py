@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.supports import (
     Site,
     entry_of,
@@ -47,7 +48,7 @@ class Coverage:
         layout: where the data are among the batch dimensions.
     """
 
-    def __init__(self, model: Program, guide: Program, x: Tensor, layout: Layout) -> None:
+    def __init__(self, model: Program, guide: Program, x: Batch, layout: Layout) -> None:
         self.model, self.guide, self.x, self.layout = model, guide, x, layout
         self.num_weights = layout.num_weights(len(x))
         self.traces = trace_pair(model, guide, x)

@@ -6,6 +6,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import Program, layout_of, log_prob_per_datum, random_sites
 from evidence.inference.soundness.findings import Finding
@@ -16,7 +17,7 @@ LEAK_REMEDY = "let row j depend on x[j] only: no statistics across the batch"
 
 
 @torch.no_grad()
-def check_leaks(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def check_leaks(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """Row j of the pair, at the same latents, when another datum changes."""
     changed = _with_another_first_row(x) if isinstance(x, Tensor) else None
     if changed is None:
@@ -39,12 +40,12 @@ class RowScores:
     sampler uses up more or fewer of these when another row changes.
     """
 
-    def __init__(self, model: Program, guide: Program, x: Tensor) -> None:
+    def __init__(self, model: Program, guide: Program, x: Batch) -> None:
         self.model, self.guide = model, guide
         self.layout = layout_of(model, guide, x, require_density=False)
         self.latents = poutine.trace(guide).get_trace(x)
 
-    def at(self, x: Tensor) -> Scores:
+    def at(self, x: Batch) -> Scores:
         """Of the sites of guide and model, each `[B]`."""
         with isolated_rng(0, x.device):  # what the programs draw besides, such as dropout
             traces = {
@@ -72,7 +73,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=relative, atol=relative, equal_nan=True)
 
 
-def _with_another_first_row(x: Tensor) -> Tensor | None:
+def _with_another_first_row(x: Batch) -> Tensor | None:
     """`x` with its first row replaced by one that differs, or None if all rows are equal."""
     others = (x != x[:1]).flatten(1).any(1) if x.ndim > 1 else x != x[0]
     if not others.any():

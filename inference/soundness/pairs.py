@@ -9,7 +9,7 @@ from pyro.distributions import ImproperUniform
 from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution, check_data
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import Site
@@ -44,7 +44,7 @@ class Sound(NamedTuple):
     on_edge: Tensor
 
 
-def expect_sound_pair(model: Program, guide: Program, x: Tensor | Data) -> Sound:
+def expect_sound_pair(model: Program, guide: Program, x: Batch) -> Sound:
     """Refuse a pair whose weights do not average to p(x), though each of them is a number.
 
     A prior without a density, a guide that misses a part of the posterior, auxiliary draws that
@@ -68,7 +68,7 @@ def expect_sound_pair(model: Program, guide: Program, x: Tensor | Data) -> Sound
         return Sound(layout.is_joint, coverage.share_on_edge())
 
 
-def expect_sound_draws(model: Program, guide: Program, x: Tensor, traces: Traces) -> None:
+def expect_sound_draws(model: Program, guide: Program, x: Batch, traces: Traces) -> None:
     """Refuse a guide with auxiliary draws that the latents do not determine: no ELBO is a bound.
 
     Args:
@@ -88,7 +88,7 @@ def expect_sound_draws(model: Program, guide: Program, x: Tensor, traces: Traces
             raise ValueError(str(finding))
 
 
-def _few(model: Program, guide: Program, x: Tensor) -> Tensor:
+def _few(model: Program, guide: Program, x: Batch) -> Tensor:
     """The first data, or all of them where they share latents or the pair runs on no others."""
     try:
         traces = trace_pair(model, guide, x[:_NUM_DATA])
@@ -107,7 +107,7 @@ def _faults(coverage: Coverage) -> Iterator[Finding]:
     yield from check_leaks(model, guide, x)
 
 
-def expect_sound_model(model: Program, x: Tensor) -> None:
+def expect_sound_model(model: Program, x: Batch) -> None:
     """Refuse a model whose rows depend on other data; of a model alone nothing else is asked.
 
     Raises:

@@ -8,7 +8,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from evidence.inference.programs.checks import check_data
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.parameters import own_parameter_store
 from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.random_state import isolated_rng
@@ -29,7 +29,7 @@ _UNTIL_FLAT = UntilFlat()
 def fit(
     model: Program,
     guide: Program,
-    x_train: Tensor | Data,
+    x_train: Batch,
     *,
     num_epochs: int | None = None,
     until: UntilFlat = _UNTIL_FLAT,
@@ -39,8 +39,8 @@ def fit(
     optimizer: MakeOptimizer = fused_adam,
     scheduler: MakeScheduler | None = None,
     elbo: ELBO | None = None,
-    x_test: Tensor | Data | None = None,
-    held_out: Tensor | Data | None = None,
+    x_test: Batch | None = None,
+    held_out: Batch | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_warmup_epochs: float = 0.0,
     likelihood_warmup_epochs: float = 0.0,
@@ -150,7 +150,7 @@ def fit(
         return run.train(progress, on_snapshot)
 
 
-def _first_run(model: Program, guide: Program, x: Tensor) -> Traces:
+def _first_run(model: Program, guide: Program, x: Batch) -> Traces:
     """Run the pair once: it creates lazy parameters and shows what is wrong with it."""
     traces = checked_traces(model, guide, x, may_enumerate=True)
     with validated(x):

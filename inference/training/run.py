@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.parameters import tensors_of, trainable_parameters
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
@@ -60,7 +61,7 @@ class ScalarWriter(Protocol):
 class TrainingData:
     """What is trained on, and what else there is to look at."""
 
-    x_train: Tensor
+    x_train: Batch
     x_test: Tensor | None
     held_out: Tensor | None
     transform: Callable[[Tensor], Tensor] | None
@@ -197,7 +198,7 @@ class TrainingRun:
             at.step += 1
             yield loss
 
-    def _step(self, x: Tensor) -> float:
+    def _step(self, x: Batch) -> float:
         try:
             with self._tempered(), self._guarded(x):
                 return self.svi.step(x)
@@ -205,7 +206,7 @@ class TrainingRun:
             raise NonFiniteLossError(self._stopped(str(error), x)) from None
 
     @contextmanager
-    def _guarded(self, x: Tensor) -> Iterator[None]:
+    def _guarded(self, x: Batch) -> Generator[None]:
         """Pyro's guards, which take time, for the first steps; data that no check has seen."""
         with (
             validated(x) if self.steps_done < NUM_WATCHED else in_one_line(x),
@@ -218,7 +219,7 @@ class TrainingRun:
         is_due = self.position.epoch == 0 or self.steps_done % _STEPS_PER_CHECK == 0
         return self.takes_subsamples or (self.data.transform is not None and is_due)
 
-    def _loss_and_grads(self, model: Program, guide: Program, x: Tensor) -> float:
+    def _loss_and_grads(self, model: Program, guide: Program, x: Batch) -> float:
         """What SVI calls for a step: loss and gradients per datum; stops before a ruinous update.
 
         Parameters are hidden from SVI, which would look for them in Pyro's store by name, where
@@ -250,7 +251,7 @@ class TrainingRun:
         return ScaleData(self.data_dims, size, len(self.data.x_train))
 
     @contextmanager
-    def _tempered(self) -> Iterator[None]:
+    def _tempered(self) -> Generator[None]:
         """The warm-ups that are under way."""
         kl, likelihood = self._kl_weight(), self._weight(self.options.likelihood_warmup_epochs)
         with (
@@ -298,7 +299,7 @@ class TrainingRun:
         if held_out_loss is not None and self.history.best_epoch == record.epoch:
             self.best = _copies(tensors_of(self.model, self.guide))
 
-    def _test_terms(self, x: Tensor) -> tuple[float, float]:
+    def _test_terms(self, x: Batch) -> tuple[float, float]:
         """Reconstruction and KL on other data; draws nothing from the training's randomness."""
         with isolated_rng(self.options.seed, x.device):
             terms = log_prob_terms(self.model, self.guide, x)
@@ -387,7 +388,7 @@ class TrainingRun:
         at = self.position
         return f"epoch {at.epoch + 1}, step {at.step + 1} of {self.steps_per_epoch}"
 
-    def _stopped(self, what: str, x: Tensor) -> str:
+    def _stopped(self, what: str, x: Batch) -> str:
         cause = likely_cause(
             self.model,
             self.guide,
