@@ -35,7 +35,7 @@ class FullRank(AbstractGuide):
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x): batch shape `[B]`, event shape `[Z]`."""
         loc, log_diagonal, below_diagonal = self.encode(x)
-        row, column = torch.tril_indices(self.latent_dim, self.latent_dim, -1, device=x.device)
+        row, column = torch.tril_indices(self.latent_dim, self.latent_dim, -1, device=loc.device)
         scale_tril = torch.diag_embed(log_diagonal.exp())  # [..., Z, Z]
         scale_tril[..., row, column] = below_diagonal
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)

@@ -94,7 +94,7 @@ class Hierarchical(AbstractGuide):
                 for before, name in itertools.pairwise(self.dims)
             },
         }
-        return Chain(self.dims, factors, order=self.order, batch_shape=x.shape[:1])
+        return Chain(self.dims, factors, order=self.order, batch_shape=loc.shape[:-1])
 
     def sample_sites(self, posterior: TorchDistribution) -> Tensor:
         """Draw every layer at its own site: `[B, Z]`."""

@@ -19,7 +19,7 @@ from evidence.guides.standardization import (
     standardization,
 )
 from evidence.inference.programs.checks import base_distribution
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, Data, as_data, takes
 from evidence.inference.programs.latents import latents_of
 
 # Makes a family on R^Z from the entries of every site and the size of what its encoder sees.
@@ -137,5 +137,5 @@ def guide_of(
     return ModelGuide(guide, placement, unit, inputs).to(latents.like)
 
 
-def _arguments(x: Tensor | Data) -> Data:
+def _arguments(x: Batch) -> Data:
     return x if isinstance(x, Data) else Data((x,))

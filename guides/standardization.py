@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from evidence.guides.transforms.base import AbstractTransform
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.latents import Latents, log_joint
 from evidence.inference.programs.random_state import isolated_rng
@@ -94,7 +94,7 @@ class Standardized(AbstractTransform):
 @torch.no_grad()
 def standardization(
     model: Callable[..., Any],
-    x: Data | Tensor,
+    x: Batch,
     latents: Latents,
     packing: Packing,
     kind: Standardize,

@@ -28,6 +28,7 @@ from torch import Tensor
 from evidence import guides, models
 from evidence.experiments.config import RANGES
 from evidence.guides import AbstractPosterior, Unpacked
+from evidence.guides.model_guide import ModelGuide
 from evidence.inference import (
     IWAE,
     STL,
@@ -140,7 +141,7 @@ def all_models() -> dict[str, type[AbstractModel]]:
 def all_guides() -> dict[str, type[AbstractPosterior]]:
     """Every guide class in the package `guides`, by name, but the one that is applied by itself."""
     found = _scan(guides, AbstractPosterior)
-    return {name: kind for name, kind in found.items() if kind is not Unpacked}
+    return {name: kind for name, kind in found.items() if kind not in (Unpacked, ModelGuide)}
 
 
 def build(kind: type, spec: Spec, **given: Any) -> tuple[Any, Spec]:

@@ -10,7 +10,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.poutine import Trace
 from torch import Tensor
 
-from evidence.inference.programs.data import Data, Program
+from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import entry_of
@@ -38,7 +38,7 @@ class Latents:
     local: frozenset[str]
     data_dim: int | None
     supports_vary: bool
-    x: Tensor | Data
+    x: Batch
 
     def packing(self, names: Iterable[str] | None = None, *, by_datum: bool = False) -> Packing:
         """These latents, or all, side by side: a vector for every datum or one for all data."""
@@ -53,7 +53,7 @@ class Latents:
 
 
 @torch.no_grad()
-def latents_of(model: Program, x: Tensor | Data) -> Latents:
+def latents_of(model: Program, x: Batch) -> Latents:
     """Run the model, and find its latents and their plates.
 
     Discrete latents that the model enumerates are summed out: no guide draws them.
@@ -81,7 +81,7 @@ def latents_of(model: Program, x: Tensor | Data) -> Latents:
     return Latents(sites, layout, local, data_dim, vary, few)
 
 
-def prior_trace(model: Program, x: Tensor | Data) -> Trace:
+def prior_trace(model: Program, x: Batch) -> Trace:
     """A run of the model; latents that cannot be drawn from their prior are at feasible values."""
     try:
         return poutine.trace(model).get_trace(x)
@@ -89,7 +89,7 @@ def prior_trace(model: Program, x: Tensor | Data) -> Trace:
         return poutine.trace(InitMessenger(init_to_feasible)(model)).get_trace(x)
 
 
-def _looked_at(model: Program, x: Tensor | Data) -> tuple[Tensor | Data, Layout, Trace]:
+def _looked_at(model: Program, x: Batch) -> tuple[Batch, Layout, Trace]:
     """The first data, or all of them where they share latents or the model runs on no others."""
     if len(x) > _FEW:
         try:
@@ -101,7 +101,7 @@ def _looked_at(model: Program, x: Tensor | Data) -> tuple[Tensor | Data, Layout,
     return x, *_layout_of(model, x)
 
 
-def _layout_of(model: Program, x: Tensor | Data) -> tuple[Layout, Trace]:
+def _layout_of(model: Program, x: Batch) -> tuple[Layout, Trace]:
     trace = prior_trace(model, x)
     sites = random_sites(trace).values()
     frames = [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
@@ -155,7 +155,7 @@ def _ends(support: constraints.Constraint) -> list[Tensor]:
     return [value for value in vars(entry_of(support)).values() if isinstance(value, Tensor)]
 
 
-def log_joint(model: Program, x: Tensor | Data, packing: Packing, u: Tensor) -> Tensor:
+def log_joint(model: Program, x: Batch, packing: Packing, u: Tensor) -> Tensor:
     """Log p(x, T(u)) + log|det ∂T/∂u| in nats at one point u `[Z]`, scaled as the program is."""
     with Assignment(packing, u.reshape(1, 1, -1), has_chains=False) as assignment:
         trace = poutine.trace(model).get_trace(x)
