@@ -310,6 +310,7 @@ def test_parquet_needs_a_package(capsys, monkeypatch):
         ("broken.py:line", "AutoNormal", "broken.py cannot be imported: SyntaxError"),
         ("exits.py:line", "AutoNormal", "exits.py cannot be imported: SystemExit"),
         ("reg.py:number", "AutoNormal", "unknown model in reg.py 'number'"),
+        ("reg.py:line", "Unamortized(guide=MeanField)", "serves the models of the suite"),
         ("reg.py:line", "AutoNormall", "did you mean 'AutoNormal'"),
         ("reg.py:line", "pyro.infer.autoguide.AutoDelta", "unknown autoguide 'AutoDelta'"),
         ("reg.py:line", "AutoNormal(scale=1)", "unknown option of AutoNormal 'scale'"),
@@ -342,6 +343,8 @@ GUIDES = [
     "reg.py:make(start=0.5)",
     "reg.py:make()",
     "reg.py:instance",
+    "FullRank",
+    "Planar(num_flows=2, standardize=none)",
 ]
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from evidence.experiments.commands.annealing import annealed
@@ -14,14 +13,14 @@ from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.double import as_dtype, in_dtype
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import Evidence, adaptive_evidence, estimate_evidence
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 
 _ELBO_PARTICLES = 200  # beside an adaptive number of weights
 
 
 def estimate(
-    assembly: Assembly, x: Tensor | Data, config: Evaluate, folder: RunFolder
+    assembly: Assembly, x: Batch, config: Evaluate, folder: RunFolder
 ) -> tuple[list[Evidence], dict[str, Any] | None, Path | None]:
     """The records asked for, the exact one among them where there is one.
 
@@ -41,7 +40,7 @@ def estimate(
 
 
 @torch.no_grad()
-def weighted(assembly: Assembly, x: Tensor | Data, config: Evaluate) -> list[Evidence]:
+def weighted(assembly: Assembly, x: Batch, config: Evaluate) -> list[Evidence]:
     """The records that come from the guide's importance weights."""
     pair = assembly.model, assembly.guide
     with (

@@ -20,7 +20,7 @@ from evidence.experiments.storage import per_datum
 from evidence.experiments.storage.results import Row, remembering, with_evaluation
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import History, Snapshot, latent_diagnostics
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 
 _DIAGNOSED = 2000  # data at the most, whose draws are held together
 _DRAWS = 100  # per datum, to diagnose the latents
@@ -120,7 +120,7 @@ def _bracket(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
     return _Found(row, bracket_table([row]), None, snapshots)
 
 
-def _announce(assembly: Assembly, x: Tensor | Data, config: Evaluate) -> None:
+def _announce(assembly: Assembly, x: Batch, config: Evaluate) -> None:
     """Say about how long it will take."""
     pair = assembly.model, assembly.guide
     seconds = evaluation_seconds(*pair, x, config, is_joint=assembly.is_joint)
@@ -171,7 +171,7 @@ def chosen_rows(size: int, num_data: int | None, seed: int) -> Tensor:
     return order[:num_data].sort().values
 
 
-def chosen_data(pair: Assembly, num_data: int | None) -> tuple[Tensor, Tensor | Data]:
+def chosen_data(pair: Assembly, num_data: int | None) -> tuple[Tensor, Batch]:
     """So many of a run's evaluation data, and which rows they are.
 
     Raises:

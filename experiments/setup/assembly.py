@@ -51,7 +51,7 @@ from evidence.experiments.storage.versions import RECORDED, version_of
 from evidence.guides import AbstractPosterior, Unamortized
 from evidence.inference import Snapshot, restore_tensors
 from evidence.inference.programs.checks import base_distribution, check_density
-from evidence.inference.programs.data import Data, takes
+from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.programs.random_state import expect_rng_state, isolated_rng
 from evidence.models import AbstractModel, Autoencoder
@@ -80,9 +80,9 @@ class Assembly:
 
     config: Train
     dataset: Dataset
-    x_train: Tensor | Data
-    x_test: Tensor | Data
-    held_out: Tensor | Data | None
+    x_train: Batch
+    x_test: Batch
+    held_out: Batch | None
     transform: Callable[[Tensor], Tensor] | None
     model: Model
     guide: nn.Module
@@ -112,7 +112,7 @@ class Assembly:
         return self.x_test.device
 
     @property
-    def few(self) -> Tensor | Data:
+    def few(self) -> Batch:
         """As little of the evaluation data as shows what the pair is: a datum, or the data set."""
         return self.x_test if self.is_joint else self.x_test[:1]
 
@@ -200,7 +200,7 @@ def _with_training_data(pair: Assembly) -> Assembly:
 def _on(pair: Assembly, device: torch.device) -> Assembly:
     """Everything on a device."""
 
-    def there(x: Tensor | Data | None) -> Tensor | Data | None:
+    def there(x: Batch | None) -> Batch | None:
         return None if x is None else each_tensor(x, lambda tensor: tensor.to(device))
 
     x_test = there(pair.x_test)
@@ -214,9 +214,7 @@ def _on(pair: Assembly, device: torch.device) -> Assembly:
     )
 
 
-def build_guide(
-    config: Train, model: Model, x: Tensor | Data, code: OwnCode
-) -> tuple[nn.Module, Spec]:
+def build_guide(config: Train, model: Model, x: Batch, code: OwnCode) -> tuple[nn.Module, Spec]:
     """The guide of a configuration, and its spec in full: of the suite, of Pyro or the user's own.
 
     Raises:
@@ -232,10 +230,7 @@ def build_guide(
     if isinstance(model, AbstractModel):
         return catalogue.build_guide(spec, model, x, code)
     expect_choice("guide", spec.name, [*catalogue.all_guides(), *AUTOGUIDES])
-    raise ValueError(
-        f"{spec.name} serves the models of the suite: for {config.model} choose one of "
-        f"{', '.join(AUTOGUIDES)}, or a guide of your own"
-    )
+    return catalogue.guide_for(spec, model, x, seed=config.seed, code=code)
 
 
 def _hold_out(
@@ -256,7 +251,7 @@ def _hold_out(
     return x_train[order[size:]], held_out
 
 
-def _expect_point(model: Model, guide: nn.Module, name: str, x: Tensor | Data) -> None:
+def _expect_point(model: Model, guide: nn.Module, name: str, x: Batch) -> None:
     """Check that a model without a prior has a guide without a density.
 
     Raises:
@@ -512,7 +507,7 @@ def run_name(*parts: str) -> str:
     return os.path.join("runs", folder_name("-".join(word.strip("-") for word in words)))
 
 
-def expect_evidence(model: Model, guide: nn.Module, x: Tensor | Data) -> None:
+def expect_evidence(model: Model, guide: nn.Module, x: Batch) -> None:
     """Check on a datum or more, `[B, D]`, that the pair defines importance weights at all.
 
     Raises:

@@ -6,7 +6,8 @@ import math
 import pkgutil
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -20,13 +21,14 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from evidence import guides, models
 from evidence.experiments.config import RANGES
 from evidence.experiments.setup.own_code import OwnCode
 from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior, Unpacked
+from evidence.guides.model_guide import ModelGuide
 from evidence.inference import (
     IWAE,
     STL,
@@ -38,6 +40,7 @@ from evidence.inference import (
     ReweightedWakeSleep,
     WakeSleep,
 )
+from evidence.inference.programs.data import Batch
 from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
 
@@ -90,13 +93,21 @@ def all_models() -> dict[str, type[AbstractModel]]:
 def all_guides() -> dict[str, type[AbstractPosterior]]:
     """Every guide class in the package `guides`, by name, but the one that is applied by itself."""
     found = _scan(guides, AbstractPosterior)
-    return {name: kind for name, kind in found.items() if kind is not Unpacked}
+    return {name: kind for name, kind in found.items() if kind not in (Unpacked, ModelGuide)}
 
 
-def build(kind: type, spec: Spec, **given: Any) -> tuple[Any, Spec]:
+def build(
+    kind: type, spec: Spec, *, make: Callable[..., Any] | None = None, **given: Any
+) -> tuple[Any, Spec]:
     """Construct `kind` with the options of `spec`; what is `given` is no option.
 
     Options are checked against the constructor's type hints.
+
+    Args:
+        kind: the class.
+        spec: its options.
+        make: what constructs it, if not the class itself.
+        given: the other arguments.
 
     Returns:
         The object, and the spec with every option written out.
@@ -116,7 +127,7 @@ def build(kind: type, spec: Spec, **given: Any) -> tuple[Any, Spec]:
         raise ValueError(f"{kind.__name__}: {' '.join(lines[:2])}") from None
     _expect_in_range(spec.name, options)
     try:
-        return kind(**given, **options), Spec(spec.name, options)
+        return (make or kind)(**given, **options), Spec(spec.name, options)
     except ValueError:
         raise
     except Exception as error:  # of torch, of sizes that are none; or anything, of a user's class
@@ -160,6 +171,27 @@ def build_guide(
     guide, full = build(kind, Spec(spec.name, mirrored | spec.options), **given)
     one_real = model.latents == {guide.site: (model.latent_dim, real_vector)}
     return guide if layered or one_real else Unpacked(guide, model.latents), full
+
+
+def guide_for(
+    spec: Spec, model: nn.Module, x: Batch, *, seed: int, code: OwnCode
+) -> tuple[AbstractPosterior, Spec]:
+    """A family of the suite as the guide of any Pyro model, see `AbstractGuide.for_model`.
+
+    Raises:
+        ValueError: there is no such family, or it serves the models of the suite alone.
+    """
+    kind = find_guide(spec.name, code)
+    if not hasattr(kind, "for_model"):
+        raise ValueError(
+            f"{spec.name} serves the models of the suite: choose a family such as MeanField or "
+            "FullRank, or a guide of Pyro's such as AutoNormal"
+        )
+    unit = {name: option for name, option in spec.options.items() if name == "standardize"}
+    others = {name: option for name, option in spec.options.items() if name not in unit}
+    make = partial(kind.for_model, model, x, seed=seed, **unit)
+    guide, full = build(kind, Spec(spec.name, others), make=make)
+    return guide, Spec(spec.name, unit | full.options)
 
 
 def _build_around(

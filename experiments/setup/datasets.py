@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evidence.experiments.config import default_root
 from evidence.experiments.storage.files import replaced
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
 
@@ -40,9 +40,9 @@ class Dataset:
 
     name: str
     split: str
-    x_train: Tensor | Data
+    x_train: Batch
     y_train: Tensor
-    x_test: Tensor | Data
+    x_test: Batch
     y_test: Tensor
     image_shape: tuple[int, int] | None
     num_levels: int | None
@@ -155,12 +155,12 @@ def with_labels(dataset: Dataset) -> Dataset:
     )
 
 
-def digest(*data: Tensor | Data) -> str:
+def digest(*data: Batch) -> str:
     """SHA-256 of shapes, types and bytes of the tensors, and of what else there is beside them."""
     return _digest(*(array for x in data for array in _arrays(x)))
 
 
-def _arrays(x: Tensor | Data) -> Iterator[np.ndarray]:
+def _arrays(x: Batch) -> Iterator[np.ndarray]:
     for part in [x] if isinstance(x, Tensor) else [*x.args, *x.kwargs, *x.kwargs.values()]:
         is_tensor = isinstance(part, Tensor)
         yield part.detach().cpu().numpy() if is_tensor else np.array(repr(part))

@@ -4,12 +4,12 @@ import copy
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.own_data import each_tensor
 from evidence.experiments.setup.own_program import OwnProgram
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 
 _FEW = 1000  # parameters, of models without networks
 
@@ -38,7 +38,7 @@ def in_dtype(assembly: Assembly, dtype: str) -> Assembly:
     return replace(assembly, model=model, guide=guide, x_test=as_dtype(assembly.x_test, wanted))
 
 
-def as_dtype(x: Tensor | Data, dtype: torch.dtype) -> Tensor | Data:
+def as_dtype(x: Batch, dtype: torch.dtype) -> Batch:
     """The data with their real numbers in that dtype."""
     return each_tensor(x, lambda t: t.to(dtype) if t.is_floating_point() else t)
 

@@ -15,7 +15,7 @@ from evidence.inference import estimate_evidence, fit
 from evidence.inference.annealing import hmc
 from evidence.inference.annealing.guide_path import path_of
 from evidence.inference.annealing.schedule import NUM_WARMUP_STEPS
-from evidence.inference.programs.data import Data, takes
+from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.training.stopping import UntilFlat
@@ -54,7 +54,7 @@ def _rounded(seconds: float) -> str:
 def evaluation_seconds(
     model: nn.Module,
     guide: nn.Module,
-    x: Tensor | Data,
+    x: Batch,
     config: Estimation,
     *,
     is_joint: bool = False,
@@ -87,15 +87,13 @@ def _weighting(model: Any, guide: Any, x: Tensor, num_particles: int) -> float:
     return several + per_datum * (len(x) - len(few))
 
 
-def _weighting_at_once(model: Any, guide: Any, x: Tensor | Data, num_particles: int) -> float:
+def _weighting_at_once(model: Any, guide: Any, x: Batch, num_particles: int) -> float:
     """Of a data set with one weight for all data."""
     with torch.no_grad():
         return _timed(lambda: estimate_evidence(model, guide, x, num_particles))
 
 
-def _annealing(
-    model: Any, guide: Any, x: Tensor | Data, config: Estimation, *, at_once: bool
-) -> float:
+def _annealing(model: Any, guide: Any, x: Batch, config: Estimation, *, at_once: bool) -> float:
     """Of all data and steps, by the gradient of one block of data, which takes most of the time."""
     few = x if at_once else x[: max(1, DEFAULT_CHUNK_SIZE // config.num_chains)]
     start = takes(guide, x) if config.start == "guide" else None

@@ -16,7 +16,7 @@ from evidence.experiments.setup.data_files import Columns, read_data_file
 from evidence.experiments.setup.datasets import Dataset
 from evidence.experiments.setup.own_code import OwnCode
 from evidence.experiments.storage.spec import Spec
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch, Data
 
 Found = Columns | tuple[Any, ...]
 Parameters = Mapping[str, inspect.Parameter]
@@ -186,7 +186,7 @@ def _ways(value: Any, dtype: torch.dtype, typed: bool) -> list[Callable[[], Any]
 _PLAIN = {"f": np.float64, "i": np.int64, "u": np.int64, "b": np.bool_}
 
 
-def as_arguments(values: Mapping[str, Any], parameters: Parameters) -> Tensor | Data:
+def as_arguments(values: Mapping[str, Any], parameters: Parameters) -> Batch:
     """The data of a program: one tensor for a program that gets one, else arguments by name."""
     first = next(iter(parameters), None)
     if list(values) == [first]:
@@ -221,7 +221,7 @@ def own_vectors(data: str, split: str, code: OwnCode) -> Dataset:
     )
 
 
-def parts_of(x: Tensor | Data, split: str) -> tuple[Tensor | Data, Tensor | Data]:
+def parts_of(x: Batch, split: str) -> tuple[Batch, Batch]:
     """Training and evaluation data: every fifth row is held out; with "all", none is.
 
     Raises:
@@ -240,7 +240,7 @@ def parts_of(x: Tensor | Data, split: str) -> tuple[Tensor | Data, Tensor | Data
     return x[~test], x[test]
 
 
-def each_tensor(x: Tensor | Data, change: Callable[[Tensor], Tensor]) -> Tensor | Data:
+def each_tensor(x: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The data with every tensor changed, those without a row per datum too."""
     if isinstance(x, Tensor):
         return change(x)

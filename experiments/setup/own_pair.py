@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import autoguide
-from torch import Tensor, nn
+from torch import nn
 
 from evidence.experiments.setup.data_files import Columns
 from evidence.experiments.setup.own_code import OwnCode
@@ -22,7 +22,7 @@ from evidence.experiments.setup.own_data import (
 )
 from evidence.experiments.setup.own_program import OwnProgram, default_dtype, parameters_of
 from evidence.experiments.storage.spec import Spec
-from evidence.inference.programs.data import Data, takes
+from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.programs.random_state import isolated_rng
@@ -47,7 +47,7 @@ _PREFIX = "pyro.infer.autoguide."
 
 def own_model_on(
     found: Found, spec: Spec, code: OwnCode, *, seed: int
-) -> tuple[OwnProgram, Tensor | Data, list[str]]:
+) -> tuple[OwnProgram, Batch, list[str]]:
     """A user's model and the arguments that it takes, both in a dtype that it runs in.
 
     That is float64, for models of few parameters; float32 for those that do not run in it. Every
@@ -98,7 +98,7 @@ def _cannot_run(model: str, found: Found, failure: Exception | None) -> str:
     )
 
 
-def _run_once(program: Callable[..., Any], x: Tensor | Data, seed: int) -> None:
+def _run_once(program: Callable[..., Any], x: Batch, seed: int) -> None:
     """Run and score a program once; parameters that it makes lazily are made now."""
     with (
         isolated_rng(seed, x.device),
@@ -157,7 +157,7 @@ def is_autoguide(guide: nn.Module) -> bool:
 
 
 def own_guide(
-    spec: Spec, model: nn.Module, x: Tensor | Data, code: OwnCode, *, seed: int
+    spec: Spec, model: nn.Module, x: Batch, code: OwnCode, *, seed: int
 ) -> tuple[nn.Module, Spec]:
     """A guide of Pyro's or of the user's, its parameters made, and its spec in full.
 
@@ -198,7 +198,7 @@ def _autoguide(
         raise ValueError(f"{spec} cannot be made: {error}") from None
 
 
-def shares_latents(model: nn.Module, x: Tensor | Data) -> bool:
+def shares_latents(model: nn.Module, x: Batch) -> bool:
     """Whether some latent of the model is not in a plate over the data.
 
     Raises:
@@ -210,7 +210,7 @@ def shares_latents(model: nn.Module, x: Tensor | Data) -> bool:
         return layout_of(program, prior, x, require_density=False).is_joint
 
 
-def has_joint_weights(model: nn.Module, guide: nn.Module, x: Tensor | Data) -> bool:
+def has_joint_weights(model: nn.Module, guide: nn.Module, x: Batch) -> bool:
     """Whether a draw of the pair has one weight for the data set, and not one per datum.
 
     Raises:

@@ -55,7 +55,7 @@ class Comparison:
 
     def _agreement(self) -> str:
         if self.not_reliable is not None:
-            return f"nothing to tell: {self.not_reliable}"
+            return f"nothing to tell: {self.not_reliable.partition(' (')[0]}"  # the rest is said
         z_score = self.difference.mean / self.difference.mc_se
         if math.isnan(z_score):
             return "nothing to tell: there is no standard error"

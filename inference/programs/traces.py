@@ -57,10 +57,17 @@ class Layout:
         return None if self.data_dim is None else depth + self.data_dim
 
 
-def layout_of(model: Program, guide: Program, x: Batch, *, require_density: bool) -> Layout:
+def layout_of(
+    model: Program,
+    guide: Program,
+    x: Batch,
+    *,
+    require_density: bool,
+    may_enumerate: bool = False,
+) -> Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
-        traces = checked_traces(model, guide, x)
+        traces = checked_traces(model, guide, x, may_enumerate=may_enumerate)
     if require_density:
         check_density(traces.guide, traces.model)
     outermost = min((frame.dim for frame in _frames(traces)), default=0)
