@@ -1,7 +1,6 @@
 """q(z | x): how the posterior is approximated, as amortized Pyro guides."""
 
 from evidence.guides.base import AbstractGuide as AbstractGuide  # to subclass, not to pick
-from evidence.guides.base import AbstractPosterior as AbstractPosterior
 from evidence.guides.delta import Delta
 from evidence.guides.full_rank import FullRank
 from evidence.guides.hierarchical import Hierarchical
@@ -13,6 +12,7 @@ from evidence.guides.mean_field import MeanField
 from evidence.guides.mixture import Mixture
 from evidence.guides.neural_spline import NeuralSpline
 from evidence.guides.planar import Planar
+from evidence.guides.posterior import AbstractPosterior as AbstractPosterior
 from evidence.guides.radial import Radial
 from evidence.guides.real_nvp import RealNVP
 from evidence.guides.refined import Refined

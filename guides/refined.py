@@ -8,8 +8,8 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from evidence.guides.base import AbstractPosterior
 from evidence.guides.common_noise import CommonNoise
+from evidence.guides.posterior import AbstractPosterior
 
 
 class Refined(AbstractPosterior):

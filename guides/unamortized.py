@@ -4,7 +4,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from evidence.guides.base import AbstractPosterior
+from evidence.guides.posterior import AbstractPosterior
 
 
 class Unamortized(AbstractPosterior):

@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.transforms import CatTransform, Transform, biject_to
 from torch import Tensor
 
-from evidence.guides.base import AbstractPosterior
+from evidence.guides.posterior import AbstractPosterior
 
 
 class Unpacked(AbstractPosterior):

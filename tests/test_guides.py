@@ -34,6 +34,7 @@ from evidence.guides import (
     Planar,
     Sylvester,
 )
+from evidence.guides.model_guide import ModelGuide
 from evidence.guides.transforms import inversion
 from evidence.guides.transforms.planar import PlanarLayers
 from evidence.guides.transforms.sylvester import SylvesterLayers
@@ -51,11 +52,12 @@ Build = Callable[..., AbstractPosterior]  # build(latent_dim=3, dtype=torch.floa
 def all_guides():
     return {
         name: kind
-        for module in pkgutil.iter_modules(guides.__path__, "guides.")
+        for module in pkgutil.iter_modules(guides.__path__, "evidence.guides.")
         for name, kind in vars(importlib.import_module(module.name)).items()
         if isinstance(kind, type)
         and issubclass(kind, AbstractPosterior)
         and not inspect.isabstract(kind)
+        and kind is not ModelGuide  # see test_for_model.py
     }
 
 

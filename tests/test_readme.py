@@ -38,6 +38,20 @@ QUICK = {
 }
 
 
+@pytest.fixture(autouse=True)
+def readers_folder(tmp_path, monkeypatch):
+    """An empty folder, but for the files that the README writes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (guide,) = [code for code in blocks("python") if "AbstractGuide" in code]
+    Path("my_guides.py").write_text(guide)
+    for code in blocks("python"):
+        if code.startswith("# heights.py"):
+            Path("heights.py").write_text(code)
+        elif code.startswith("# writes"):
+            exec(compile(code, "README, data", "exec"), {})
+
+
 def quickly(words):
     """The same command with few epochs and particles: of two equal options the later one holds."""
     more = QUICK.get(words[1], "").split()
@@ -77,11 +91,7 @@ def test_every_command_is_one_the_program_takes():
                     catalogue.build_guide(Spec.parse(guide), VAE(9, 2))
 
 
-def test_every_command_on_bundled_data_runs_in_order(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (guide,) = [code for code in blocks("python") if "AbstractGuide" in code]
-    Path("my_guides.py").write_text(guide)
+def test_every_command_on_bundled_data_runs_in_order(capsys):
     for words in commands():
         if words[0] == "evidence" and not any("mnist" in word for word in words):
             assert main(quickly(words)[1:]) == 0, words

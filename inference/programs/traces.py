@@ -76,10 +76,17 @@ class Layout:
         return aligned.reshape(aligned.shape[aligned.ndim - num_dims :])
 
 
-def layout_of(model: Program, guide: Program, x: Batch, *, require_density: bool) -> Layout:
+def layout_of(
+    model: Program,
+    guide: Program,
+    x: Batch,
+    *,
+    require_density: bool,
+    may_enumerate: bool = False,
+) -> Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
-        traces = checked_traces(model, guide, x)
+        traces = checked_traces(model, guide, x, may_enumerate=may_enumerate)
     if require_density:
         check_density(traces.guide, traces.model)
     in_full = without_effect(model, x, traces.model, traces.guide)
