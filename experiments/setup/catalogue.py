@@ -8,13 +8,13 @@ import pkgutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from pyro.distributions.constraints import real_vector
 from pyro.infer import (
     ELBO,
     RenyiELBO,
@@ -23,11 +23,10 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
-from torch import Tensor
 
 from evidence import guides, models
 from evidence.experiments.config import RANGES
-from evidence.guides import AbstractPosterior, Unpacked
+from evidence.guides import AbstractPosterior
 from evidence.guides.model_guide import ModelGuide
 from evidence.inference import (
     IWAE,
@@ -141,11 +140,11 @@ def all_models() -> dict[str, type[AbstractModel]]:
 def all_guides() -> dict[str, type[AbstractPosterior]]:
     """Every guide class in the package `guides`, by name, but the one that is applied by itself."""
     found = _scan(guides, AbstractPosterior)
-    return {name: kind for name, kind in found.items() if kind not in (Unpacked, ModelGuide)}
+    return {name: kind for name, kind in found.items() if kind is not ModelGuide}
 
 
-def build(kind: type, spec: Spec, **given: Any) -> tuple[Any, Spec]:
-    """Construct `kind` with the options of `spec`; what is `given` is no option.
+def build(kind: type, spec: Spec, make: Callable[..., Any]) -> tuple[Any, Spec]:
+    """Let `make` construct a `kind` with the options of `spec`; what it is given is no option.
 
     Options are checked against the constructor's type hints.
 
@@ -167,7 +166,7 @@ def build(kind: type, spec: Spec, **given: Any) -> tuple[Any, Spec]:
         raise ValueError(f"{kind.__name__}: {' '.join(lines[:2])}") from None
     _expect_in_range(spec.name, options)
     try:
-        return kind(**given, **options), Spec(spec.name, options)
+        return make(**options), Spec(spec.name, options)
     except ValueError:
         raise
     except Exception as error:  # of torch, of sizes that are none; or anything, of a user's class
@@ -179,41 +178,30 @@ def build(kind: type, spec: Spec, **given: Any) -> tuple[Any, Spec]:
 
 def build_model(spec: Spec, *, data_dim: int) -> tuple[AbstractModel, Spec]:
     """The model of a spec for data of this size, and the spec in full."""
-    return build(find_model(spec.name), spec, data_dim=data_dim)
+    kind = find_model(spec.name)
+    return build(kind, spec, partial(kind, data_dim=data_dim))
 
 
-def build_guide(
-    spec: Spec, model: AbstractModel, x: Tensor | None = None
-) -> tuple[AbstractPosterior, Spec]:
+def build_guide(spec: Spec, model: Callable[..., Any], data: Any) -> tuple[AbstractPosterior, Spec]:
     """The guide of a spec for a model, and the spec in full.
 
-    Its encoder mirrors the model's decoder unless told otherwise. A guide over one real vector is
-    unpacked into the model's latent sites where these are several or constrained.
+    The encoder mirrors the decoder of a model of this suite unless told otherwise.
 
     Args:
         spec: the guide, with a guide as its option `guide` if it goes around one.
-        model: what it is to infer.
-        x: the data, for a guide without an encoder.
+        model: what it is to infer: any Pyro model.
+        data: what the model is called with.
     """
     kind = find_guide(spec.name)
     if "guide" in inspect.signature(kind).parameters:
-        return _build_around(kind, spec, model, x)
-    mirrored = {
-        "hidden_dims": list(reversed(model.hidden_dims)),
-        "activation": model.activation,
-        "channels": list(reversed(model.channels)),
-    }
-    mirrored = {name: value for name, value in mirrored.items() if name in options_of(kind)}
-    sizes = {"latent_dim": model.latent_dim, "data_dim": model.data_dim}
-    layered = "latents" in inspect.signature(kind).parameters
-    given = sizes | {"latents": model.latents} if layered else sizes
-    guide, full = build(kind, Spec(spec.name, mirrored | spec.options), **given)
-    one_real = model.latents == {guide.site: (model.latent_dim, real_vector)}
-    return guide if layered or one_real else Unpacked(guide, model.latents), full
+        return _build_around(kind, spec, model, data)
+    mirrored, known = getattr(model, "encoder_options", {}), options_of(kind)
+    options = {name: value for name, value in mirrored.items() if name in known} | spec.options
+    return build(kind, Spec(spec.name, options), make=partial(kind.for_model, model, data))
 
 
 def _build_around(
-    kind: type[AbstractPosterior], spec: Spec, model: AbstractModel, x: Tensor | None
+    kind: type[AbstractPosterior], spec: Spec, model: Callable[..., Any], data: Any
 ) -> tuple[AbstractPosterior, Spec]:
     """A guide around another, which is its option `guide`."""
     if "guide" not in spec.options:
@@ -222,12 +210,11 @@ def _build_around(
         )
     inside = spec.options["guide"]
     guide, inside = build_guide(
-        inside if isinstance(inside, Spec) else Spec.parse(inside), model, x
+        inside if isinstance(inside, Spec) else Spec.parse(inside), model, data
     )
     options = {name: value for name, value in spec.options.items() if name != "guide"}
-    wanted = {"guide": guide, "model": model, "x": x}
-    given = {name: wanted[name] for name in inspect.signature(kind).parameters if name in wanted}
-    around, full = build(kind, Spec(spec.name, options), **given)
+    make = partial(kind.for_model, model, data, guide=guide)
+    around, full = build(kind, Spec(spec.name, options), make=make)
     return around, Spec(spec.name, {"guide": inside, **full.options})
 
 

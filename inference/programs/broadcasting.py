@@ -21,7 +21,7 @@ from evidence.inference.programs.traces import (
     terms_of,
     trace_pair,
 )
-from evidence.inference.programs.unconstrained import Given
+from evidence.inference.programs.unconstrained import Given, is_point
 
 _NUM_PROBED = 3
 
@@ -53,11 +53,13 @@ def values_of_particle(
     traces: Traces, alone: Traces, row: int, layout: Layout
 ) -> dict[str, Tensor] | None:
     """The latents of one particle, as a run of one has them; None if they do not fit."""
+    # What follows an auxiliary draw is made anew: vectorized or alone, it may be rounded otherwise.
+    points = {name for name, site in random_sites(traces.guide).items() if is_point(site)}
     values = {}
     for trace, single in zip(traces, alone, strict=True):
         shapes = {name: site["value"].shape for name, site in random_sites(single).items()}
         for name, site in random_sites(trace).items():
-            if site["is_observed"]:
+            if site["is_observed"] or name in points:
                 continue
             value, event_dim = site["value"], site["fn"].event_dim
             if value.ndim - event_dim == -layout.particle_dim and value.shape[0] > 1:
