@@ -8,17 +8,15 @@ fail; by chance of sizes others go on, and their numbers are wrong.
 import warnings
 
 import torch
-from pyro.distributions import Delta
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import LogProbs, terms_of
 from evidence.inference.programs.sites import latent_sites, random_sites
 from evidence.inference.programs.traces import Layout, Program, Traces, trace_pair
-from evidence.inference.programs.unconstrained import Given
+from evidence.inference.programs.unconstrained import Given, is_point
 
 _NUM_PROBED = 3
 
@@ -65,11 +63,7 @@ def values_of_particle(
     (`Delta`) it makes anew: repeated, it would have to be the same to the last bit.
     """
     values = {}
-    made = {
-        name
-        for name, site in random_sites(traces.guide).items()
-        if isinstance(base_distribution(site["fn"]), Delta)
-    }
+    made = {name for name, site in random_sites(traces.guide).items() if is_point(site)}
     for trace, single in zip(traces, alone, strict=True):
         values |= {
             name: site["value"]
