@@ -114,7 +114,7 @@ def test_common_noise_makes_the_amortization_gap_precise():
     log_scale = exact.precision_matrix.diagonal(dim1=-2, dim2=-1).log() / -2
     best = torch.cat([exact.loc, log_scale], dim=1)
     near = torch.cat([exact.loc, log_scale + 0.02], dim=1)
-    family = gaps._Family(model, guide, x, True)
+    family = gaps._Family(model, guide, x)
     at_start, at_best, gap = gaps._bounds(family, near, best, 400)
     assert gap.mc_se < math.hypot(at_start.mc_se, at_best.mc_se) / 5
     expected = 3 * (0.5 * (math.exp(0.04) - 1) - 0.02)
@@ -134,7 +134,7 @@ def test_q_star_judged_by_the_noise_it_was_optimized_on_looks_too_good(monkeypat
         return (posterior.log_prob(z) - model.log_joint(family.x, z)).sum() / num_draws
 
     monkeypatch.setattr(gaps, "_loss", fixed_noise)
-    family = gaps._Family(model, guide, x, True)
+    family = gaps._Family(model, guide, x)
     search = gaps._Search(lr=0.02, num_draws=4, max_steps=1000, restart=False)
     start = guide.local_parameters(x).detach()
     overfitted, _, _ = gaps._ascend(family, start, search)

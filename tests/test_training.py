@@ -127,7 +127,7 @@ def test_autoguides_of_one_class_share_nothing_either():
         quick(model, guide, x, batch_size=8, num_epochs=300, lr=0.05)
     means = []
     for guide, x in zip(guides, (low, high), strict=True):
-        log_weights(model, guide, x, vectorize_particles=False)
+        log_weights(model, guide, x)
         means.append(guide.locs.z.mean().item())
     assert means == pytest.approx([-2.4, 2.4], abs=0.2)  # 3 / (1 + 0.5²)
 

@@ -52,13 +52,11 @@ def test_a_planted_error_in_the_guide_shows():
     assert worst_error(model, planted_wrong_scale(model), model(None, size=30)) > 1e-4
 
 
-@pytest.mark.parametrize("vectorize_particles", [True, False])
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 4096])
-def test_chunks_change_nothing_but_memory(chunk_size, vectorize_particles):
+def test_chunks_change_nothing_but_memory(chunk_size):
     model = make_oracle()
     x = model(None, size=13)
-    options = {"chunk_size": chunk_size, "vectorize_particles": vectorize_particles}
-    assert worst_error(model, exact_guide(model), x, **options) < 1e-8
+    assert worst_error(model, exact_guide(model), x, chunk_size=chunk_size) < 1e-8
 
 
 def layered_model(x):
@@ -90,11 +88,9 @@ def layered_evidence(x):
     return dist.MultivariateNormal(torch.zeros(4).double(), covariance.double()).log_prob(x)
 
 
-@pytest.mark.parametrize("vectorize_particles", [True, False])
-def test_plain_functions_with_any_names_layers_and_plates(vectorize_particles):
+def test_plain_functions_with_any_names_layers_and_plates():
     x = torch.randn(6, 4).double()
-    options = {"chunk_size": 10, "vectorize_particles": vectorize_particles}
-    log_w = log_weights(layered_model, layered_guide, x, 5, **options)
+    log_w = log_weights(layered_model, layered_guide, x, 5, chunk_size=10)
     assert (log_w - layered_evidence(x)).abs().max() < 1e-6
 
 
@@ -198,7 +194,7 @@ def test_autoguides_of_pyro_work():
             pyro.sample("x", dist.Normal(z, 0.7).to_event(1), obs=x)
 
     x = torch.randn(5, 2)
-    assert log_weights(model, AutoNormal(model), x, 3, vectorize_particles=False).shape == (3, 5)
+    assert log_weights(model, AutoNormal(model), x, 3).shape == (3, 5)
     with pytest.raises(ValueError, match="point mass"):
         log_weights(model, AutoDelta(model), x, 3)
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -24,7 +24,7 @@ class _SignalError(KeyboardInterrupt):
 
 
 @contextmanager
-def forgiving_streams() -> Iterator[None]:
+def forgiving_streams() -> Generator[None]:
     """Spell out what stdout and stderr cannot encode, `±` as `+/-`, instead of failing."""
     codecs.register_error("spelled", _spell)
     changed = []
@@ -49,7 +49,7 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 
 
 @contextmanager
-def signals_as_interrupts() -> Iterator[None]:
+def signals_as_interrupts() -> Generator[None]:
     """End at SIGTERM and SIGHUP as at Ctrl-C, unless somebody else handles or ignores them."""
     before = {}
     for name in _ENDING:
@@ -74,7 +74,7 @@ def signal_of(interrupt: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def own_pictures() -> Iterator[None]:
+def own_pictures() -> Generator[None]:
     """Draw with matplotlib's own settings: those of the user may ask for LaTeX, or for anything."""
     if "matplotlib" not in sys.modules:  # a command that draws nothing
         yield
@@ -84,6 +84,18 @@ def own_pictures() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
+
+
+@contextmanager
+def own_dtype() -> Generator[None]:
+    """A command on a user's program may change torch's default dtype, for as long as it runs."""
+    import torch  # noqa: PLC0415 (slow to import)
+
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def forget_output() -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path) -> Generator[Path]:
     """A path beside `path` to write to; the file takes its place if nothing went wrong."""
     partial = unfinished(path)
     try:
@@ -50,7 +50,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path) -> Generator[Path]:
     """An empty folder beside `path` to `put` files into; it takes this name if all went well."""
     partial = unfinished(path)
     partial.mkdir()

@@ -1,6 +1,6 @@
 """Run folders: the configuration, checkpoints, results and pictures of one run."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -54,7 +54,7 @@ class RunFolder:
         self._results = self.path / "results.json"
 
     @contextmanager
-    def opened(self, config: Train | Compare, *, resume: bool) -> Iterator[None]:
+    def opened(self, config: Train | Compare, *, resume: bool) -> Generator[None]:
         """Make or re-enter the folder; a new one that fails before anything was saved is removed.
 
         Raises:
@@ -81,7 +81,7 @@ class RunFolder:
             raise
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Keep other processes out, also after a crash of theirs, and sweep what that left.
 
         A folder that cannot be written to is not locked: nothing can happen to it.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, latents_of
 from evidence.inference.programs.checks import check_density
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import has_narrow_image, reaches_beyond
 from evidence.inference.programs.traces import Program, layout_of, random_sites
@@ -38,7 +39,6 @@ class GuidePath(AbstractPath):
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model, scores any value of it.
         x: data `[B, *data_shape]`.
-        vectorize_particles: see `AbstractPath`.
 
     Raises:
         ValueError: as `PriorPath`; a pair that does not match; a guide that is a point mass, has
@@ -46,9 +46,7 @@ class GuidePath(AbstractPath):
     """
 
     @torch.no_grad()
-    def __init__(
-        self, model: Program, guide: Program, x: Tensor, *, vectorize_particles: bool | None = None
-    ) -> None:
+    def __init__(self, model: Program, guide: Program, x: Batch) -> None:
         layout = layout_of(model, guide, x, require_density=True)
         with isolated_rng(device=x.device):
             trace = trace_of(guide, x, None, layout)
@@ -57,7 +55,7 @@ class GuidePath(AbstractPath):
         drawn = {name: site for name, site in sites.items() if not is_point(site)}
         latents = latents_of(model, x, layout)
         packing = Packing(drawn, layout, _true_supports(drawn, latents))
-        super().__init__(model, x, layout, packing, vectorize_particles=vectorize_particles)
+        super().__init__(model, x, layout, packing)
         self.guide = guide
         self._made = sites.keys() - drawn.keys()  # sites that only move a draw
         # A single distribution depends on x alone: it need not be made anew at each evaluation.
@@ -101,7 +99,7 @@ class GuidePath(AbstractPath):
                 log_q_z = log_q_z + log_q + log_jacobian
                 log_p_xz = log_p_xz + log_jacobian
         with Given({name: site["value"] for name, site in sites.items()}):
-            scored = self._run(self.model, plate)
+            scored = self._run(self.model, plate, sum_out=True)
         for site in scored.values():
             log_p_xz = log_p_xz + self._log_prob(site, plate)
         return GuideTerms(log_q_z, log_p_xz)
@@ -121,7 +119,7 @@ class GuidePath(AbstractPath):
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
         sites, _ = self._guide_sites(z, plate)
         with Given({name: site["value"] for name, site in sites.items()}):
-            scored = self._run(self.model, plate)
+            scored = self._run(self.model, plate, sum_out=True)
         return self._latents.values(scored, plate or 1, len(self.x))
 
     def _check_scores(self) -> None:
@@ -160,14 +158,12 @@ def _true_supports(
     return supports
 
 
-def path_of(
-    model: Program, guide: Program | None, x: Tensor, *, vectorize_particles: bool | None = None
-) -> AbstractPath:
+def path_of(model: Program, guide: Program | None, x: Batch) -> AbstractPath:
     """The path from the guide, or from the prior if there is none.
 
     Raises:
         ValueError: as `PriorPath` and `GuidePath`.
     """
     if guide is None:
-        return PriorPath(model, x, vectorize_particles=vectorize_particles)
-    return GuidePath(model, guide, x, vectorize_particles=vectorize_particles)
+        return PriorPath(model, x)
+    return GuidePath(model, guide, x)

@@ -9,11 +9,13 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from evidence.inference.programs.broadcasting import agree
+from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import is_enumerated, prior_of
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import latent_sites
 from evidence.inference.programs.supports import on_edge, support_of
 from evidence.inference.programs.traces import Layout, Program, layout_of, random_sites
 from evidence.inference.programs.unconstrained import (
@@ -59,26 +61,18 @@ class AbstractPath(ABC):
         x: data `[B, *data_shape]`.
         layout: where data and chains are among the batch dimensions.
         packing: of the sites that hold u.
-        vectorize_particles: all chains in one call, as a batch dimension left of the program's
-            plates; False for programs that cannot be broadcast; None to probe. Where they cannot,
-            `torch.vmap` runs the chains, or, where that fails too, one call each.
     """
 
     def __init__(
         self,
         model: Program,
-        x: Tensor,
+        x: Batch,
         layout: Layout,
         packing: Packing,
-        *,
-        vectorize_particles: bool | None,
     ) -> None:
         self.model, self.x = model, x
         self.layout, self.packing = layout, packing
-        self._vectorize, self._way = (
-            vectorize_particles,
-            Way.PLATE if vectorize_particles else None,
-        )
+        self._way: Way | None = None
 
     @property
     def way(self) -> Way:
@@ -92,8 +86,7 @@ class AbstractPath(ABC):
         """The fastest way in which three chains are what each of them is alone."""
         z = torch.cat([self._draw(None) for _ in range(3)])
         alone = self._terms_by(Way.ONE_BY_ONE, z)
-        ways = [Way.PLATE, Way.VMAP] if self._vectorize is None else [Way.VMAP]
-        for way in ways:
+        for way in (Way.PLATE, Way.VMAP):
             try:
                 together = self._terms_by(way, z)
             except Exception:  # whatever a program raises that was not written for it
@@ -173,8 +166,10 @@ class AbstractPath(ABC):
     @abstractmethod
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]: ...
 
-    def _run(self, program: Program, plate: int | None) -> dict[str, Site]:
-        return random_sites(trace_of(program, self.x, plate, self.layout))
+    def _run(
+        self, program: Program, plate: int | None, *, sum_out: bool = False
+    ) -> dict[str, Site]:
+        return random_sites(trace_of(program, self.x, plate, self.layout, sum_out=sum_out))
 
     def _log_prob(self, site: Site, plate: int | None) -> Tensor:
         num_chains = plate or 1
@@ -197,26 +192,22 @@ class PriorPath(AbstractPath):
     Args:
         model: called with a batch; scores it.
         x: data `[B, *data_shape]`.
-        vectorize_particles: see `AbstractPath`.
 
     Raises:
         ValueError: bad data, a missing data plate, or latents that annealing cannot move.
     """
 
     @torch.no_grad()
-    def __init__(
-        self, model: Program, x: Tensor, *, vectorize_particles: bool | None = None
-    ) -> None:
-        prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
+    def __init__(self, model: Program, x: Batch) -> None:
         try:
-            layout = layout_of(model, prior, x, require_density=False)
+            layout = layout_of(model, prior_of(model), x, require_density=False)
         except NotImplementedError:
             raise ValueError(
                 "a latent site of the model has a prior that cannot be drawn from: without a "
                 "proper prior there is no evidence"
             ) from None
         packing = Packing(latents_of(model, x, layout), layout)
-        super().__init__(model, x, layout, packing, vectorize_particles=vectorize_particles)
+        super().__init__(model, x, layout, packing)
 
     @staticmethod
     def weights(beta: float) -> tuple[float, float]:
@@ -230,7 +221,7 @@ class PriorPath(AbstractPath):
 
     def _terms(self, z: Tensor, plate: int | None) -> PriorTerms:
         with Assignment(self.packing, z, has_chains=plate is not None) as assignment:
-            sites = self._run(self.model, plate)
+            sites = self._run(self.model, plate, sum_out=True)
         log_p_z = log_p_x = z.new_zeros(z.shape[:2])
         for site in sites.values():
             log_p = self._log_prob(site, plate)
@@ -249,8 +240,8 @@ class PriorPath(AbstractPath):
         return self.packing.values(sites, plate or 1, len(self.x))
 
 
-def latents_of(model: Program, x: Tensor, layout: Layout) -> dict[str, Site]:
-    """The model's latent sites, from a run without chains whose draws are not used."""
+def latents_of(model: Program, x: Batch, layout: Layout) -> dict[str, Site]:
+    """The model's latent sites but for those summed out, from a run whose draws are not used."""
     with isolated_rng(device=x.device):
-        sites = random_sites(trace_of(model, x, None, layout))
-    return {name: site for name, site in sites.items() if not site["is_observed"]}
+        sites = latent_sites(trace_of(model, x, None, layout))
+    return {name: site for name, site in sites.items() if not is_enumerated(site)}

@@ -22,8 +22,6 @@ class Options:
         metric: of HMC, from the pilot run's covariance: "diagonal", "dense", "unit" for none, or
             "auto" for "dense" up to 200 latents per datum and "diagonal" above.
         seed: decides every random choice.
-        vectorize_particles: run all chains in one call, as a batch dimension left of the model's
-            plates. False for programs that cannot be broadcast; None to probe.
         chunk_size: chains × data at work at a time, but at least one datum; bounds the memory.
         snapshot_every: steps between snapshots; one is also made if the last is ten seconds old.
 
@@ -38,7 +36,6 @@ class Options:
     target_acceptance: float = 0.8
     metric: Kind = "auto"
     seed: int = 0
-    vectorize_particles: bool | None = None
     chunk_size: int = DEFAULT_CHUNK_SIZE
     snapshot_every: int = 100
 

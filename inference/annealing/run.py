@@ -20,6 +20,7 @@ from evidence.inference.annealing.state import (
     restored,
     tensors_of,
 )
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
 from evidence.inference.programs.traces import Program
 from evidence.inference.training.snapshots import Snapshot, within
@@ -93,7 +94,7 @@ class AnnealingRun:
         self,
         model: Program,
         guide: Program | None,
-        x: Tensor,
+        x: Batch,
         options: Options,
         exact: Tensor | None = None,
     ) -> None:
@@ -157,9 +158,8 @@ class AnnealingRun:
         self.chains = None
         at.block, at.stage = at.block + 1, 0
 
-    def _path(self, x: Tensor) -> AbstractPath:
-        vectorize = self.options.vectorize_particles
-        return path_of(self.model, self.guide, x, vectorize_particles=vectorize)
+    def _path(self, x: Batch) -> AbstractPath:
+        return path_of(self.model, self.guide, x)
 
     def _num_steps(self, stage: str) -> int:
         if stage == "pilot":

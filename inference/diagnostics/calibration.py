@@ -15,7 +15,9 @@ from evidence.inference.diagnostics.uniformity import (
     simultaneous_band,
     uniformity_p_value,
 )
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
+from evidence.inference.programs.enumeration import given, trace_summed_out
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import isolated_rng
@@ -127,7 +129,6 @@ def simulation_based_calibration(
     num_simulations: int = 1000,
     num_draws: int = 99,
     x: Tensor | None = None,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
     progress: bool = False,
@@ -150,7 +151,6 @@ def simulation_based_calibration(
         num_draws: L.
         x: a batch `[B, *data_shape]` to simulate another one like, for a model that cannot be
             called with a size; its rows are used in turn.
-        vectorize_particles: see `log_weights`.
         chunk_size: particles × data in one call.
         seed: decides all draws; the state outside is untouched.
         progress: show a progress bar.
@@ -161,7 +161,6 @@ def simulation_based_calibration(
     for name, number in (("num_simulations", num_simulations), ("num_draws", num_draws)):
         if number < 1:
             raise ValueError(f"expected {name} of at least 1, got {number}")
-    options = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
     with isolated_rng(seed, device_of(model, x)):
         truth, data = simulate(model, num_simulations, x)
         record = Record(num_draws, num_simulations)
@@ -171,7 +170,9 @@ def simulation_based_calibration(
                 record.put(name, block, value)
 
         expect_per_datum(model, guide, data[:64], "simulation-based calibration")
-        layout = visit_draws(model, guide, data, num_draws, visit, progress=progress, **options)
+        layout = visit_draws(
+            model, guide, data, num_draws, visit, progress=progress, chunk_size=chunk_size
+        )
         values = _at_truth(model, guide, data, truth, layout)
         ranks = {n: _ranks(record.tensors[n], v) for n, v in values.items()}
     return Calibration(_by_entry(ranks), num_draws)
@@ -186,12 +187,12 @@ def _quantities(block: Block) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _at_truth(
-    model: Program, guide: Program, data: Tensor, truth: Trace, layout: Layout
+    model: Program, guide: Program, data: Batch, truth: Trace, layout: Layout
 ) -> dict[str, Tensor]:
     """All that is ranked, at the truth, `[N, ...]` each."""
     size = len(data)
     with evaluation_mode(model, guide):
-        scored = poutine.trace(poutine.replay(model, trace=truth)).get_trace(data)
+        scored = trace_summed_out(model, data, given(truth))
         block = Block(slice(0, 1), slice(0, size), data, truth, scored, layout)
         values = {name: block.value(site)[0] for name, site in block.latents.items()}
         log_p_x = sum(block.log_prob(site)[0] for site in block.observed.values())
@@ -214,7 +215,7 @@ def _guide_at(
         return None
 
 
-def _packed_log_prob(guide: Program, x: Tensor, values: dict[str, Tensor]) -> Tensor | None:
+def _packed_log_prob(guide: Program, x: Batch, values: dict[str, Tensor]) -> Tensor | None:
     """By `guide.posterior(x)`, over all sites side by side as `guide.site_values` splits them.
 
     Such a guide draws one auxiliary vector, and its sites only repeat its parts.

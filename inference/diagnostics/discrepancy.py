@@ -13,6 +13,8 @@ from evidence.inference.diagnostics.two_samples import (
     classifier_accuracy,
     distance_and_floor,
 )
+from evidence.inference.programs.broadcasting import agree
+from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.draws import Block, Record, visit_draws
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
@@ -71,7 +73,6 @@ def compare_to_reference(
     *,
     classifier: str = "knn",
     num_directions: int = 100,
-    vectorize_particles: bool | None = None,
     seed: int = 0,
 ) -> Discrepancy:
     """How far a guide is from the reference posterior of the same data.
@@ -82,7 +83,6 @@ def compare_to_reference(
         reference: from `nuts_reference`.
         classifier: see `classifier_accuracy`.
         num_directions: see `sliced_wasserstein`.
-        vectorize_particles: see `log_weights`.
         seed: decides the guide's draws; the random state outside is untouched.
 
     Returns:
@@ -91,10 +91,10 @@ def compare_to_reference(
     Raises:
         ValueError: as `log_weights`, or as `classifier_accuracy`.
     """
-    of_p = reference.independent_draws
+    of_p, x = reference.independent_draws, reference.x
     with isolated_rng(seed, of_p.device):
-        of_q = _guide_draws(model, guide, reference.x, len(of_p), vectorize_particles)
-        log_q_z = _log_q_z(model, guide, reference, vectorize_particles)  # [C, N, B]
+        of_q = side_by_side(guide_draws(model, guide, x, len(of_p)))
+        log_q_z = _log_q_z(takes(model, x), takes(guide, x), reference)  # [C, N, B]
     mean, sd = (
         _difference(of_q, reference.draws, statistic) for statistic in (torch.mean, torch.std)
     )
@@ -104,9 +104,16 @@ def compare_to_reference(
         *distance_and_floor(of_q, of_p, num_directions=num_directions, seed=seed),
         classifier_accuracy(of_q, of_p, classifier=classifier, seed=seed),
         log_q_z.flatten(0, 1).mean(0),
-        diagnostic("mcse", log_q_z.unsqueeze(-1)).squeeze(-1),
+        _mean_se(log_q_z),
         reference.converged,
     )
+
+
+def _mean_se(values: Tensor) -> Tensor:
+    """Standard error of the mean of draws `[C, N, B]`, NaN where these are: `[B]`."""
+    if values.isnan().any():
+        return torch.full_like(values[0, 0], math.nan)
+    return diagnostic("mcse", values.unsqueeze(-1)).squeeze(-1)
 
 
 def _difference(
@@ -119,34 +126,41 @@ def _difference(
     return difference, torch.hypot(*errors)
 
 
-def _guide_draws(
-    model: Program, guide: Program, x: Tensor, num_draws: int, vectorize_particles: bool | None
-) -> Tensor:
-    """Draws from q(z | x), sites side by side as in the reference: `[S, B, Z]`."""
+def guide_draws(model: Program, guide: Program, x: Batch, num_draws: int) -> dict[str, Tensor]:
+    """Draws from q(z | x) at the model's sites, `[S, M, *other plates, *event]`.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`; M is B, or 1 where they share latents.
+        num_draws: S.
+    """
     record = Record(num_draws, len(x))
 
     def visit(block: Block) -> None:
-        shape = block.num_particles, len(block.x), -1
-        sites = [block.value(site).reshape(shape) for site in block.latents.values()]
-        record.put("z", block, torch.cat(sites, dim=-1))
+        for name, site in block.latents.items():
+            record.put(name, block, block.value(site))
 
-    visit_draws(model, guide, x, num_draws, visit, vectorize_particles=vectorize_particles)
-    return record.tensors["z"]
+    visit_draws(takes(model, x), takes(guide, x), x, num_draws, visit)
+    return record.tensors
+
+
+def side_by_side(sites: dict[str, Tensor]) -> Tensor:
+    """Draws by site as one vector each, as in the reference: `[S, M, Z]`."""
+    return torch.cat([value.reshape(*value.shape[:2], -1) for value in sites.values()], dim=-1)
 
 
 @torch.no_grad()
-def _log_q_z(
-    model: Program, guide: Program, reference: Reference, vectorize_particles: bool | None
-) -> Tensor:
+def _log_q_z(model: Program, guide: Program, reference: Reference) -> Tensor:
     """Log q(z | x) at the draws of the reference, NaN where the guide cannot say: `[C, N, B]`."""
-    x, (num_chains, num_draws, num_data, _) = reference.x, reference.draws.shape
+    x, (num_chains, num_draws) = reference.x, reference.draws.shape[:2]
     blocks: list[Block] = []
-    visit_draws(model, guide, x, 1, blocks.append, chunk_size=num_data)
+    visit_draws(model, guide, x, 1, blocks.append, chunk_size=len(x))
     sites = random_sites(blocks[0].guide)
     try:
         with evaluation_mode(model, guide):
             if not any(site["infer"].get("is_auxiliary") for site in sites.values()):
-                log_q = _score(guide, blocks[0], reference, vectorize_particles)
+                log_q = _score(guide, blocks[0], reference)
             elif hasattr(guide, "posterior"):  # over all sites side by side
                 log_q = guide.posterior(x).log_prob(reference.draws.flatten(0, 1))
             else:
@@ -156,8 +170,8 @@ def _log_q_z(
     return log_q.unflatten(0, (num_chains, num_draws))
 
 
-def _score(guide: Program, block: Block, reference: Reference, vectorize: bool) -> Tensor:
-    """Log q of given latents, all draws in one call or one by one: `[C·N, B]`."""
+def _score(guide: Program, block: Block, reference: Reference) -> Tensor:
+    """Log q of given latents: `[C·N, B]`; one by one where it is not the same in one call."""
     x, layout = reference.x, block.layout
 
     def log_prob(values: dict[str, Tensor], num_draws: int | None) -> Tensor:
@@ -167,12 +181,19 @@ def _score(guide: Program, block: Block, reference: Reference, vectorize: bool) 
         total = sum(log_prob_of(site, size, len(x), layout) for site in sites)
         return total.expand(size, layout.num_weights(len(x)))
 
-    if not vectorize:
-        num_draws = reference.draws.shape[:2].numel()
-        rows = ({n: v[i] for n, v in reference.site_values.items()} for i in range(num_draws))
-        return torch.cat([log_prob(row, None) for row in rows])
+    num_draws = reference.draws.shape[:2].numel()
+
+    def alone(row: int) -> Tensor:
+        return log_prob({n: v[row] for n, v in reference.site_values.items()}, None)
+
     values = {
         name: with_batch_dims(value, block.latents[name]["fn"].event_dim - layout.particle_dim)
         for name, value in reference.site_values.items()
     }
-    return log_prob(values, len(next(iter(values.values()))))
+    try:
+        together = log_prob(values, num_draws)
+        if all(agree(together[row], alone(row)[0]) for row in (0, num_draws // 2, num_draws - 1)):
+            return together
+    except Exception:
+        pass
+    return torch.cat([alone(row) for row in range(num_draws)])

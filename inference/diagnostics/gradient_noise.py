@@ -8,6 +8,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.traces import Program
 
 
@@ -45,7 +46,7 @@ def gradient_signal_to_noise(
     objective: ELBO,
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     *,
     parameters: Sequence[Tensor],
     num_draws: int = 1000,

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from evidence.inference.programs import estimators
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import isolated_rng
@@ -82,11 +83,10 @@ class LatentDiagnostics:
 def latent_diagnostics(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     *,
     num_draws: int = 100,
     threshold: float = 0.01,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
 ) -> LatentDiagnostics:
@@ -103,7 +103,6 @@ def latent_diagnostics(
         x: data `[B, *data_shape]`, at least two.
         num_draws: S, draws per datum, at least two.
         threshold: of an active latent, in the units of z².
-        vectorize_particles: see `log_weights`.
         chunk_size: particles × data in one call.
         seed: decides all draws; the state outside is untouched.
 
@@ -124,9 +123,8 @@ def latent_diagnostics(
         for name, ratio in _log_ratios(block).items():
             kl.put(name, block, ratio.double())
 
-    options = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
     with isolated_rng(seed, x.device):
-        visit_draws(model, guide, x, num_draws, visit, **options)
+        visit_draws(model, guide, x, num_draws, visit, chunk_size=chunk_size)
     q, p = posterior.tensors, prior.tensors
     return LatentDiagnostics(
         kl={name: ratio.mean((0, 1)) for name, ratio in kl.tensors.items()},

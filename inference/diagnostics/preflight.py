@@ -1,14 +1,13 @@
 """Is this pair fit to be trained and evaluated? Everything that is wrong with it, and the mend."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from torch import Tensor
 
 from evidence.inference.diagnostics.preflight_probes import PROBES
 from evidence.inference.diagnostics.preflight_structure import (
@@ -18,15 +17,18 @@ from evidence.inference.diagnostics.preflight_structure import (
     check_sites,
 )
 from evidence.inference.programs.checks import check_data, check_density, check_support
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.enumeration import given, trace_summed_out
 from evidence.inference.programs.evaluation import modules_of
+from evidence.inference.programs.masks import without_effect
 from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import Program
+from evidence.inference.programs.traces import Program, Traces
 from evidence.inference.soundness.findings import Finding, from_error, guarded
+from evidence.inference.soundness.pairs import check_masks
 
 
-def check(model: Program, guide: Program, x: Tensor | Data, *, seed: int = 0) -> list[Finding]:
+def check(model: Program, guide: Program, x: Batch, *, seed: int = 0) -> list[Finding]:
     """Everything that is wrong with a pair of Pyro callables on a batch; an empty list is good.
 
         data       NaN or infinite values; values outside the likelihood's support
@@ -39,7 +41,7 @@ def check(model: Program, guide: Program, x: Tensor | Data, *, seed: int = 0) ->
         density    a point mass for a guide
         scale      sites scaled by poutine.scale or a subsampled plate
         finite     log-probabilities that are NaN or infinite
-        weights    `log_weights` fails, or only works without `vectorize_particles`
+        weights    `log_weights` fails
         batch      the pair does not follow the size of the batch
         leak       a row that changes with another datum, or with its place in the batch
         gradient   trainable parameters without a gradient, or with one that is not finite
@@ -74,7 +76,7 @@ def check(model: Program, guide: Program, x: Tensor | Data, *, seed: int = 0) ->
         ]
 
 
-def _structure(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def _structure(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """All that one run of the pair shows."""
     try:
         guide_trace = _trace(guide, x)
@@ -82,7 +84,8 @@ def _structure(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
         yield from_error("run", error, "the guide fails")
         return
     try:
-        model_trace = _trace(poutine.replay(model, trace=guide_trace), x)
+        with torch.no_grad():
+            model_trace = trace_summed_out(model, x, guide_trace)
     except Exception as error:
         yield from _failed_model(model, guide_trace, x, error)
         return
@@ -90,17 +93,19 @@ def _structure(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
     yield from guarded("density", lambda: check_density(guide_trace))
     for name, of_pair in OF_THE_PAIR.items():
         yield from guarded(name, lambda of=of_pair: of(guide_trace, model_trace))
+    in_full = without_effect(model, x, model_trace, guide_trace)
+    yield from guarded("mask", lambda: check_masks(Traces(guide_trace, model_trace), in_full))
     for role, trace in (("guide", guide_trace), ("model", model_trace)):
         for name, of_one in OF_ONE.items():
             yield from guarded(name, lambda of=of_one, r=role, t=trace: of(r, t, len(x)))
 
 
 def _failed_model(
-    model: Program, guide_trace: Trace, x: Tensor, error: Exception
+    model: Program, guide_trace: Trace, x: Batch, error: Exception
 ) -> Iterator[Finding]:
     """Is it the model, or what the guide gave it?"""
     try:
-        alone = _trace(model, x)
+        alone = given(_trace(model, x))
     except Exception as own:
         yield from_error("run", own, "the model fails")
         return
@@ -109,12 +114,12 @@ def _failed_model(
 
 
 @torch.no_grad()
-def _trace(program: Program, x: Tensor) -> Trace:
+def _trace(program: Program, x: Batch) -> Trace:
     return poutine.trace(program).get_trace(x)
 
 
 @contextmanager
-def _as_they_were(*programs: Program) -> Iterator[None]:
+def _as_they_were(*programs: Program) -> Generator[None]:
     """No warnings, no validation; buffers, such as running statistics, restored at the end."""
     buffers = [buffer for module in modules_of(*programs) for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]

@@ -6,8 +6,9 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
-from evidence.inference.programs.parameters import named_parameters
+from evidence.inference.programs.parameters import trainable_parameters
 from evidence.inference.programs.traces import Program, layout_of, trace_pair
 from evidence.inference.programs.weights import unchecked_log_weights
 from evidence.inference.soundness.auxiliary import check_auxiliary
@@ -18,7 +19,7 @@ from evidence.inference.soundness.leaks import RowScores, check_leaks, same
 _JITTER = 0.01  # added to parameters to tell a dead one from one whose gradient is 0 at the start
 
 
-def _check_leaks(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def _check_leaks(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """Rows that depend on other data, in evaluation mode or else while training."""
     with evaluation_mode(model, guide):
         found = list(check_leaks(model, guide, x))
@@ -29,7 +30,7 @@ def _check_leaks(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]
             yield Finding(leak.check, leak.site, leak.problem, remedy)
 
 
-def _check_positions(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def _check_positions(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """Rows and latents rolled by one: the scores must follow."""
     if len(x) < 2:
         return
@@ -45,7 +46,7 @@ def _check_positions(model: Program, guide: Program, x: Tensor) -> Iterator[Find
             yield Finding("leak", site, problem, mend)
 
 
-def _check_batch_size(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def _check_batch_size(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """A batch with one datum less."""
     if len(x) < 2 or _is_joint(model, guide, x):
         return
@@ -58,16 +59,16 @@ def _check_batch_size(model: Program, guide: Program, x: Tensor) -> Iterator[Fin
             yield Finding("batch", found.site, found.problem, mend)
 
 
-def _is_joint(model: Program, guide: Program, x: Tensor) -> bool:
+def _is_joint(model: Program, guide: Program, x: Batch) -> bool:
     with evaluation_mode(model, guide), torch.no_grad():
         return layout_of(model, guide, x, require_density=False).is_joint
 
 
-def _check_gradients(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def _check_gradients(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """Trainable parameters that the ELBO does not move."""
     with evaluation_mode(model, guide):
         loss = Trace_ELBO().differentiable_loss(model, guide, x)
-        named = {n: p for n, p in named_parameters(model, guide).items() if p.requires_grad}
+        named = trainable_parameters(model, guide)
         if not named:
             return
         first = _gradients(loss, named)
@@ -83,7 +84,7 @@ def _check_gradients(model: Program, guide: Program, x: Tensor) -> Iterator[Find
             yield Finding("gradient", name, "a gradient that is NaN or infinite", mend)
 
 
-def _check_weights(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def _check_weights(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """What the weights themselves say; that particles are drawn one by one is no fault."""
     log_w = unchecked_log_weights(model, guide, x, 2)
     if not torch.isfinite(log_w).all():
@@ -91,14 +92,14 @@ def _check_weights(model: Program, guide: Program, x: Tensor) -> Iterator[Findin
         yield Finding("weights", None, "a log-weight that is NaN or infinite", mend)
 
 
-def _check_auxiliary(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def _check_auxiliary(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """Auxiliary draws of the guide."""
     with evaluation_mode(model, guide), torch.no_grad():
         layout = layout_of(model, guide, x, require_density=False)
         yield from check_auxiliary(guide, trace_pair(model, guide, x), x, layout)
 
 
-def _check_coverage(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def _check_coverage(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """What of the posterior the guide misses."""
     with evaluation_mode(model, guide), torch.no_grad():
         layout = layout_of(model, guide, x, require_density=False)
@@ -123,13 +124,13 @@ def _gradients(loss: Tensor, named: dict[str, Tensor]) -> dict[str, Tensor | Non
     return dict(zip(named, grads, strict=True))
 
 
-def _idle(grads: dict[str, Tensor | None], x: Tensor) -> set[str]:
+def _idle(grads: dict[str, Tensor | None], x: Batch) -> set[str]:
     """Parameters without a gradient; one of 0 says nothing if what it multiplies is 0, as x is."""
     return {n for n, grad in grads.items() if grad is None or (x.any() and not grad.any())}
 
 
 def _idle_when_jittered(
-    model: Program, guide: Program, x: Tensor, named: dict[str, Tensor]
+    model: Program, guide: Program, x: Batch, named: dict[str, Tensor]
 ) -> set[str]:
     """Which have no gradient either when all parameters are moved a little."""
     before = {name: p.detach().clone() for name, p in named.items()}

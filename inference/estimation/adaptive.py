@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs import estimators
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
@@ -44,12 +44,11 @@ class _Rule:
 def adaptive_evidence(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     *,
     target_se: float = 0.05,
     max_particles: int = 100_000,
     batch: int = 200,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> Evidence:
@@ -77,7 +76,6 @@ def adaptive_evidence(
         target_se: the Monte Carlo SE wanted for every datum, in nats.
         max_particles: the most particles for one datum; its SE stays above the target then.
         batch: the number of particles that every datum starts with.
-        vectorize_particles: see `log_weights`.
         chunk_size: see `log_weights`.
         progress: called with the number of data done since the last call.
 
@@ -88,11 +86,10 @@ def adaptive_evidence(
         ValueError: as `log_weights`, or a bad option.
     """
     rule = _Rule(target_se, max_particles, batch)
-    options = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
     x = as_data(x)
     model, guide = takes(model, x), takes(guide, x)
     sound = expect_sound_pair(model, guide, x)
-    draw = partial(unchecked_log_weights, model, guide, **options)
+    draw = partial(unchecked_log_weights, model, guide, chunk_size=chunk_size)
     if sound.is_joint:  # one datum of its own, whatever its number
         draw_all, one = lambda _, number: draw(x, number), torch.zeros(1)
         record = _estimate(draw_all, one, _pilot(draw_all, one, rule))
@@ -105,7 +102,7 @@ def adaptive_evidence(
     return Evidence.concatenate(parts).of(sound.on_edge, None)
 
 
-def _pilot(draw: _Draw, x: Tensor, rule: _Rule) -> Tensor:
+def _pilot(draw: _Draw, x: Batch, rule: _Rule) -> Tensor:
     """How many particles each datum needs, or all that it may have: `[B]`."""
     needed = torch.full((len(x),), rule.max_particles, device=x.device)
     active = torch.arange(len(x), device=x.device)
@@ -123,7 +120,7 @@ def _pilot(draw: _Draw, x: Tensor, rule: _Rule) -> Tensor:
     return needed
 
 
-def _estimate(draw: _Draw, x: Tensor, particles: Tensor) -> Evidence:
+def _estimate(draw: _Draw, x: Batch, particles: Tensor) -> Evidence:
     """The record of `x` from as many particles for each datum as are given, `[B]`."""
     parts, order = [], []
     for count in particles.unique().tolist():

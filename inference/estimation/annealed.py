@@ -1,7 +1,7 @@
 """Evidence by annealed importance sampling."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs.checks import check_data
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.evaluation import evaluation_mode, modules_of
 from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.random_state import isolated_rng
@@ -52,7 +52,7 @@ class Annealed:
 
 
 def annealed_evidence(
-    model: Program, x: Tensor | Data, *, guide: Program | None = None, **options: Any
+    model: Program, x: Batch, *, guide: Program | None = None, **options: Any
 ) -> Evidence:
     """Log p(x) by annealed importance sampling, a lower bound in expectation.
 
@@ -74,7 +74,7 @@ def annealed_evidence(
 
 def anneal(
     model: Program,
-    x: Tensor | Data,
+    x: Batch,
     *,
     guide: Program | None = None,
     progress: bool = False,
@@ -153,7 +153,7 @@ def annealing_mode(
 
 
 @contextmanager
-def _frozen(*programs: Program | None) -> Iterator[None]:
+def _frozen(*programs: Program | None) -> Generator[None]:
     """No gradients of the parameters of modules: only those of the latents are wanted."""
     parameters = [
         parameter

@@ -17,7 +17,7 @@ from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.reliability import edge_caveat
 from evidence.inference.programs import estimators
 from evidence.inference.programs.checks import check_data
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.simulation import device_of, observed_like
 from evidence.inference.programs.traces import Program, random_sites
 from evidence.inference.soundness.pairs import expect_sound_model, expect_sound_pair
@@ -36,7 +36,7 @@ class Bracket:
         caveat: a reason for not relying on the bounds, with what would help.
     """
 
-    x: Tensor
+    x: Batch
     log_px_lower: Tensor
     log_px_upper: Tensor
     num_chains: int
@@ -101,7 +101,7 @@ def bidirectional_evidence(
     model: Program,
     *,
     size: int | None = None,
-    template: Tensor | Data | None = None,
+    template: Batch | None = None,
     guide: Program | None = None,
     progress: bool = False,
     resume_from: Snapshot | None = None,
@@ -153,14 +153,14 @@ def bidirectional_evidence(
             run.restore(resume_from)
         results = run.run(progress=progress, on_snapshot=on_snapshot)
     lower, upper = estimators.iwae(results["log_w"]), -estimators.iwae(-results["reverse_log_w"])
-    gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(x) > 1 else 0.0
+    gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(upper) > 1 else 0.0
     return Bracket(
         x, lower, upper, chosen.num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype)
     )
 
 
 def _simulate(
-    model: Program, size: int | None, template: Tensor | Data | None
+    model: Program, size: int | None, template: Batch | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Data `[B, *data_shape]` drawn from the model, and the values of all sites by name."""
     if (size is None) == (template is None):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evidence.inference.estimation import reliability
 from evidence.inference.programs import estimators
-from evidence.inference.programs.data import Data, as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
@@ -230,10 +230,9 @@ def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
 def estimate_evidence(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     num_particles: int = 5000,
     *,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Evidence]:
@@ -248,7 +247,6 @@ def estimate_evidence(
         x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
             for `model(**x)`.
         num_particles: S, draws per datum, or for all data where these share latents.
-        vectorize_particles: see `log_weights`.
         chunk_size: see `log_weights`.
         progress: called with the number of data done since the last call.
 
@@ -268,7 +266,6 @@ def estimate_evidence(
             guide,
             chunk,
             num_particles,
-            vectorize_particles=vectorize_particles,
             chunk_size=chunk_size,
         )
         parts.append(from_log_weights(log_w))
@@ -282,10 +279,9 @@ def estimate_evidence(
 def importance_weighted_evidence(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     num_particles: int = 5000,
     *,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> Evidence:
     """Importance-weighted estimate of log p(x) per datum, a lower bound in expectation.
@@ -299,7 +295,6 @@ def importance_weighted_evidence(
         x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
             for `model(**x)`.
         num_particles: S, draws per datum, or for all data where these share latents.
-        vectorize_particles: see `log_weights`.
         chunk_size: see `log_weights`.
 
     Returns:
@@ -313,6 +308,5 @@ def importance_weighted_evidence(
         guide,
         x,
         num_particles,
-        vectorize_particles=vectorize_particles,
         chunk_size=chunk_size,
     )["iw"]

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from evidence.inference.estimation.difference import Difference, paired_difference
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs.checks import check_data
+from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import rng_state, set_rng_state
@@ -34,10 +36,10 @@ _LOOKS_WITHOUT_GAIN = 10
 class AmortizedGuide(Protocol):
     """What a guide must have: local parameters λ for every datum that can be taken and given."""
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, x: Batch) -> Any:
         """Sample every latent given the batch `x`."""
 
-    def local_parameters(self, x: Tensor) -> Tensor:
+    def local_parameters(self, x: Batch) -> Tensor:
         """λ(x), unconstrained: `[B, P]`."""
 
     def given(self, local_parameters: Tensor) -> Program:
@@ -102,7 +104,7 @@ class _Search:
 def inference_gaps(
     model: Program,
     guide: AmortizedGuide,
-    x: Tensor,
+    x: Batch,
     *,
     num_particles: int = 1000,
     evidence: Evidence | None = None,
@@ -110,7 +112,6 @@ def inference_gaps(
     num_draws: int = 8,
     max_steps: int = 10_000,
     restart: bool = False,
-    vectorize_particles: bool | None = None,
     progress: bool = False,
 ) -> Gaps:
     """The approximation and the amortization gap of a guide on the data `x`.
@@ -138,7 +139,6 @@ def inference_gaps(
         max_steps: the most steps of the search.
         restart: search a second time, from the mean of λ over the data, and keep for every datum
             what is better.
-        vectorize_particles: see `log_weights`.
         progress: show a progress bar of the search, which mostly ends before the most steps.
 
     Returns:
@@ -157,7 +157,7 @@ def inference_gaps(
     expect_sound_pair(model, _rowwise(guide, start), x)
     if evidence is not None and evidence.num_data != len(x):
         raise ValueError(f"expected an evidence of {len(x)} data, got {evidence.num_data}")
-    family = _Family(model, guide, x, vectorize_particles)
+    family = _Family(model, guide, x)
     family.weights(start[:1], slice(0, 1), 1)  # what is wrong with the pair shows before the search
     best, num_steps, converged = _best_parameters(family, start, search)
     if evidence is None:
@@ -174,7 +174,7 @@ def inference_gaps(
     )
 
 
-def _start(guide: AmortizedGuide, x: Tensor) -> Tensor:
+def _start(guide: AmortizedGuide, x: Batch) -> Tensor:
     """The encoder's λ(x): `[B, P]`."""
     check_data(x)
     if not (hasattr(guide, "local_parameters") and hasattr(guide, "given")):
@@ -197,8 +197,7 @@ class _Family:
 
     model: Program
     guide: AmortizedGuide
-    x: Tensor
-    vectorize_particles: bool | None
+    x: Batch
 
     def weights(self, parameters: Tensor, rows: slice, num_particles: int) -> Tensor:
         """Log w of some data under their λ `[b, P]`: `[S, b]`."""
@@ -207,7 +206,6 @@ class _Family:
             _rowwise(self.guide, parameters),
             self.x[rows],
             num_particles,
-            vectorize_particles=self.vectorize_particles,
             chunk_size=num_particles * len(parameters),  # one call for all: λ is for these rows
         )
 
@@ -228,7 +226,7 @@ class _Family:
 def _rowwise(guide: AmortizedGuide, parameters: Tensor) -> Program:
     """The guide at λ `[b, P]`, for a batch of these b data, or of these and some of them again."""
 
-    def program(x: Tensor) -> Any:
+    def program(x: Batch) -> Any:
         rows = torch.arange(len(x), device=parameters.device) % len(parameters)
         return guide.given(parameters[rows])(x)
 
@@ -348,11 +346,9 @@ def _loss(family: _Family, parameters: Tensor, num_draws: int) -> Tensor:
     if not all(site["fn"].has_rsample for site in random_sites(drawn).values()):
         with Unscaled():
             return Trace_ELBO().differentiable_loss(family.model, guide, x) / num_draws
-    scored = poutine.replay(family.model, trace=drawn)
     held_fixed = poutine.replay(family.guide.given(repeated.detach()), trace=drawn)
-    log_p_xz, log_q_z = (
-        _log_prob_sum(poutine.trace(program).get_trace(x)) for program in (scored, held_fixed)
-    )
+    log_p_xz = _log_prob_sum(trace_summed_out(family.model, x, drawn))
+    log_q_z = _log_prob_sum(poutine.trace(held_fixed).get_trace(x))
     return (log_q_z - log_p_xz) / num_draws
 
 

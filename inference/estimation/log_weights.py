@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from evidence.inference.programs.data import as_data, takes
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
@@ -12,10 +12,9 @@ from evidence.inference.soundness.pairs import expect_sound_pair
 def log_weights(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     num_particles: int = 1,
     *,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> Tensor:
     """Log w = log p(x, z) − log q(z | x) with z ~ q(z | x), per particle and per datum.
@@ -29,8 +28,6 @@ def log_weights(
         guide: called with a batch; samples every latent of the model.
         x: data `[B, *data_shape]`.
         num_particles: S, draws per datum.
-        vectorize_particles: draw many particles in one call, as a batch dimension left of the
-            model's plates. False for programs that cannot be broadcast: one call per particle.
         chunk_size: particles × data in one call; bounds the memory beyond the result's.
 
     Returns:
@@ -49,6 +46,5 @@ def log_weights(
         guide,
         x,
         num_particles,
-        vectorize_particles=vectorize_particles,
         chunk_size=chunk_size,
     )

@@ -5,10 +5,10 @@ from pyro.distributions import Bernoulli, Delta, ImproperUniform, TorchDistribut
 from pyro.poutine import Trace
 from torch import Tensor
 
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch, Data
 
 
-def check_data(x: Tensor | Data, name: str = "x") -> None:
+def check_data(x: Batch, name: str = "x") -> None:
     """Check that `x` is a non-empty, finite, floating-point batch `[N, *data_shape]`.
 
     Of several tensors each is checked; integers are let through there.
@@ -103,8 +103,9 @@ def _is_improper(site: dict | None) -> bool:
 
 
 def base_distribution(fn: TorchDistribution) -> TorchDistribution:
-    """The distribution inside `Independent`, masked and expanded wrappers."""
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+    """The distribution inside `Independent`, masked, expanded and summed wrappers."""
+    wrappers = ("Independent", "MaskedDistribution", "ExpandedDistribution", "SummedOut")
+    while type(fn).__name__ in wrappers:
         fn = fn.base_dist
     return fn
 

@@ -81,7 +81,10 @@ class Data:
         return next(floats, torch.get_default_dtype())
 
 
-def as_data(data: Any) -> "Tensor | Data":
+Batch = Tensor | Data  # what a program takes as its one argument, see `takes`
+
+
+def as_data(data: Any) -> Batch:
     """The data in a form that can be cut: a tensor, or `Data` for anything else.
 
     Args:
@@ -112,7 +115,20 @@ def _as_tensor(value: Any) -> Any:
     return value
 
 
-def takes(program: Program, data: "Tensor | Data") -> Program:
+def tensors_in(data: Batch) -> list[Tensor]:
+    """All tensors that a program is called with."""
+    return data.tensors if isinstance(data, Data) else [data]
+
+
+def with_replaced(data: Batch, replacements: Mapping[int, Tensor]) -> Batch:
+    """The same arguments, some of them replaced: by their `id`."""
+    if not isinstance(data, Data):
+        return replacements.get(id(data), data)
+    kwargs = {name: replacements.get(id(value), value) for name, value in data.kwargs.items()}
+    return Data(tuple(replacements.get(id(value), value) for value in data.args), kwargs)
+
+
+def takes(program: Program, data: Batch) -> Program:
     """The program as one that takes these data as a single argument."""
     return partial(_call, program) if isinstance(data, Data) else program
 
@@ -123,5 +139,5 @@ def unwrapped(program: Program) -> Program:
     return program.args[0] if is_ours else program
 
 
-def _call(program: Program, data: "Data") -> Any:
+def _call(program: Program, data: Data) -> Any:
     return program(*data.args, **data.kwargs)

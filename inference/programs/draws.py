@@ -1,10 +1,8 @@
 """Draws from a guide by particle and weight, and what model and guide say about them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -13,17 +11,16 @@ from tqdm import tqdm
 
 from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
 from evidence.inference.programs.checks import check_data, check_support
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.scoring import LogProbs, log_prob_per_datum, terms_of
+from evidence.inference.programs.sites import latent_sites, observed_sites
 from evidence.inference.programs.traces import (
     Layout,
-    LogProbs,
     Program,
     Traces,
     layout_of,
-    log_prob_per_datum,
-    random_sites,
-    terms_of,
+    particle_plate,
     trace_pair,
 )
 
@@ -45,7 +42,7 @@ class Block:
 
     rows: slice
     columns: slice
-    x: Tensor | Data
+    x: Batch
     guide: Trace
     model: Trace
     layout: Layout
@@ -69,12 +66,12 @@ class Block:
     @property
     def latents(self) -> dict[str, dict]:
         """The model's latent sites, by name."""
-        return {n: s for n, s in random_sites(self.model).items() if not s["is_observed"]}
+        return latent_sites(self.model)
 
     @property
     def observed(self) -> dict[str, dict]:
         """The model's observed sites, by name."""
-        return {n: s for n, s in random_sites(self.model).items() if s["is_observed"]}
+        return observed_sites(self.model)
 
     def sites(self, names: Iterable[str]) -> dict[str, dict]:
         """The model's sites of these names."""
@@ -109,14 +106,10 @@ class Block:
         forward = poutine.uncondition(model)
         if latents is not None:
             forward = poutine.uncondition(poutine.replay(model, trace=latents))
-        with self._particles():
+        dim = None if self.num_particles == 1 else self.layout.particle_dim
+        with particle_plate(self.num_particles, dim):
             trace = poutine.trace(forward).get_trace(self.x)
         return Block(self.rows, self.columns, self.x, self.guide, trace, self.layout)
-
-    def _particles(self) -> AbstractContextManager:
-        if self.num_particles == 1:
-            return nullcontext()
-        return pyro.plate("_particles", self.num_particles, dim=self.layout.particle_dim)
 
 
 @dataclass(frozen=True)
@@ -140,11 +133,10 @@ class Record:
 def visit_draws(
     model: Program,
     guide: Program,
-    x: Tensor | Data,
+    x: Batch,
     num_particles: int,
     visit: Callable[[Block], None],
     *,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     require_density: bool = True,
     progress: bool = False,
@@ -160,7 +152,6 @@ def visit_draws(
         x: data `[B, *data_shape]`.
         num_particles: S, draws per weight.
         visit: called with every block, in evaluation mode and without gradients.
-        vectorize_particles: None to probe; True or False for what is known.
         chunk_size: particles × data in one call; all data where they share latents.
         require_density: refuse a guide that is a point mass.
         progress: show a progress bar.
@@ -185,7 +176,7 @@ def visit_draws(
         if layout.is_joint and chunk_size < len(x):
             layout = layout_of(model, guide, x, require_density=require_density)
         refuse_new_parameters()
-        engine = _Engine(model, guide, layout, vectorize_particles)
+        engine = _Engine(model, guide, layout)
         for columns, batch in _batches(x, layout, num_particles, chunk_size, engine):
             at_once = _particles_per_call(len(batch), layout, num_particles, chunk_size)
             for block in engine.blocks(columns, batch, num_particles, at_once):
@@ -201,8 +192,8 @@ def slices(total: int, size: int) -> Iterator[slice]:
 
 
 def _batches(
-    x: Tensor | Data, layout: Layout, num_particles: int, chunk_size: int, engine: "_Engine"
-) -> Iterator[tuple[slice, Tensor | Data]]:
+    x: Batch, layout: Layout, num_particles: int, chunk_size: int, engine: "_Engine"
+) -> Iterator[tuple[slice, Batch]]:
     """Which weights, and the data that they are of.
 
     Many particles of few data: each call encodes its data anew, and that costs least so.
@@ -223,16 +214,12 @@ def _particles_per_call(num_data: int, layout: Layout, num_particles: int, chunk
 class _Engine:
     """Runs the pair on blocks, particles broadcast or one by one."""
 
-    def __init__(
-        self, model: Program, guide: Program, layout: Layout, vectorize: bool | None
-    ) -> None:
+    def __init__(self, model: Program, guide: Program, layout: Layout) -> None:
         self.model, self.guide, self.layout = model, guide, layout
-        self.may_broadcast = vectorize is not False
-        self._probed: set[tuple[int, int]] | None = None if vectorize else set()
+        self.may_broadcast = True
+        self._probed: set[tuple[int, int]] = set()
 
-    def blocks(
-        self, columns: slice, x: Tensor | Data, num_particles: int, at_once: int
-    ) -> Iterator[Block]:
+    def blocks(self, columns: slice, x: Batch, num_particles: int, at_once: int) -> Iterator[Block]:
         """All particles of some data, the support of the data checked with the first."""
         done = 0
         while done < num_particles:
@@ -247,10 +234,10 @@ class _Engine:
             yield Block(rows, columns, x, traces.guide, traces.model, self.layout)
             done += size
 
-    def _run(self, x: Tensor | Data, size: int) -> Traces | None:
+    def _run(self, x: Batch, size: int) -> Traces | None:
         """The traces of a block; None if the pair does not broadcast over the particles."""
         shape = size, len(x)
-        if size == 1 or self._probed is None or shape in self._probed:
+        if size == 1 or shape in self._probed:
             return trace_pair(self.model, self.guide, x, size, self.layout.particle_dim)
         traces = broadcasts(self.model, self.guide, x, size, self.layout)
         if traces is None:

@@ -1,13 +1,11 @@
 """What only makes sense where every datum has latents of its own."""
 
-from torch import Tensor
-
-from evidence.inference.programs.data import Program
+from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.traces import layout_of
 
 
-def expect_per_datum(model: Program, guide: Program, x: Tensor, what: str) -> None:
+def expect_per_datum(model: Program, guide: Program, x: Batch, what: str) -> None:
     """Check that no latent is shared by the data.
 
     Raises:

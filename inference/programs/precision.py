@@ -1,7 +1,7 @@
 """Faster float32 matrix products on CPUs, where they are as exact."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ _SIZE = 256
 
 
 @contextmanager
-def fast_matmul(device: torch.device) -> Iterator[None]:
+def fast_matmul(device: torch.device) -> Generator[None]:
     """Let oneDNN multiply float32 matrices on a CPU, if its error is that of the default library.
 
     torch's precision "medium" selects oneDNN, which is faster than the default on many CPUs; on

@@ -1,7 +1,7 @@
 """The random state of a run: set apart while it lasts, saved and restored bit for bit."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @contextmanager
-def isolated_rng(seed: int | None = None, device: torch.device | None = None) -> Iterator[None]:
+def isolated_rng(seed: int | None = None, device: torch.device | None = None) -> Generator[None]:
     """Leave the random state of torch, numpy and Python as it was, whatever is drawn inside.
 
     Args:

@@ -5,7 +5,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from evidence.inference.programs.data import Data
+from evidence.inference.programs.data import Batch, tensors_in, with_replaced
 from evidence.inference.programs.evaluation import evaluation_mode, modules_of
 from evidence.inference.programs.traces import Program, random_sites
 
@@ -43,13 +43,13 @@ def simulate(model: Program, size: int, x: Tensor | None = None) -> tuple[Trace,
     return trace, observed_like(trace, like)
 
 
-def observed_like(trace: Trace, like: Tensor | Data) -> Tensor | Data:
+def observed_like(trace: Trace, like: Batch) -> Batch:
     """The data in which every tensor that a site observes is what was drawn there.
 
     Raises:
         ValueError: no site observes any of the tensors as it is, or several the same.
     """
-    tensors = {id(t): t.shape for t in (like.tensors if isinstance(like, Data) else [like])}
+    tensors = {id(tensor): tensor.shape for tensor in tensors_in(like)}
     sites = [
         site
         for site in random_sites(trace).values()
@@ -62,13 +62,10 @@ def observed_like(trace: Trace, like: Tensor | Data) -> Tensor | Data:
             f"expected one site that observes x as it is, got {len(as_it_is)} of {len(sites)} "
             "observed sites: give the model a form model(None, size=N) that returns data"
         )
-    if isinstance(like, Data):
-        kwargs = {name: drawn.get(id(value), value) for name, value in like.kwargs.items()}
-        return Data(tuple(drawn.get(id(value), value) for value in like.args), kwargs)
-    return drawn[id(like)]
+    return with_replaced(like, drawn)
 
 
-def device_of(model: Program, x: Tensor | Data | None) -> torch.device | None:
+def device_of(model: Program, x: Batch | None) -> torch.device | None:
     """Where the batch is, or else the model's parameters."""
     if x is not None:
         return x.device

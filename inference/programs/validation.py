@@ -1,11 +1,15 @@
 """Pyro's and torch's own validation, on where it is worth its time, and its errors in one line."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
-from torch import Tensor
+from pyro.poutine.messenger import Messenger
+from torch.distributions import Distribution
+
+from evidence.inference.programs.data import Batch
 
 _LARGE = 100.0  # networks are made for inputs near 1
 
@@ -25,8 +29,32 @@ class InvalidArgumentError(ValueError):
     """A distribution was given arguments, or a value, that it is not made for."""
 
 
+class Unvalidated(Messenger):
+    """Switches the validation of distributions off that were made before, as those of `PyroSample`.
+
+    Chains may leave the numbers that a computer has; their densities are to be zero, no error.
+    """
+
+    def __enter__(self) -> "Unvalidated":
+        self._switched: list[Distribution] = []
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for fn in self._switched:
+            fn._validate_args = True
+        super().__exit__(*error)
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn = msg["fn"]
+        while isinstance(fn, Distribution):
+            if fn._validate_args:
+                fn._validate_args = False
+                self._switched.append(fn)
+            fn = getattr(fn, "base_dist", None)
+
+
 @contextmanager
-def validated(x: Tensor) -> Iterator[None]:
+def validated(x: Batch) -> Generator[None]:
     """Run programs on the batch `x` under validation; what it finds is said in one line.
 
     Raises:
@@ -37,7 +65,7 @@ def validated(x: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def in_one_line(x: Tensor) -> Iterator[None]:
+def in_one_line(x: Batch) -> Generator[None]:
     """Say in one line what is wrong with programs that run on the batch `x`.
 
     Raises:
@@ -60,7 +88,7 @@ def in_one_line(x: Tensor) -> Iterator[None]:
         raise InvalidArgumentError(f"{what}, got {_example(found['got'])}: {mend}") from None
 
 
-def advice_on_scale(x: Tensor) -> str:
+def advice_on_scale(x: Batch) -> str:
     """What to do with data that are too large for networks, or an empty text if they are not."""
     largest = x.abs().max().item()
     if largest <= _LARGE:

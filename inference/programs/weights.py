@@ -1,38 +1,37 @@
 """The weights of a pair that has been checked, and their terms, block by block."""
 
-from typing import Any
-
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
-from evidence.inference.programs.traces import LogProbs, Program
+from evidence.inference.programs.scoring import LogProbs
+from evidence.inference.programs.traces import Program
 
 
 def unchecked_log_weights(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     num_particles: int = 1,
     *,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> Tensor:
     """Log-weights `[S, M]` in nats of a pair that has been checked, without gradients."""
     record = Record(num_particles, len(x))
-    options: dict[str, Any] = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
-    visit_draws(
-        model, guide, x, num_particles, lambda b: record.put("log_w", b, b.terms.log_w), **options
-    )
+
+    def visit(block: Block) -> None:
+        record.put("log_w", block, block.terms.log_w)
+
+    visit_draws(model, guide, x, num_particles, visit, chunk_size=chunk_size)
     return record.tensors["log_w"]
 
 
 def log_prob_terms(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     num_particles: int = 1,
     *,
-    vectorize_particles: bool | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> LogProbs:
     """The terms of `log_weights` one by one, each `[S, M]`; a point-mass guide is let through."""
@@ -49,7 +48,6 @@ def log_prob_terms(
         x,
         num_particles,
         visit,
-        vectorize_particles=vectorize_particles,
         chunk_size=chunk_size,
         require_density=False,
     )

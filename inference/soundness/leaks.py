@@ -6,8 +6,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import Program, layout_of, log_prob_per_datum, random_sites
+from evidence.inference.programs.scoring import log_prob_per_datum
+from evidence.inference.programs.traces import Program, layout_of, random_sites
 from evidence.inference.soundness.findings import Finding
 
 Scores = dict[tuple[str, str], Tensor]  # (role, site) -> log-probability of every row, [B]
@@ -16,7 +19,7 @@ LEAK_REMEDY = "let row j depend on x[j] only: no statistics across the batch"
 
 
 @torch.no_grad()
-def check_leaks(model: Program, guide: Program, x: Tensor) -> Iterator[Finding]:
+def check_leaks(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """Row j of the pair, at the same latents, when another datum changes."""
     changed = _with_another_first_row(x) if isinstance(x, Tensor) else None
     if changed is None:
@@ -39,17 +42,18 @@ class RowScores:
     sampler uses up more or fewer of these when another row changes.
     """
 
-    def __init__(self, model: Program, guide: Program, x: Tensor) -> None:
+    def __init__(self, model: Program, guide: Program, x: Batch) -> None:
         self.model, self.guide = model, guide
         self.layout = layout_of(model, guide, x, require_density=False)
         self.latents = poutine.trace(guide).get_trace(x)
 
-    def at(self, x: Tensor) -> Scores:
+    def at(self, x: Batch) -> Scores:
         """Of the sites of guide and model, each `[B]`."""
         with isolated_rng(0, x.device):  # what the programs draw besides, such as dropout
+            guide = poutine.replay(self.guide, trace=self.latents)
             traces = {
-                role: poutine.trace(poutine.replay(program, trace=self.latents)).get_trace(x)
-                for role, program in (("guide", self.guide), ("model", self.model))
+                "guide": poutine.trace(guide).get_trace(x),
+                "model": trace_summed_out(self.model, x, self.latents),
             }
         return {
             (role, name): log_prob_per_datum(site, 1, len(x), self.layout)[0].expand(len(x))
@@ -72,7 +76,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=relative, atol=relative, equal_nan=True)
 
 
-def _with_another_first_row(x: Tensor) -> Tensor | None:
+def _with_another_first_row(x: Batch) -> Tensor | None:
     """`x` with its first row replaced by one that differs, or None if all rows are equal."""
     others = (x != x[:1]).flatten(1).any(1) if x.ndim > 1 else x != x[0]
     if not others.any():

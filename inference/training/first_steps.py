@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch
+
 NUM_WATCHED = 5
 
 
@@ -22,7 +24,7 @@ class GradientWatch:
         self._idle = set(self._without)  # nor one other than zero
         self._steps = 0
 
-    def observe(self, parameters: Mapping[str, Tensor], x: Tensor) -> None:
+    def observe(self, parameters: Mapping[str, Tensor], x: Batch) -> None:
         """Look at the gradients of all parameters after a step on the batch `x`.
 
         Raises:

@@ -4,9 +4,8 @@ from typing import Any
 
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
 
-from evidence.inference.programs.data import Data, Program
+from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.traces import Traces, common_dims, random_sites, trace_of_one_more
 
 
@@ -35,7 +34,7 @@ class ScaleData(Messenger):
             msg["scale"] = msg["scale"] * self.factor
 
 
-def data_dims(model: Program, x: Tensor | Data, batch: Tensor | Data, traces: Traces) -> frozenset:
+def data_dims(model: Program, x: Batch, batch: Batch, traces: Traces) -> frozenset:
     """The dims of the plates to scale: those over the data, where all data share a latent.
 
     Args:

@@ -4,6 +4,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.traces import Program, random_sites
 from evidence.inference.programs.validation import advice_on_scale
 
@@ -20,7 +21,7 @@ def non_finite_parameter(parameters: dict[str, Tensor]) -> str | None:
 def likely_cause(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     parameters: dict[str, Tensor],
     *,
     was_updated: bool,
@@ -53,7 +54,7 @@ def likely_cause(
 
 
 @torch.no_grad()
-def _non_finite_site(model: Program, guide: Program, x: Tensor) -> str | None:
+def _non_finite_site(model: Program, guide: Program, x: Batch) -> str | None:
     """The first site without a finite log-probability, guide before model."""
     guide_trace = poutine.trace(guide).get_trace(x)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)

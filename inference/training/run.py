@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -15,10 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.parameters import tensors_of, trainable_parameters
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
-from evidence.inference.programs.traces import Program, Traces, random_sites
+from evidence.inference.programs.sites import observed_sites
+from evidence.inference.programs.traces import Program, Traces
 from evidence.inference.programs.validation import InvalidArgumentError, in_one_line, validated
 from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.training.first_steps import NUM_WATCHED, GradientWatch
@@ -60,7 +62,7 @@ class ScalarWriter(Protocol):
 class TrainingData:
     """What is trained on, and what else there is to look at."""
 
-    x_train: Tensor
+    x_train: Batch
     x_test: Tensor | None
     held_out: Tensor | None
     transform: Callable[[Tensor], Tensor] | None
@@ -96,6 +98,10 @@ class TrainingRun:
         self.data, self.options, self.makers, self.writer = data, options, makers, writer
         self.position = Position()
         self.parameters = trainable_parameters(model, guide)
+        if not self.parameters:
+            raise ValueError(
+                "model and guide have no trainable parameters: there is nothing to fit"
+            )
         self.optim = JointOptim(
             self.parameters, lr=options.lr, make=makers.optimizer, clip_norm=options.clip_norm
         )
@@ -197,7 +203,7 @@ class TrainingRun:
             at.step += 1
             yield loss
 
-    def _step(self, x: Tensor) -> float:
+    def _step(self, x: Batch) -> float:
         try:
             with self._tempered(), self._guarded(x):
                 return self.svi.step(x)
@@ -205,7 +211,7 @@ class TrainingRun:
             raise NonFiniteLossError(self._stopped(str(error), x)) from None
 
     @contextmanager
-    def _guarded(self, x: Tensor) -> Iterator[None]:
+    def _guarded(self, x: Batch) -> Generator[None]:
         """Pyro's guards, which take time, for the first steps; data that no check has seen."""
         with (
             validated(x) if self.steps_done < NUM_WATCHED else in_one_line(x),
@@ -218,7 +224,7 @@ class TrainingRun:
         is_due = self.position.epoch == 0 or self.steps_done % _STEPS_PER_CHECK == 0
         return self.takes_subsamples or (self.data.transform is not None and is_due)
 
-    def _loss_and_grads(self, model: Program, guide: Program, x: Tensor) -> float:
+    def _loss_and_grads(self, model: Program, guide: Program, x: Batch) -> float:
         """What SVI calls for a step: loss and gradients per datum; stops before a ruinous update.
 
         Parameters are hidden from SVI, which would look for them in Pyro's store by name, where
@@ -250,7 +256,7 @@ class TrainingRun:
         return ScaleData(self.data_dims, size, len(self.data.x_train))
 
     @contextmanager
-    def _tempered(self) -> Iterator[None]:
+    def _tempered(self) -> Generator[None]:
         """The warm-ups that are under way."""
         kl, likelihood = self._kl_weight(), self._weight(self.options.likelihood_warmup_epochs)
         with (
@@ -298,7 +304,7 @@ class TrainingRun:
         if held_out_loss is not None and self.history.best_epoch == record.epoch:
             self.best = _copies(tensors_of(self.model, self.guide))
 
-    def _test_terms(self, x: Tensor) -> tuple[float, float]:
+    def _test_terms(self, x: Batch) -> tuple[float, float]:
         """Reconstruction and KL on other data; draws nothing from the training's randomness."""
         with isolated_rng(self.options.seed, x.device):
             terms = log_prob_terms(self.model, self.guide, x)
@@ -387,7 +393,7 @@ class TrainingRun:
         at = self.position
         return f"epoch {at.epoch + 1}, step {at.step + 1} of {self.steps_per_epoch}"
 
-    def _stopped(self, what: str, x: Tensor) -> str:
+    def _stopped(self, what: str, x: Batch) -> str:
         cause = likely_cause(
             self.model,
             self.guide,
@@ -412,7 +418,7 @@ def _describe(elbo: ELBO) -> str:
 
 def _plate_total(model_trace: Trace, size: int) -> int | None:
     """N of the plate over the data, if a batch is a subsample of it: the loss stands for all N."""
-    observed = [site for site in random_sites(model_trace).values() if site["is_observed"]]
+    observed = observed_sites(model_trace).values()
     frames = [frame for site in observed for frame in site["cond_indep_stack"]]
     subsampled = (f.full_size for f in frames if f.size == size and f.full_size not in (None, size))
     return next(subsampled, None)

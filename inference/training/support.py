@@ -6,7 +6,6 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
 
 from evidence.inference.programs.checks import (
     base_distribution,
@@ -14,8 +13,10 @@ from evidence.inference.programs.checks import (
     check_support,
     is_deterministic,
 )
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import observed_sites
 from evidence.inference.programs.traces import Program, random_sites, trace_pair
 
 
@@ -33,7 +34,7 @@ class CheckSupport(Messenger):
 
 @torch.no_grad()
 def check_all_data(
-    model: Program, guide: Program, x: Tensor, *, batch: Tensor, model_trace: Trace
+    model: Program, guide: Program, x: Batch, *, batch: Batch, model_trace: Trace
 ) -> None:
     """Check that what the model observes of any of the data `x` lies in its support.
 
@@ -50,7 +51,7 @@ def check_all_data(
     Raises:
         ValueError: as `check_support`.
     """
-    observed = [site for site in random_sites(model_trace).values() if site["is_observed"]]
+    observed = observed_sites(model_trace).values()
     if all(site["value"] is batch and _is_fixed(site["fn"]) for site in observed):
         for site in observed:
             check_site_support(site["name"], site["fn"], x)
@@ -60,7 +61,7 @@ def check_all_data(
             check_support(trace_pair(model, guide, rows).model)
 
 
-def takes_subsamples(model_trace: Trace, batch: Tensor) -> bool:
+def takes_subsamples(model_trace: Trace, batch: Batch) -> bool:
     """Whether the model draws some rows of the batch by itself, so that one run misses others."""
     return any(
         frame.full_size == len(batch) != frame.size
