@@ -66,8 +66,8 @@ def test_reverse_weights_average_to_the_inverse_evidence(data_dim, from_guide):
 
 def gamma_bracket():
     options = {"num_temperatures": 20, "num_leapfrog_steps": 2, "num_chains": 1}
-    template = torch.ones(20_000, dtype=torch.float64)
-    bracket = bidirectional_evidence(gamma_exponential, template=template, **ROUGH | options)
+    like = torch.ones(20_000, dtype=torch.float64)
+    bracket = bidirectional_evidence(gamma_exponential, like=like, **ROUGH | options)
     return bracket, gamma_exponential_evidence(bracket.x)
 
 
@@ -182,20 +182,20 @@ def pairs(x):
 
 
 BAD = {
-    "no size": (lambda: bidirectional_evidence(VAE(10, 3)), "either a size or a template"),
+    "no size": (lambda: bidirectional_evidence(VAE(10, 3)), "either a size, or data"),
     "size of none": (lambda: bidirectional_evidence(VAE(10, 3), size=0), "size of at least 1"),
-    "plain model": (lambda: bidirectional_evidence(model_of_z, size=3), "pass a template"),
+    "plain model": (lambda: bidirectional_evidence(model_of_z, size=3), "pass a batch to simulate"),
     "flat simulation": (lambda: bidirectional_evidence(Autoencoder(10, 3), size=3), "no prior"),
     "two observed sites": (
-        lambda: bidirectional_evidence(pairs, template=torch.zeros(3)),
+        lambda: bidirectional_evidence(pairs, like=torch.zeros(3)),
         "one site that observes x as it is, got 1 of 2",
     ),
     "mapped guide": (
-        lambda: bidirectional_evidence(positive_model, template=POSITIVE_X, guide=mapped_guide()),
+        lambda: bidirectional_evidence(positive_model, like=POSITIVE_X, guide=mapped_guide()),
         "cannot be found from the latents",
     ),
     "auxiliary guide": (
-        lambda: bidirectional_evidence(positive_model, template=POSITIVE_X, guide=auxiliary_guide),
+        lambda: bidirectional_evidence(positive_model, like=POSITIVE_X, guide=auxiliary_guide),
         "cannot be found from the latents",
     ),
 }
