@@ -80,7 +80,7 @@ def test_evidence_by_annealing_from_the_prior(name):
 
 
 def test_check_finds_nothing_wrong():
-    assert check(uniform, around, DATA) == []
+    assert check(uniform, inside, DATA) == []
 
 
 def standing(x):

@@ -17,6 +17,7 @@ from evidence.inference.diagnostics.two_samples import (
     sliced_wasserstein,
 )
 from tests.conftest import make_oracle
+from tests.known_evidences import pine_regression, pines
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,34 @@ def test_guides_of_auxiliary_draws_are_scored_by_their_posterior():
         return guide(x)
 
     assert compare_to_reference(constrained, without_posterior, found).log_q_z.isnan().all()
+
+
+def pines_moments():
+    """Means and sds of precision, intercept and slope: their prior is conjugate."""
+    x, y = (tensor.double() for tensor in pines())
+    design = torch.stack([torch.ones_like(x), x], 1)
+    prior, mean = torch.tensor([0.06, 6.0]).double(), torch.tensor([3000.0, 185.0]).double()
+    precision = prior.diag() + design.mT @ design
+    loc = torch.linalg.solve(precision, prior * mean + design.mT @ y)
+    a, b = 3 + len(x) / 2, 180_000 + 0.5 * (y @ (y - design @ loc) + (prior * mean) @ (mean - loc))
+    variances = precision.inverse().diagonal() * b / (a - 1)
+    means = torch.cat([(a / b).reshape(1), loc])
+    return means, torch.cat([(a**0.5 / b).reshape(1), variances.sqrt()])
+
+
+def test_latents_that_the_data_share_are_one_posterior():
+    """A precision of 1e-5 beside an intercept of 3,000; the twin is of the prior's scales."""
+    options = {"num_samples": 150, "num_warmup": 150, "num_chains": 2}
+    found = nuts_reference(pine_regression, pines(), **options)
+    assert (found.r_hat < 1.05).all()
+    assert found.num_divergences == 0
+    assert list(found.sites) == ["precision", "intercept", "slope"]
+    assert (found.site_values["precision"] > 0).all()
+    means, sds = pines_moments()
+    draws = found.draws.flatten(0, 1)[:, 0].double()
+    assert worst(draws.mean(0) - means, diagnostic("mcse", found.draws)[0]) < 5
+    assert worst(draws.std(0) - sds, diagnostic("mcse", found.draws, method="sd")[0]) < 5
+    assert worst(draws.mean(0) - means - sds, diagnostic("mcse", found.draws)[0]) > 5
 
 
 def normals(num_draws, num_data, dim=1, loc=0.0, scale=1.0):
