@@ -1,4 +1,4 @@
-"""The log joint of annealing against Pyro's own, for many kinds of programs and ways to run them."""
+"""The log joint of annealing against that of Pyro, for many programs and ways of running them."""
 
 import pyro
 import pyro.distributions as dist

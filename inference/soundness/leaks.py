@@ -48,9 +48,9 @@ def check_positions(
     if scores is None or scores.layout.is_joint:
         return
     rows = torch.arange(len(x), device=x.device).roll(1)
-    before, after = scores.at(x), scores.rolled().at(x[rows])
+    before, after = scores.at(x, roles), scores.rolled().at(x[rows], roles)
     for role, site in before:
-        if role in roles and not same(before[role, site].roll(1), after[role, site]):
+        if not same(before[role, site].roll(1), after[role, site]):
             problem = f"a row of the {role} depends on its place in the batch, not on x alone"
             yield Finding("leak", site, problem, POSITION_REMEDY)
 
@@ -67,14 +67,14 @@ class RowScores:
         self.layout = layout_of(model, guide, x, require_density=False)
         self.latents = poutine.trace(guide).get_trace(x)
 
-    def at(self, x: Batch) -> Scores:
+    def at(self, x: Batch, roles: Collection[str] = ("guide", "model")) -> Scores:
         """Of the sites of guide and model, each `[B]`."""
+        run = {
+            "guide": lambda: poutine.trace(poutine.replay(self.guide, self.latents)).get_trace(x),
+            "model": lambda: trace_summed_out(self.model, x, self.latents),
+        }
         with isolated_rng(0, x.device):  # what the programs draw besides, such as dropout
-            guide = poutine.replay(self.guide, trace=self.latents)
-            traces = {
-                "guide": poutine.trace(guide).get_trace(x),
-                "model": trace_summed_out(self.model, x, self.latents),
-            }
+            traces = {role: run[role]() for role in roles}
         return {
             (role, name): log_prob_per_datum(site, 1, len(x), self.layout)[0].expand(len(x))
             for role, trace in traces.items()
