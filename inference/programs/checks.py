@@ -9,9 +9,7 @@ from evidence.inference.programs.data import Batch, Data
 
 
 def check_data(x: Batch, name: str = "x") -> None:
-    """Check that `x` is a non-empty, finite, floating-point batch `[N, *data_shape]`.
-
-    Of several tensors each is checked; integers are let through there.
+    """Check that `x` is a non-empty, finite batch `[N, *data_shape]`; of several tensors each.
 
     Raises:
         ValueError: with what was expected and what was got.
@@ -23,8 +21,8 @@ def check_data(x: Batch, name: str = "x") -> None:
         return
     if not isinstance(x, Tensor) or x.ndim < 1:
         raise ValueError(f"expected {name} to be a tensor of shape (N, ...), got {_describe(x)}")
-    if not x.is_floating_point():
-        raise ValueError(f"expected {name} to be floating point, got {x.dtype}: use {name}.float()")
+    if x.is_complex():
+        raise ValueError(f"expected {name} to be real numbers, got {x.dtype}")
     if x.numel() == 0:
         raise ValueError(f"expected at least one datum in {name}, got shape {tuple(x.shape)}")
     if torch.isfinite(x.sum()):  # one fast pass; a sum that overflows gets the slow one too
