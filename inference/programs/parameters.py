@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pyro
+from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
-from evidence.inference.programs.data import unwrapped
+from evidence.inference.programs.data import Program, unwrapped
 from evidence.inference.programs.modules import modules_of
 
 
@@ -74,18 +74,18 @@ def evaluation_store() -> Generator[Callable[[], None]]:
         yield refuse_new_names
 
 
-def _global_state(state: dict[str, Any]) -> dict[str, Any]:
+def _global_state(state: StateDict) -> StateDict:
     """The parameters that live in the store alone: `pyro.param`, not the weights of a module."""
     params = {n: p for n, p in state["params"].items() if not isinstance(p, nn.Parameter)}
     return {"params": params, "constraints": {n: state["constraints"][n] for n in params}}
 
 
-def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
+def named_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
     """Every unconstrained leaf tensor of the pair, once, by a name that does not change.
 
     Call it after the programs have run once, inside `own_parameter_store`.
     """
-    named = [
+    named: list[tuple[str, Tensor]] = [
         (f"{role}.{name}", parameter)
         for role, module in _modules(model, guide)
         for name, parameter in module.named_parameters()
@@ -96,7 +96,7 @@ def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in named if first[id(parameter)] == name}
 
 
-def trainable_parameters(model: object, guide: object) -> dict[str, Tensor]:
+def trainable_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
     """The parameters to train.
 
     Raises:
@@ -109,7 +109,7 @@ def trainable_parameters(model: object, guide: object) -> dict[str, Tensor]:
     return trainable
 
 
-def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
+def tensors_of(model: Program, guide: Program) -> dict[str, Tensor]:
     """All state of the pair, parameters and buffers, by name."""
     state = {
         f"{role}.{name}": tensor
@@ -120,14 +120,14 @@ def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
     return named | state | _held_buffers(model, guide)
 
 
-def _modules(model: object, guide: object) -> Iterator[tuple[str, nn.Module]]:
+def _modules(model: Program, guide: Program) -> Iterator[tuple[str, nn.Module]]:
     for role, program in (("model", model), ("guide", guide)):
         module = unwrapped(program)
         if isinstance(module, nn.Module):
             yield role, module
 
 
-def _held_buffers(model: object, guide: object) -> dict[str, Tensor]:
+def _held_buffers(model: Program, guide: Program) -> dict[str, Tensor]:
     """Buffers, such as running statistics, of modules that a program holds and is not itself."""
     whole = [part for _, module in _modules(model, guide) for part in module.modules()]
     buffers: dict[str, Tensor] = {}

@@ -11,7 +11,7 @@ from evidence.inference.programs.traces import Program, random_sites
 
 
 @torch.no_grad()
-def simulate(model: Program, size: int, x: Tensor | None = None) -> tuple[Trace, Tensor]:
+def simulate(model: Program, size: int, x: Batch | None = None) -> tuple[Trace, Batch]:
     """The trace of `size` simulations from the model, and their data `[N, *data_shape]`.
 
     Args:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -17,11 +17,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
-from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.checks import Site, base_distribution
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.traces import Layout, Program, log_prob_per_datum
-
-Site = dict[str, Any]  # of a Pyro trace
 
 
 class _Part(NamedTuple):

@@ -83,7 +83,8 @@ def _check_jacobian(
         for site in made.values():
             back.assign(dict(site))
     log_det = log_det + _total(back.ladj, scored, x, layout)
-    stated = sum(log_prob_of(again[name], 1, len(x), layout)[0].double() for name in made)
+    parts = [log_prob_of(again[name], 1, len(x), layout)[0].double() for name in made]
+    stated = sum(parts, torch.zeros(()))
     off = (log_det + stated).abs()
     name = next(iter(made))
     if not torch.isfinite(log_det).all():
