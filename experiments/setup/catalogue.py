@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 from pyro.distributions.constraints import real_vector
@@ -41,6 +41,8 @@ from evidence.inference import (
 )
 from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
+
+Kind = TypeVar("Kind")
 
 # Pyro's objectives whose loss is one number of nats per datum, and ours.
 OBJECTIVES: dict[str, type[ELBO]] = {
@@ -92,7 +94,7 @@ class Spec:
                 raise ValueError("no name")
             if any(keyword.arg is None for keyword in keywords):
                 raise ValueError("options go by name")
-            options = {keyword.arg: _value(keyword.value) for keyword in keywords}
+            options = {word.arg: _value(word.value) for word in keywords if word.arg is not None}
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise ValueError(
                 f"expected Name or Name(option=value, ...), got {text[:100]!r}, "
@@ -303,7 +305,7 @@ def _entry(kind: type, shared: set[tuple[str, str]]) -> str:
     )
 
 
-def _scan(package: ModuleType, base: type) -> dict[str, type]:
+def _scan(package: ModuleType, base: type[Kind]) -> dict[str, type[Kind]]:
     """The concrete classes below `base` that the modules of the package define or import."""
     return {
         class_name: kind
@@ -313,13 +315,13 @@ def _scan(package: ModuleType, base: type) -> dict[str, type]:
     }
 
 
-def _find(what: str, name: str, found: Mapping[str, type], base: type) -> type:
+def _find(what: str, name: str, found: Mapping[str, type[Kind]], base: type[Kind]) -> type[Kind]:
     if "." in name:
         return _import(what, name, base)
     return found[expect_choice(what, name, found)]
 
 
-def _import(what: str, path: str, base: type) -> type:
+def _import(what: str, path: str, base: type[Kind]) -> type[Kind]:
     module_name, _, class_name = path.rpartition(".")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a file in the current folder, as with `python -m`

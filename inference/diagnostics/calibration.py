@@ -88,7 +88,7 @@ class Calibration:
         lower, upper = simultaneous_band(self.num_simulations, self.num_draws, level)
         return lower / self.num_simulations, upper / self.num_simulations
 
-    def coverage(self, nominal: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> Coverage:
+    def coverage(self, nominal: Sequence[float] | np.ndarray = (0.5, 0.8, 0.9, 0.95)) -> Coverage:
         """Expected coverage of the regions {z: log q(z | x) > c} of these masses.
 
         Masses are rounded to multiples of 1 / (L + 1), at which the check is exact.
