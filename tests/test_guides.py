@@ -51,7 +51,7 @@ Build = Callable[..., AbstractPosterior]  # build(latent_dim=3, dtype=torch.floa
 def all_guides():
     return {
         name: kind
-        for module in pkgutil.iter_modules(guides.__path__, "guides.")
+        for module in pkgutil.iter_modules(guides.__path__, "evidence.guides.")
         for name, kind in vars(importlib.import_module(module.name)).items()
         if isinstance(kind, type)
         and issubclass(kind, AbstractPosterior)
