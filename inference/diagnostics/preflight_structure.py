@@ -13,7 +13,7 @@ from evidence.inference.programs.supports import Site, declared_support
 from evidence.inference.programs.traces import Traces, random_sites
 from evidence.inference.soundness.coverage import SUPPORT_REMEDY, words
 from evidence.inference.soundness.findings import Finding
-from evidence.inference.soundness.pairs import check_masks, check_priors
+from evidence.inference.soundness.pairs import check_priors
 
 
 def check_sites(guide: Trace, model: Trace) -> Iterator[Finding]:
@@ -98,7 +98,6 @@ OF_THE_PAIR = {
     "shape": check_shapes,
     "support": _check_supports,
     "prior": lambda guide, model: check_priors(Traces(guide, model)),
-    "mask": lambda guide, model: check_masks(Traces(guide, model)),
 }
 OF_ONE = {"plate": _check_plates, "scale": _check_scales, "finite": _check_finite}
 

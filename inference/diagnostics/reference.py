@@ -17,6 +17,7 @@ from torch import Tensor
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import Block, visit_draws
 from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.masks import InFull, without_effect
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import register_mixtures
 from evidence.inference.programs.traces import Program
@@ -120,10 +121,11 @@ def nuts_reference(
     register_mixtures()
     runs = []
     with isolated_rng(device=x.device), evaluation_mode(model):
+        scored = Unscaled()(InFull(without_effect(model, x, block.model))(model))
         for chain in range(num_chains):
             pyro.set_rng_seed(seed * 1_000_003 + chain)
             run = MCMC(
-                NUTS(Unscaled()(model), target_accept_prob=target_accept_prob),
+                NUTS(scored, target_accept_prob=target_accept_prob),
                 num_samples,
                 num_warmup,
                 disable_progbar=not progress,

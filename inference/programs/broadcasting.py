@@ -8,8 +8,10 @@ fail; by chance of sizes others go on, and their numbers are wrong.
 import warnings
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
+from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import (
@@ -52,12 +54,21 @@ def broadcasts(
 def values_of_particle(
     traces: Traces, alone: Traces, row: int, layout: Layout
 ) -> dict[str, Tensor] | None:
-    """The latents of one particle, as a run of one has them; None if they do not fit."""
+    """The latents of one particle, as a run of one has them; None if they do not fit.
+
+    What the guide makes of its other draws (`Delta`) it makes anew: repeated, it would have to be
+    the same to the last bit.
+    """
     values = {}
+    made = {
+        name
+        for name, site in random_sites(traces.guide).items()
+        if isinstance(base_distribution(site["fn"]), Delta)
+    }
     for trace, single in zip(traces, alone, strict=True):
         shapes = {name: site["value"].shape for name, site in random_sites(single).items()}
         for name, site in random_sites(trace).items():
-            if site["is_observed"]:
+            if site["is_observed"] or name in made:
                 continue
             value, event_dim = site["value"], site["fn"].event_dim
             if value.ndim - event_dim == -layout.particle_dim and value.shape[0] > 1:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 import pyro
+import torch
+from pyro.distributions.transforms import transform_to
 from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
@@ -97,16 +99,23 @@ def named_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
 
 
 def trainable_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
-    """The parameters to train.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The parameters to train: those that require gradients and whose value is not a constant."""
+    constant = set(_constants(model, guide))
     named = named_parameters(model, guide)
-    trainable = {name: p for name, p in named.items() if p.requires_grad}
-    if not trainable:
-        raise ValueError("model and guide have no trainable parameters: there is nothing to fit")
-    return trainable
+    return {name: p for name, p in named.items() if p.requires_grad and name not in constant}
+
+
+@torch.no_grad()
+def _constants(model: Program, guide: Program) -> Iterator[str]:
+    """Parameters that their constraint leaves one value, as the unit triangle of a 1 × 1 matrix."""
+    for role, module in _modules(model, guide):
+        for path, part in module.named_modules(prefix=role):
+            for name, (constraint, _) in getattr(part, "_pyro_params", {}).items():
+                free = part._parameters.get(f"{name}_unconstrained")
+                if free is not None and free.numel() == 1:
+                    to = transform_to(constraint)
+                    if torch.equal(to(free), to(free + 1)):
+                        yield f"{path}.{name}_unconstrained"
 
 
 def tensors_of(model: Program, guide: Program) -> dict[str, Tensor]:

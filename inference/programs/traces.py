@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evidence.inference.programs.checks import check_density, check_support, is_deterministic
 from evidence.inference.programs.data import Batch, Program
+from evidence.inference.programs.masks import without_effect
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import zero_outside
 from evidence.inference.programs.validation import validated
@@ -38,10 +39,12 @@ class Layout:
     Args:
         data_dim: of the plate over the data; None for a joint weight.
         particle_dim: left of all plates.
+        in_full: latents that are scored as if the model did not mask them; see `masks`.
     """
 
     data_dim: int | None
     particle_dim: int
+    in_full: frozenset[str] = frozenset()
 
     @property
     def is_joint(self) -> bool:
@@ -64,7 +67,8 @@ def layout_of(model: Program, guide: Program, x: Batch, *, require_density: bool
     if require_density:
         check_density(traces.guide, traces.model)
     outermost = min((frame.dim for frame in _frames(traces)), default=0)
-    return Layout(_data_dim(model, x, traces), outermost - 1)
+    in_full = without_effect(model, x, traces.model, traces.guide)
+    return Layout(_data_dim(model, x, traces), outermost - 1, in_full)
 
 
 def _data_dim(model: Program, x: Batch, traces: Traces) -> int | None:
@@ -209,7 +213,8 @@ def trace_pair(
 def log_prob_per_datum(site: dict, num_particles: int, num_data: int, layout: Layout) -> Tensor:
     """The site's unscaled log-probability, summed over all other plates: `[S or 1, M or 1]`."""
     log_p = zero_outside(site, site["fn"].log_prob(site["value"]))
-    log_p = scale_and_mask(log_p, 1.0, site["mask"])
+    if site["is_observed"] or site["name"] not in layout.in_full:
+        log_p = scale_and_mask(log_p, 1.0, site["mask"])
     depth = -layout.particle_dim
     if log_p.ndim > depth:
         raise ValueError(

@@ -1,6 +1,6 @@
 """What must hold of a pair for its weights to average to p(x): checked before any are drawn."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -101,7 +101,7 @@ def _few(model: Program, guide: Program, x: Batch) -> Batch:
 def _faults(coverage: Coverage) -> Iterator[Finding]:
     model, guide, x = coverage.model, coverage.guide, coverage.x
     yield from check_priors(coverage.traces)
-    yield from check_masks(coverage.traces)
+    yield from check_masks(coverage.traces, coverage.layout.in_full)
     yield from check_auxiliary(guide, coverage.traces, x, coverage.layout)
     yield from coverage.faults()
     yield from check_leaks(model, guide, x)
@@ -127,11 +127,16 @@ def check_priors(traces: Traces) -> Iterator[Finding]:
             yield Finding("prior", name, problem, "give it a proper one, however wide")
 
 
-def check_masks(traces: Traces) -> Iterator[Finding]:
-    """Latents whose density is masked out in one of the two programs alone."""
+def check_masks(traces: Traces, in_full: Collection[str]) -> Iterator[Finding]:
+    """Latents whose density is masked out in one of the two programs alone.
+
+    Args:
+        traces: of the pair.
+        in_full: latents whose mask in the model does not count; see `masks`.
+    """
     guided = random_sites(traces.guide)
     for name, site in _latents(traces).items():
-        if name not in guided:
+        if name not in guided or name in in_full:
             continue
         # What a Delta repeats was drawn, and counted, at an auxiliary site without its mask.
         theirs = torch.tensor(True) if is_point(guided[name]) else _mask(guided[name])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.masks import InFull, without_effect
 from evidence.inference.programs.parameters import own_parameter_store
 from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.random_state import isolated_rng
@@ -147,7 +148,8 @@ def fit(
         run = TrainingRun(model, guide, data, options, elbo or Trace_ELBO(), makers, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
-        return run.train(progress, on_snapshot)
+        with InFull(without_effect(model, batch, traces.model, traces.guide)):
+            return run.train(progress, on_snapshot)
 
 
 def _first_run(model: Program, guide: Program, x: Batch) -> Traces:

@@ -97,6 +97,10 @@ class TrainingRun:
         self.data, self.options, self.makers, self.writer = data, options, makers, writer
         self.position = Position()
         self.parameters = trainable_parameters(model, guide)
+        if not self.parameters:
+            raise ValueError(
+                "model and guide have no trainable parameters: there is nothing to fit"
+            )
         self.optim = JointOptim(
             self.parameters, lr=options.lr, make=makers.optimizer, clip_norm=options.clip_norm
         )
