@@ -8,6 +8,7 @@ Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
 Estimator = Literal["elbo", "iw", "ais", "bdmc"]
 Start = Literal["prior", "guide"]
 Dtype = Literal["auto", "float32", "float64"]
+Split = Literal["auto", "test", "validation", "all"]
 
 # The least and the most that an option may be, wherever it stands. What else must hold of them is
 # said by whoever uses them. A seed is numpy's, and some are added to it.
@@ -25,6 +26,17 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # Read from files; the others are bundled or simulated.
 FROM_FILES = ("mnist", "fashion")
+DATA_SUFFIXES = (".npy", ".npz", ".csv", ".parquet", ".safetensors")
+
+
+def is_data_file(data: str) -> bool:
+    """Whether `--data` names a file of one of the known kinds."""
+    return data.lower().endswith(DATA_SUFFIXES)
+
+
+def is_data_code(data: str) -> bool:
+    """Whether `--data` names a callable, whose code is run."""
+    return "." in data and not is_data_file(data)
 
 
 def default_root() -> str:
@@ -58,10 +70,15 @@ class Experiment(Options):
     """What is modelled, on which data, and how it is trained.
 
     Args:
-        model: model with its options, such as VAE or "VAE(latent_dim=50, hidden_dims=[200, 200])".
+        model: model with its options, such as VAE or "VAE(latent_dim=50, hidden_dims=[200, 200])";
+            or any Pyro program, class or factory of your own, such as pines.py:density.
         data: digits (bundled), mnist, fashion (by torchvision), toy (simulated), simulated
-            (drawn from the model itself) or none (for densities without data).
-        split: data to evaluate on; "validation" holds out training data and leaves test data alone.
+            (drawn from the model itself) or none (for densities without data); or a file of your
+            own (.npy, .npz, .csv, .parquet, .safetensors), or a callable, such as my_data.py:load,
+            whose columns go to the model's parameters of the same names.
+        split: data to evaluate on; "validation" holds out training data and leaves test data alone,
+            "all" holds out none; auto is test or, for a model with latents that the data share,
+            all.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         binarize: how grey pixels become binary; auto is dynamic for Bernoulli decoders, else none
             (then pixels are dequantized).
@@ -91,7 +108,7 @@ class Experiment(Options):
 
     model: str = "VAE"
     data: str = "digits"
-    split: Literal["test", "validation"] = "test"
+    split: Split = "auto"
     data_root: str | None = None
     binarize: Binarization = "auto"
     num_epochs: int | None = None
@@ -118,7 +135,8 @@ class Train(Experiment):
     """Train a model and a guide.
 
     Args:
-        guide: guide with its options, such as MeanField or "Planar(num_flows=16)".
+        guide: guide with its options, such as MeanField or "Planar(num_flows=16)"; one of Pyro's,
+            such as "AutoNormal(init_scale=0.01)"; or your own, such as pines.py:guide.
         frozen_model: run folder whose trained p(x | z) is kept fixed; only the guide is fitted.
         out: run folder [default: runs/MODEL-GUIDE-DATA].
         resume: go on from the newest checkpoint of the run folder.
@@ -171,15 +189,19 @@ class Compare(Experiment, Estimation):
     With the estimator bdmc the data are annealed too, as with ais.
 
     Args:
-        guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)".
+        guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)", see
+            train.
         decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
             with the first guide, then every guide is fitted anew to that same p(x | z).
+        reference: draw from the posterior by NUTS too, for a table and a picture of the guides
+            beside it; of guides of one model.
         seeds: fit everything so often, with the seeds seed, seed + 1, ... Their spread is the third
             error bar, and verdicts then hold for other fits too; more can be added later.
         out: run folder [default: runs/compare-MODEL-DATA].
     """
 
     guides: list[str] = field(default_factory=lambda: ["MeanField", "FullRank", "Planar"])
+    reference: bool = False
     decoder: Literal["joint", "frozen"] = "joint"
     seeds: int = 1
     out: str | None = None
@@ -297,7 +319,7 @@ class Export(Options):
         overwrite: replace the file if there is one.
         num_draws: draws per chain and datum.
         num_chains: chains; draws of a guide are independent, and have chains for ArviZ's sake.
-        num_data: so many evaluation data, chosen by the runs' data_seed.
+        num_data: so many evaluation data, chosen by the runs' data_seed; all that share latents.
         prior: draw from the prior too.
         predictive: draw data too, which take the most room.
         seed: decides every draw.
@@ -349,7 +371,7 @@ class Sample(Options):
 
     Args:
         run: run folder.
-        num_samples: number of data.
+        num_samples: number of data; of a model of your own, of data sets like the run's.
         seed: decides the draws.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...
@@ -380,7 +402,7 @@ _ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
 _MAY_DIFFER = {
     "Train": _ANYWHERE | {"num_epochs", "max_steps", "resume", "frozen_model"},
     "Compare": _ANYWHERE
-    | {"guides", "seeds", "max_steps"}
+    | {"guides", "seeds", "max_steps", "reference"}
     | {option.name for option in fields(Estimation)},
 }
 

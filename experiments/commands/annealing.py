@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from evidence.experiments.config import ANNEALING, Evaluate
 from evidence.experiments.setup import datasets
 from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.setup.own_program import OwnProgram
 from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.files import remove
 from evidence.experiments.storage.runs import RunFolder
@@ -46,7 +48,11 @@ def bracketed(
     """The bracket of `size` simulated data, what to record with it, and where its snapshots are."""
 
     def run(**options: Any) -> Any:
-        return bidirectional_evidence(assembly.model, size=size, **options)
+        like: dict[str, Any] = {"size": size}
+        if isinstance(assembly.model, OwnProgram):  # which may take more than data to simulate
+            rows = torch.arange(size, device=assembly.x_test.device) % len(assembly.x_test)
+            like = {"template": assembly.x_test[rows]}
+        return bidirectional_evidence(assembly.model, **like, **options)
 
     purpose = {"estimator": "bdmc", "size": size}
     return _resumable(run, purpose, assembly, config, folder)

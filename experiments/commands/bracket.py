@@ -10,13 +10,12 @@ from torch import Tensor
 from evidence.experiments.commands.annealing import bracketed
 from evidence.experiments.commands.estimates import weighted
 from evidence.experiments.config import ANNEALING, Evaluate
-from evidence.experiments.reports.report import Row, annealing_words, markdown
+from evidence.experiments.reports.report import Row, annealing_words, is_of_data_set, markdown
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.double import in_dtype
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.runs import RunFolder
-from evidence.guides import Unamortized
 
 NUM_SIMULATED = 100
 
@@ -27,7 +26,7 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
     Returns:
         What was found, and where the snapshots of the annealing are.
     """
-    size = config.num_data or NUM_SIMULATED
+    size = num_simulated(assembly, config)
     assembly = in_dtype(assembly, config.dtype)
     found, details, place = bracketed(assembly, size, config, folder)
     document = {
@@ -35,6 +34,7 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
         "upper": found.upper,
         "gap": found.gap,
         "gap_se": json_number(found.gap_se),
+        "unit": assembly.unit,
         "num_data": size,
         "dtype": config.dtype,
         **details,
@@ -42,7 +42,7 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
     assert isinstance(found.x, Tensor)  # what every model of the command line takes
     if assembly.model.knows_evidence:
         document["exact"] = assembly.model.log_evidence(found.x).mean().item()
-    if isinstance(assembly.guide, Unamortized):  # it knows other data only
+    if not assembly.is_amortized:  # it knows other data only
         return document, place
     for record in weighted(assembly, found.x, config):
         below = found.log_px_upper - record.log_px
@@ -57,9 +57,16 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
     return document, place
 
 
-def is_bracket_of(found: dict[str, Any] | None, config: Evaluate) -> bool:
-    """Whether a bracket is what these options ask for."""
-    if found is None or found["num_data"] != (config.num_data or NUM_SIMULATED):
+def num_simulated(pair: Assembly, config: Evaluate) -> int:
+    """How many data to simulate: of data that share latents, a data set as large as theirs."""
+    return len(pair.x_test) if pair.is_joint else config.num_data or NUM_SIMULATED
+
+
+def is_bracket_of(row: Row, config: Evaluate) -> bool:
+    """Whether a row's bracket is what these options ask for."""
+    found = row["bracket"]
+    size = row["num_train"] if is_of_data_set(row) else config.num_data or NUM_SIMULATED
+    if found is None or found["num_data"] != size:
         return False
     if found.get("dtype") != config.dtype:
         return False
@@ -81,9 +88,10 @@ def bracket_table(rows: Sequence[Row]) -> str:
 
 
 def _caption(found: dict[str, Any]) -> str:
+    unit = "Nats, all data together" if found.get("unit") == "data set" else "Nats per datum"
     return (
         f"{found['num_data']} data simulated from the model; bidirectional Monte Carlo "
-        f"{annealing_words(found)}. Nats per datum; both bounds hold in expectation. Of "
+        f"{annealing_words(found)}. {unit}; both bounds hold in expectation. Of "
         "real data the gap proves nothing: there, AIS is a lower bound."
     )
 

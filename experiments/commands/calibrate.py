@@ -14,7 +14,6 @@ from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.one_model import run_label
 from evidence.experiments.storage.files import replaced
 from evidence.experiments.storage.runs import RunFolder
-from evidence.guides import Unamortized
 from evidence.inference.diagnostics.calibration import (
     LOG_P_X,
     LOG_Q_Z,
@@ -69,8 +68,8 @@ def calibrate(config: Calibrate) -> None:
 
 
 def _expect_any_data(assembly: Assembly) -> None:
-    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
-    if isinstance(assembly.guide, Unamortized):
+    expect_evidence(assembly.model, assembly.guide, assembly.few)
+    if not assembly.is_amortized:
         raise ValueError(
             f"{assembly.config.guide} knows no other data than its own, and calibration needs "
             "simulated ones: name the run of a guide with an encoder"

@@ -9,23 +9,33 @@ from evidence.experiments.commands.bracket import bracket_table, is_bracket_of
 from evidence.experiments.commands.evaluate import (
     bracket_run,
     check_options,
+    chosen_data,
     evaluate_run,
     expect_evidence,
     settings,
 )
+from evidence.experiments.commands.reference import compared, reference_table, written
 from evidence.experiments.commands.train import train_run
-from evidence.experiments.config import Compare, Estimation, Evaluate, Experiment, Train
+from evidence.experiments.config import Compare, Estimation, Evaluate, Experiment, Reference, Train
+from evidence.experiments.reports import plots
 from evidence.experiments.reports.fits import over_fits, summary
 from evidence.experiments.reports.pictures import draw_comparison, draw_planes
-from evidence.experiments.reports.report import Row, table
+from evidence.experiments.reports.pictures_joint import draw_joint
+from evidence.experiments.reports.report import Row, is_of_data_set, table
 from evidence.experiments.reports.verdicts import comparisons, to_json, verdict_table
-from evidence.experiments.setup.assembly import Assembly, assemble, load_run, run_name
-from evidence.experiments.setup.catalogue import Spec, build_guide
+from evidence.experiments.setup.assembly import (
+    Assembly,
+    assemble,
+    load_run,
+    run_name,
+    say_unused,
+    with_guide,
+)
+from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.durations import fit_seconds, told
 from evidence.experiments.setup.labels import folder_name
 from evidence.experiments.storage import per_datum
 from evidence.experiments.storage.runs import RunFolder
-from evidence.guides import AbstractPosterior
 from evidence.inference import History
 
 
@@ -40,7 +50,7 @@ def compare(config: Compare) -> None:
     pairs = _expect_guides(config)
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
     with folder.opened(config, resume=True):
-        _announce(config, folder.path, *pairs)
+        _announce(config, folder.path, pairs)
         rows = [row for fit in range(config.seeds) for row in _fit(config, fit, folder.path)]
         found, joined = comparisons(rows), over_fits(rows)
         text = "\n\n".join(
@@ -55,35 +65,42 @@ def compare(config: Compare) -> None:
         histories = {row["label"] + first: History.from_rows(row["history"]) for row in joined}
         draw_comparison(folder.path, joined, found, histories)
         _draw_planes(config, joined, folder.path)
+        _draw_posteriors(config, joined, folder)
     print(f"\nwrote {folder.path}")
 
 
-def _expect_guides(config: Compare) -> tuple[Assembly, dict[str, AbstractPosterior]]:
+def _expect_guides(config: Compare) -> dict[str, Assembly]:
     """Build every pair once: a mistake in the last guide shows before the first is trained.
 
-    Returns:
-        The data and the model, with the first guide; and every guide.
+    Raises:
+        ValueError: a guide that does not serve the model, or estimates of two kinds.
     """
     first = assemble(_train_config(config, config.guides[0], ""))
-    x, guides = first.x_test[:1], {}
-    for guide in config.guides:
-        guides[guide] = build_guide(Spec.parse(guide), first.model, x)[0].to(x)
-        expect_evidence(first.model, guides[guide], x)
-    return first, guides
+    pairs = {guide: with_guide(first, guide) for guide in config.guides}
+    units: dict[str, str] = {}
+    for guide, pair in pairs.items():
+        units.setdefault(pair.unit, guide)
+        expect_evidence(pair.model, pair.guide, pair.few)
+        chosen_data(pair, config.num_data if config.estimator != "bdmc" else None)
+    if len(units) > 1:
+        raise ValueError(
+            f"{units['datum']} has an estimate for each datum and {units['data set']} one for the "
+            "data set, which no table can hold together: compare guides of one kind"
+        )
+    say_unused(first)
+    return pairs
 
 
-def _announce(
-    config: Compare, path: Path, pair: Assembly, guides: dict[str, AbstractPosterior]
-) -> None:
+def _announce(config: Compare, path: Path, pairs: dict[str, Assembly]) -> None:
     """Say about how long it will take to train and evaluate what is not there yet."""
     left = [
         (number, guide)
         for number in range(config.seeds)
-        for guide in guides
+        for guide in pairs
         if _row_of(_place(config, number, path) / _folder_name(guide)) is None
     ]
-    wanted = {guide: guides[guide] for _, guide in left}
-    found = fit_seconds(pair, wanted, config)
+    wanted = dict.fromkeys(guide for _, guide in left)
+    found = fit_seconds({guide: pairs[guide] for guide in wanted}, config)
     if not left or found is None:
         return
     seconds = [found[guide] for _, guide in left]
@@ -136,7 +153,7 @@ def _evaluated(config: Compare, out: Path) -> Row:
     row = _row_of(out)
     if row is None or row["evaluation"] != settings(on_data) or not per_datum.is_of(out, row):
         row = evaluate_run(on_data)
-    if config.estimator == "bdmc" and not is_bracket_of(row["bracket"], wanted):
+    if config.estimator == "bdmc" and not is_bracket_of(row, wanted):
         row = bracket_run(wanted)
     for details in (row["annealing"], row["bracket"]):
         remove_snapshots_of(RunFolder(out), details)
@@ -155,8 +172,22 @@ def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     where: dict[str, Any] = {"data_root": config.data_root, "device": config.device, "trust": True}
     runs = {row["label"]: load_run(RunFolder(row["folder"]), **where)[0] for row in rows}
     pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
-    datum = None if config.data == "none" else f"datum 0 of the {config.split} data"
+    datum = None if config.data == "none" else f"datum 0 of the {rows[0]['split']} data"
     draw_planes(path, pairs, datum)
+
+
+def _draw_posteriors(config: Compare, rows: list[Row], folder: RunFolder) -> None:
+    """Every guide's draws, over those of NUTS if these are asked for."""
+    runs = [row["folder"] for row in rows]
+    where = {"data_root": config.data_root, "device": config.device, "trust": True}
+    if config.reference:
+        document, figure = compared(Reference(runs=runs, seed=config.seed, **where))
+        print(f"\n{reference_table(document)}\n\n{document['verdict']}", flush=True)
+        written(folder, document, figure)
+    elif is_of_data_set(rows[0]):
+        loaded = (load_run(RunFolder(run), **where)[0] for run in runs)
+        pairs = {row["label"]: pair for row, pair in zip(rows, loaded, strict=True)}
+        plots.save(draw_joint(pairs, None, seed=config.seed), folder.path / "posterior.png")
 
 
 def _train_config(config: Compare, guide: str, out: str) -> Train:
@@ -167,4 +198,4 @@ def _train_config(config: Compare, guide: str, out: str) -> Train:
 def _folder_name(guide: str) -> str:
     spec = Spec.parse(guide)
     words = [spec.name, *(f"{name}-{value}" for name, value in spec.options.items())]
-    return folder_name("-".join(words).translate({ord(c): "_" for c in " /[](),'\""}))
+    return folder_name("-".join(words).translate({ord(c): "_" for c in " /\\:[](),'\""}))

@@ -5,22 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from evidence.experiments.commands.annealing import annealed
 from evidence.experiments.config import Evaluate
 from evidence.experiments.setup.assembly import Assembly
-from evidence.experiments.setup.double import in_dtype
+from evidence.experiments.setup.double import as_dtype, in_dtype
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import Evidence, adaptive_evidence, estimate_evidence
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 
 _ELBO_PARTICLES = 200  # beside an adaptive number of weights
 
 
 def estimate(
-    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder
+    assembly: Assembly, x: Batch, config: Evaluate, folder: RunFolder
 ) -> tuple[list[Evidence], dict[str, Any] | None, Path | None]:
     """The records asked for, the exact one among them where there is one.
 
@@ -28,7 +28,7 @@ def estimate(
         The records; and of the annealing, what to record and where its snapshots are.
     """
     assembly = in_dtype(assembly, config.dtype)
-    x = x.to(assembly.x_test.dtype)
+    x = as_dtype(x, assembly.x_test.dtype)
     records = weighted(assembly, x, config)
     details = place = None
     if config.estimator == "ais":
@@ -40,7 +40,7 @@ def estimate(
 
 
 @torch.no_grad()
-def weighted(assembly: Assembly, x: Tensor, config: Evaluate) -> list[Evidence]:
+def weighted(assembly: Assembly, x: Batch, config: Evaluate) -> list[Evidence]:
     """The records that come from the guide's importance weights."""
     pair = assembly.model, assembly.guide
     with (

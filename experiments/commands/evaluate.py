@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evidence.experiments.commands.annealing import remove_snapshots
-from evidence.experiments.commands.bracket import NUM_SIMULATED, bracket, bracket_table
+from evidence.experiments.commands.bracket import bracket, bracket_table, num_simulated
 from evidence.experiments.commands.estimates import estimate
 from evidence.experiments.config import ANNEALING, Estimation, Evaluate
 from evidence.experiments.reports.plane import mean_divergences
@@ -20,6 +20,7 @@ from evidence.experiments.storage import per_datum
 from evidence.experiments.storage.results import Row, remembering, with_evaluation
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import History, Snapshot, latent_diagnostics
+from evidence.inference.programs.data import Batch
 
 _DIAGNOSED = 2000  # data at the most, whose draws are held together
 _DRAWS = 100  # per datum, to diagnose the latents
@@ -86,8 +87,7 @@ def _write(folder: RunFolder, found: _Found) -> None:
 
 def _run(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
     assembly, snapshot = _loaded(config, folder)
-    rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
-    x = assembly.x_test[rows.to(assembly.x_test.device)]
+    rows, x = chosen_data(assembly, config.num_data)
     before = row_so_far(folder, assembly, snapshot)
     if announced:
         _announce(assembly, x, config)
@@ -111,8 +111,8 @@ def _bracket(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
     assembly, snapshot = _loaded(config, folder)
     before = row_so_far(folder, assembly, snapshot)
     if announced:
-        size = config.num_data or NUM_SIMULATED
-        _announce(assembly, assembly.x_test[torch.arange(size) % len(assembly.x_test)], config)
+        rows = torch.arange(num_simulated(assembly, config)) % len(assembly.x_test)
+        _announce(assembly, assembly.x_test[rows], config)
     found, snapshots = bracket(assembly, config, folder)
     options = {name: getattr(config, name) for name in ("num_particles", "dtype", *ANNEALING)}
     made_by = {"command": "evaluate", "estimator": "bdmc", "num_data": found["num_data"], **options}
@@ -120,9 +120,10 @@ def _bracket(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
     return _Found(row, bracket_table([row]), None, snapshots)
 
 
-def _announce(assembly: Assembly, x: Tensor, config: Evaluate) -> None:
+def _announce(assembly: Assembly, x: Batch, config: Evaluate) -> None:
     """Say about how long it will take."""
-    seconds = evaluation_seconds(assembly.model, assembly.guide, x, config)
+    pair = assembly.model, assembly.guide
+    seconds = evaluation_seconds(*pair, x, config, is_joint=assembly.is_joint)
     print(told(f"evaluating {len(x):,} data", seconds), flush=True)
 
 
@@ -136,7 +137,7 @@ def _loaded(config: Evaluate, folder: RunFolder) -> tuple[Assembly, Snapshot]:
     assembly, snapshot = load_run(
         folder, device=config.device, data_root=config.data_root, trust=config.trust
     )
-    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
+    expect_evidence(assembly.model, assembly.guide, assembly.few)
     return assembly, snapshot
 
 
@@ -170,9 +171,25 @@ def chosen_rows(size: int, num_data: int | None, seed: int) -> Tensor:
     return order[:num_data].sort().values
 
 
+def chosen_data(pair: Assembly, num_data: int | None) -> tuple[Tensor, Batch]:
+    """So many of a run's evaluation data, and which rows they are.
+
+    Raises:
+        ValueError: a part of data that share latents is another data set.
+    """
+    x, size = pair.x_test, len(pair.x_test)
+    if pair.is_joint and (num_data or size) < size:
+        raise ValueError(
+            f"{pair.config.model} has latents that its {size} data share: {num_data} of them are "
+            "another data set with another evidence: leave out --num_data"
+        )
+    rows = chosen_rows(size, num_data, pair.config.data_seed)
+    return rows, (x if len(rows) == size else x[rows.to(x.device)])
+
+
 def _latents(assembly: Assembly, x: Tensor) -> dict[str, Any] | None:
-    """What the latents do, as JSON; None if all data are the same."""
-    if (x == x[0]).all():
+    """What the latents do, as JSON; None if all data are the same, or have no latent each."""
+    if assembly.is_joint or not isinstance(x, Tensor) or (x == x[0]).all():
         return None
     found = latent_diagnostics(
         assembly.model,

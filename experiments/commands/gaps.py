@@ -17,7 +17,6 @@ from evidence.experiments.setup.labels import shortened
 from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.results import Row, with_evaluation
 from evidence.experiments.storage.runs import RunFolder
-from evidence.guides import Unamortized
 from evidence.inference import Difference, Evidence, inference_gaps
 from evidence.inference.programs.random_state import isolated_rng
 
@@ -62,8 +61,14 @@ def gaps_run(folder: RunFolder, config: Gaps) -> Row:
 
 
 def _expect_encoder(assembly: Assembly) -> None:
-    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
-    if isinstance(assembly.guide, Unamortized):
+    expect_evidence(assembly.model, assembly.guide, assembly.few)
+    if assembly.is_joint:
+        raise ValueError(
+            f"{assembly.config.guide} has one λ for the data set, which training itself optimizes, "
+            "so there is no amortization gap: the approximation gap is log p(x) − ELBO, which "
+            "`evidence evaluate` and `compare` show"
+        )
+    if not assembly.is_amortized:
         raise ValueError(
             f"{assembly.config.guide} has no encoder, so it has no amortization gap: name the run "
             "of the guide inside"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evidence.experiments.config import Reference
 from evidence.experiments.reports import plots
+from evidence.experiments.reports.pictures_joint import draw_joint, entry_names
 from evidence.experiments.reports.pictures_posterior import draw_reference
 from evidence.experiments.reports.report import markdown
 from evidence.experiments.setup.assembly import Assembly
@@ -39,25 +40,28 @@ def reference(config: Reference) -> None:
     """Draw by NUTS, compare, write reference.json and reference.png, and print the table."""
     folder = RunFolder(_folder(config))
     with folder.locked() if folder.path.exists() else nullcontext():
-        document, figure = _compared(config)
+        document, figure = compared(config)
         print(reference_table(document), flush=True)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            with replaced(folder.path / PICTURE) as picture:
-                plots.save(figure, picture)
-                folder.write_document(NAME, document)
+            written(folder, document, figure)
             print(f"\nwrote {folder.path}: {NAME}, {PICTURE}")
         finally:
             print(f"\n{document['verdict']}")
 
 
-def _compared(config: Reference) -> tuple[dict[str, Any], Figure]:
-    """What reference.json and reference.png hold."""
+def compared(config: Reference) -> tuple[dict[str, Any], Figure]:
+    """What reference.json and reference.png hold.
+
+    Raises:
+        ValueError: bad options, runs of different models, or too few independent draws.
+    """
     pairs = load_runs(
         config.runs, device=config.device, data_root=config.data_root, trust=config.trust
     )
     first = next(iter(pairs.values()))
-    x = _chosen(first.x_test, config.rows)
+    rows = _rows(first, config)
+    x = first.x_test if first.is_joint else first.x_test[torch.tensor(rows, device=first.device)]
     draws, seconds = _draw(first, x, config)
     found = {
         label: compare_to_reference(
@@ -66,8 +70,17 @@ def _compared(config: Reference) -> tuple[dict[str, Any], Figure]:
         for label, pair in pairs.items()
     }
     document = _document(first, config, draws, found) | {"nuts_seconds": seconds}
+    if first.is_joint:
+        return document, draw_joint(pairs, draws, seed=config.seed)
     guides = {label: pair.guide for label, pair in pairs.items()}
-    return document, draw_reference(first.model, guides, draws, config.rows, seed=config.seed)
+    return document, draw_reference(first.model, guides, draws, rows, seed=config.seed)
+
+
+def written(folder: RunFolder, document: dict[str, Any], figure: Figure) -> None:
+    """Put both into a folder, or neither."""
+    with replaced(folder.path / PICTURE) as picture:
+        plots.save(figure, picture)
+        folder.write_document(NAME, document)
 
 
 def _folder(config: Reference) -> Path:
@@ -84,17 +97,25 @@ def _folder(config: Reference) -> Path:
     return path
 
 
-def _chosen(x: Tensor, rows: list[int]) -> Tensor:
-    """These rows of the evaluation data.
+def _rows(pair: Assembly, config: Reference) -> list[int]:
+    """The rows of the evaluation data; none where they are one data set, which is meant.
 
     Raises:
         ValueError: a row that is not there, or is named twice.
     """
+    rows, size = config.rows, len(pair.x_test)
+    if pair.is_joint:
+        if rows != [0]:
+            raise ValueError(
+                f"{pair.config.model} has latents that its {size} data share, and no posterior for "
+                "a row: leave out --rows"
+            )
+        return []
     if not rows or len(set(rows)) < len(rows):
         raise ValueError(f"expected one or more different --rows, got {rows}")
-    if wrong := [row for row in rows if not 0 <= row < len(x)]:
-        raise ValueError(f"expected --rows between 0 and {len(x) - 1}, got {wrong[0]}")
-    return x[torch.tensor(rows, device=x.device)]
+    if wrong := [row for row in rows if not 0 <= row < size]:
+        raise ValueError(f"expected --rows between 0 and {size - 1}, got {wrong[0]}")
+    return rows
 
 
 def _draw(pair: Assembly, x: Tensor, config: Reference) -> tuple[Draws, float]:
@@ -140,7 +161,7 @@ def _document(
 ) -> dict[str, Any]:
     """Everything that was found, as reference.json has it."""
     folders = dict(zip(found, config.runs, strict=True))
-    names = latent_names(draws)
+    names, rows = latent_names(pair, draws), [] if pair.is_joint else config.rows
     document = {
         "version": REFERENCE_VERSION,
         "command": "reference",
@@ -148,7 +169,9 @@ def _document(
         "model": pair.config.model,
         "data": pair.config.data,
         "split": pair.config.split,
-        "rows": config.rows,
+        "unit": pair.unit,
+        "num_data": len(pair.x_test) if pair.is_joint else len(rows),
+        "rows": rows,
         "seed": config.seed,
         "nuts": {
             "num_chains": config.num_chains,
@@ -164,7 +187,7 @@ def _document(
         "latents": names,
         "classifier": config.classifier,
         "guides": [
-            {"label": label, "folder": folders[label], **_of_guide(one, draws, config.rows)}
+            {"label": label, "folder": folders[label], **_of_guide(one, names, draws, rows)}
             for label, one in found.items()
         ],
         **pair.fingerprint(),
@@ -172,15 +195,16 @@ def _document(
     return document | {"verdict": _verdict(document)}
 
 
-def latent_names(draws: Draws) -> list[str]:
+def latent_names(pair: Assembly, draws: Draws) -> list[str]:
     """One name per entry of z, such as "z[0]"."""
+    if pair.is_joint:
+        return entry_names({name: value.shape[1:] for name, value in draws.site_values.items()})
     return [f"{site}[{i}]" for site, entries in draws.sites.items() for i in range(entries)]
 
 
-def _of_guide(one: Discrepancy, draws: Draws, rows: list[int]) -> dict[str, Any]:
+def _of_guide(one: Discrepancy, names: list[str], draws: Draws, rows: list[int]) -> dict[str, Any]:
     """What is known of one guide: the worst entry, means over the data, and every datum."""
     sd = draws.draws.flatten(0, 1).std(0)
-    names = latent_names(draws)
     mean = _worst(one.mean_difference, one.mean_se, sd, names, rows)
     spread = _worst(one.sd_difference, one.sd_se, sd, names, rows)
     accuracy, distance = _mean(*one.accuracy), one.sliced_wasserstein.mean().item()
@@ -216,7 +240,7 @@ def _worst(
         "difference": difference[datum, entry].item(),
         "of_the_posterior_sd": (difference / sd)[datum, entry].item(),
         "latent": names[entry],
-        "row": rows[datum],
+        "row": rows[datum] if rows else None,
     }
 
 
@@ -273,14 +297,17 @@ def reference_table(document: dict[str, Any]) -> str:
 
 def _caption(document: dict[str, Any]) -> str:
     nuts, rows = document["nuts"], ", ".join(map(str, document["rows"]))
+    of_one = document["unit"] == "data set"
+    which = f"all {document['num_data']:,}" if of_one else f"rows {rows} of the {document['split']}"
+    per = "" if of_one else " per datum"
     return (
-        f"{document['model_name']}, rows {rows} of the {document['split']} data of "
-        f"{document['data']}; NUTS, {nuts['num_chains']} chains of {nuts['num_samples']:,} draws, "
+        f"{document['model_name']}, {which} data of {document['data']}; NUTS, "
+        f"{nuts['num_chains']} chains of {nuts['num_samples']:,} draws, "
         f"{nuts['num_independent']:,} of them about independent. Mean and sd: the worst latent's "
         "difference, guide − NUTS, in standard errors, and beside it in posterior sds. Sliced "
         "Wasserstein in units of z, and what it is for two samples of the posterior. C2ST "
-        f"({document['classifier']}): 0.5 is no difference. log q: at the draws of NUTS, nats per "
-        f"datum, larger is better. Told apart: by more than {_CLEAR:g} SE."
+        f"({document['classifier']}): 0.5 is no difference. log q: at the draws of NUTS, nats"
+        f"{per}, larger is better. Told apart: by more than {_CLEAR:g} SE."
     )
 
 

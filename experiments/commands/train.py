@@ -15,9 +15,11 @@ from evidence.experiments.reports.report import Row, table, training_row
 from evidence.experiments.setup.assembly import (
     Assembly,
     assemble,
+    changed_sources,
     expect_config_of,
     load_snapshot,
     run_name,
+    say_unused,
 )
 from evidence.experiments.setup.catalogue import Spec, build_elbo
 from evidence.experiments.setup.optimizers import build_optimizer, build_scheduler
@@ -28,22 +30,32 @@ from evidence.guides import Unamortized
 from evidence.inference import History, Snapshot, UntilFlat, fit
 from evidence.inference.programs.evaluation import no_training
 
+Announce = Callable[[Assembly, Row], None]
+
 
 def train(config: Train) -> None:
     """Train a pair into its run folder, draw its pictures and print its row."""
-    row = train_run(config, announce=lambda row: print(table([row]), flush=True))
+    row = train_run(config, announce=_announce)
     print(f"\nwrote {row['folder']}")
 
 
+def _announce(assembly: Assembly, row: Row) -> None:
+    say_unused(assembly)
+    print(table([row]), flush=True)
+
+
 def train_run(
-    config: Train, *, label: str | None = None, announce: Callable[[Row], None] | None = None
+    config: Train,
+    *,
+    label: str | None = None,
+    announce: Announce | None = None,
 ) -> Row:
     """Train a pair, or go on with it.
 
     Args:
         config: the options.
         label: how tables call the guide, if not by its name.
-        announce: called with the row before anything of it is written.
+        announce: called with the pair and its row before anything of it is written.
 
     Returns:
         The row of results.json.
@@ -52,7 +64,8 @@ def train_run(
         ValueError: options that do not fit, or a folder that holds something else.
     """
     assembly = assemble(config)
-    if isinstance(assembly.guide, Unamortized) and config.frozen_model is None:
+    is_of_these_data = not (assembly.is_amortized or assembly.is_joint)
+    if is_of_these_data and config.frozen_model is None and _trains_model(assembly):
         raise ValueError(
             f"{config.guide} has no encoder to train a model with: train the model with another "
             "guide and fit this one to it with --frozen_model RUN, or compare with --decoder frozen"
@@ -66,12 +79,18 @@ def train_run(
         row = training_row(assembly, history, label=label or config.guide)
         row["folder"] = str(folder.path)
         if announce is not None:
-            announce(row)
+            announce(assembly, row)
         if before is None or not is_of_weights(before["rows"][0], row):
             folder.write_results("train", [row])
         with no_training(assembly.model, assembly.guide):
             draw_run(folder.path, assembly, history)
     return row
+
+
+def _trains_model(assembly: Assembly) -> bool:
+    return isinstance(assembly.guide, Unamortized) or any(
+        parameter.requires_grad for parameter in assembly.model.parameters()
+    )
 
 
 def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
@@ -100,7 +119,7 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             optimizer=build_optimizer(Spec.parse(config.optimizer), lr=config.lr),
             scheduler=build_scheduler(Spec.parse(config.scheduler)) if config.scheduler else None,
             elbo=build_elbo(Spec.parse(config.elbo)),
-            x_test=assembly.x_test,
+            x_test=None if assembly.is_joint else assembly.x_test,
             held_out=assembly.held_out,
             transform=assembly.transform,
             kl_warmup_epochs=config.kl_warmup_epochs,
@@ -125,6 +144,11 @@ def _snapshot_to_resume(assembly: Assembly, folder: RunFolder) -> Snapshot | Non
     if newest is None:
         return None
     expect_config_of(newest, assembly.config)
+    if changed := changed_sources(newest, assembly):
+        raise ValueError(
+            f"{', '.join(changed)} has changed since {folder.path} was trained: choose another "
+            "--out"
+        )
     snapshot = load_snapshot(newest, assembly)
     if assembly.config.frozen_model is not None:
         for name, tensor in assembly.model.state_dict().items():

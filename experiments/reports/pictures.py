@@ -8,8 +8,9 @@ from torch import Tensor
 
 from evidence.experiments.reports import plots, plots_comparison
 from evidence.experiments.reports.plane import plane_of
-from evidence.experiments.reports.report import Row
+from evidence.experiments.reports.report import Row, is_of_data_set
 from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.inference import Comparison, History
 from evidence.inference.programs.random_state import isolated_rng
@@ -23,13 +24,18 @@ _CODES = 2000
 def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
     """Reconstructions, samples, latent space and training curves of a trained pair."""
     model, guide, shape = assembly.model, assembly.guide, assembly.dataset.image_shape
-    label = f"{type(model).__name__} with {type(guide).__name__}"
+    names = (Spec.parse(spec).name for spec in (assembly.config.model, assembly.config.guide))
+    label = " with ".join(name.removeprefix("pyro.infer.autoguide.") for name in names)
     with isolated_rng(assembly.config.seed):
+        total = len(assembly.x_train) if assembly.is_joint else None
+        figure = plots.training_curves({label: history}, total=total)
+        plots.save(figure, folder / "training_curves.png")
+        if not isinstance(guide, AbstractPosterior) or not isinstance(model, AbstractModel):
+            return
         codes = guide.posterior_mean(assembly.x_test[:_CODES])
         title = f"posterior means of {assembly.config.split} data, {label}"
         labels = assembly.dataset.y_test[: len(codes)]
         plots.save(plots.latent_codes(codes, labels, title=title), folder / "latent_codes.png")
-        plots.save(plots.training_curves({label: history}), folder / "training_curves.png")
         if shape is None:
             return
         shown = assembly.x_test[:_SHOWN]
@@ -57,7 +63,9 @@ def draw_comparison(
 ) -> None:
     """Evidence per guide, paired differences, and the training curves of all guides."""
     plots.save(plots_comparison.evidence_bars(rows, found), folder / "evidence.png")
-    plots.save(plots.training_curves(histories), folder / "training_curves.png")
+    total = rows[0]["num_train"] if is_of_data_set(rows[0]) else None
+    figure = plots.training_curves(histories, total=total)
+    plots.save(figure, folder / "training_curves.png")
 
 
 def draw_planes(

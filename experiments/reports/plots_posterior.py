@@ -200,12 +200,12 @@ def _histograms(axes: Axes, truth: np.ndarray, guides: Mapping[str, np.ndarray])
     bins = np.linspace(low, high, 31)
     axes.hist(truth, bins.tolist(), density=True, color="0.8", label="NUTS")
     for number, (label, z) in enumerate(guides.items()):
-        axes.plot(*_smoothed(z, low, high), label=label, **line_style(number))
+        axes.plot(*smoothed(z, low, high), label=label, **line_style(number))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
 
 
-def _smoothed(z: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+def smoothed(z: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """The density of draws between two ends, by a Gaussian kernel of Scott's width."""
     heights, edges = np.histogram(z, _CELLS, (low, high))
     width = (high - low) / _CELLS

@@ -7,14 +7,12 @@ from tabulate import tabulate
 
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.estimators import ESTIMATORS, in_order
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.preprocessing import bits_per_dim
 from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.results import ESTIMATED, Row
 from evidence.inference import Evidence, History
-
-# The nearest to log p(x) comes first: no reader should take a bound for it that stands before it.
-ESTIMATORS = ("exact", "ais", "iw", "elbo")
 
 _REASONS_SHOWN = 3
 
@@ -46,6 +44,8 @@ def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
         "decoder": "joint" if config.frozen_model is None else "frozen",
         "elbo": config.elbo,
         "num_epochs": len(history.epochs),
+        "unit": assembly.unit,
+        "num_train": len(assembly.x_train),
         "num_model_parameters": sizes["model"],
         "num_guide_parameters": sizes["guide"],
         "history": history.to_rows(),
@@ -81,13 +81,13 @@ def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
         "mc_se": json_number(record.mc_se) if reason is None else None,
         "data_se": json_number(record.data_se),
         "num_particles": record.num_particles,
-        "num_data": record.num_data,
+        "num_data": record.data_set_size or record.num_data,
         "dtype": None if record.dtype is None else str(record.dtype).removeprefix("torch."),
     }
     if record.particles is not None:
         estimate["mean_num_particles"] = record.particles.double().mean().item()
     levels = assembly.dataset.num_levels
-    if assembly.config.binarize == "none" and levels is not None:
+    if assembly.config.binarize == "none" and levels is not None and record.unit == "datum":
         estimate["bits_per_dim"] = bits_per_dim(
             record.mean,
             data_dim=assembly.dataset.data_dim,
@@ -170,11 +170,24 @@ def caption(rows: Sequence[Row]) -> str:
     pixels = {"none": ""}.get(first["binarize"], f", {first['binarize']} binarization")
     num_data = {estimate["num_data"] for row in rows for estimate in row["estimates"]}
     count = f" ({', '.join(f'{n:,}' for n in sorted(num_data))} data)" if num_data else ""
+    model = f"{first['model']}({options})" if options else first["model"]
     return (
-        f"{first['model']}({options}) on {first['data']}, {first['split']} split{count}{pixels}, "
-        f"decoder {first['decoder']}, {_epochs(rows)} epochs. Nats per datum, larger is better; "
-        f"± Monte Carlo SE ± data SE{_fits(first)}.{_annealing(rows)}"
+        f"{model} on {first['data']}, {first['split']} split{count}{pixels}, "
+        f"decoder {first['decoder']}, {_epochs(rows)} epochs. {_unit(rows)}, larger is better; "
+        f"± Monte Carlo SE{'' if is_of_data_set(first) else ' ± data SE'}{_fits(first)}."
+        f"{_annealing(rows)}"
     )
+
+
+def is_of_data_set(row: Row) -> bool:
+    """Whether estimates are of the data set, whose latents are shared, and not means over data."""
+    return row.get("unit") == "data set"
+
+
+def _unit(rows: Sequence[Row]) -> str:
+    if not is_of_data_set(rows[0]):
+        return "Nats per datum"
+    return f"Log evidence of the data set, {rows[0]['num_train']:,} data, in nats"
 
 
 def _epochs(rows: Sequence[Row]) -> str:
@@ -205,20 +218,22 @@ def annealing_words(found: Mapping[str, Any]) -> str:
 
 def cells(row: Row) -> dict[str, str]:
     """The cells of one row by column header."""
-    filled = {"guide": row["label"]}
-    for estimate in sorted(row["estimates"], key=lambda e: ESTIMATORS.index(e["estimator"])):
+    filled, single = {"guide": row["label"]}, is_of_data_set(row)
+    for estimate in in_order(row["estimates"]):
         filled[_heading(estimate)] = _with_errors(estimate)
         if "mean_num_particles" in estimate:
             filled["particles"] = f"{estimate['mean_num_particles']:,.0f}"
         if "bits_per_dim" in estimate:
             filled[f"{_heading(estimate)} bits/dim"] = f"{estimate['bits_per_dim']:.3f}"
     if row["k_hat"] is not None and row["k_hat"]["median"] is not None:
-        filled["k̂ median"] = f"{row['k_hat']['median']:.2f}"
+        filled["k̂" if single else "k̂ median"] = f"{row['k_hat']['median']:.2f}"
         adaptive = any("mean_num_particles" in estimate for estimate in row["estimates"])
         limit = "its limit" if adaptive else f"{row['k_hat']['threshold']:.2f}"
-        filled[f"k̂ > {limit}"] = f"{100 * row['k_hat']['share_bad']:.1f}%"
+        is_bad = "yes" if row["k_hat"]["share_bad"] else "no"
+        share = is_bad if single else f"{100 * row['k_hat']['share_bad']:.1f}%"
+        filled[f"k̂ > {limit}"] = share
     if row["ess"] is not None and row["ess"]["median"] is not None:
-        filled["ESS median"] = f"{row['ess']['median']:,.0f}"
+        filled["ESS" if single else "ESS median"] = f"{row['ess']['median']:,.0f}"
     if row["divergences"] is not None:
         for name, heading in (("forward", "KL(p ‖ q)"), ("reverse", "KL(q ‖ p)")):
             nats = row["divergences"][name]
@@ -226,7 +241,8 @@ def cells(row: Row) -> dict[str, str]:
     if row["active_units"] is not None:
         filled["active units"] = f"{row['active_units']['count']:.3g}/{row['active_units']['of']}"
     if not row["estimates"] and row["history"]:
-        filled["final training loss"] = f"{row['history'][-1]['train_loss']:.2f}"
+        size = row["num_train"] if is_of_data_set(row) else 1
+        filled["final training loss"] = f"{size * row['history'][-1]['train_loss']:.2f}"
     filled["parameters"] = f"{row['num_parameters']:,}"
     filled["training"] = f"{row['train_seconds']:.0f} s"
     filled["steps/s"] = f"{row['steps_per_second']:.0f}"
@@ -234,17 +250,12 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def _heading(estimate: Mapping[str, Any]) -> str:
-    adaptive = "mean_num_particles" in estimate
-    return {
-        "elbo": "ELBO",
-        "iw": "IW, adaptive" if adaptive else f"IW-{estimate['num_particles']}",
-        "ais": "AIS lower bound",
-        "exact": "exact",
-    }[estimate["estimator"]]
+    return ESTIMATORS[estimate["estimator"]].column(estimate)
 
 
 def _with_errors(estimate: Mapping[str, Any]) -> str:
-    names = ["nats"] if estimate["estimator"] == "exact" else ["nats", "mc_se"]
-    names += ["data_se", *(["fit_se"] if "fit_se" in estimate else [])]
+    names = ["nats"] if ESTIMATORS[estimate["estimator"]].is_exact else ["nats", "mc_se"]
+    names += [] if estimate.get("unit") == "data set" else ["data_se"]
+    names += ["fit_se"] if "fit_se" in estimate else []
     numbers = ["?" if estimate[n] is None else f"{estimate[n]:.3f}" for n in names]
     return " ± ".join(numbers) if estimate["reliable"] else f"NOT RELIABLE {numbers[0]}"

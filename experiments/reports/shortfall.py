@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evidence.experiments.reports.report import ESTIMATORS, Row
+from evidence.experiments.reports.report import Row
+from evidence.experiments.setup.estimators import ESTIMATORS
 
 Estimate = Mapping[str, Any]
 
@@ -53,8 +54,9 @@ def shortfalls(rows: Sequence[Row]) -> list[Shortfall] | None:
 
 def _judge(estimates: Sequence[Estimate]) -> Estimate | None:
     """The estimate to judge by: exact, or the largest reliable lower bound, or the largest."""
-    found = [e for e in estimates if e["estimator"] != "elbo" and e["nats"] is not None]
-    exact = [e for e in found if e["estimator"] == ESTIMATORS[0]]
+    known = [(ESTIMATORS[e["estimator"]], e) for e in estimates if e["nats"] is not None]
+    found = [estimate for kind, estimate in known if kind.is_evidence]
+    exact = [estimate for kind, estimate in known if kind.is_exact]
     reliable = [e for e in found if e["reliable"]]
     return max(exact or reliable or found, key=lambda e: e["nats"], default=None)
 

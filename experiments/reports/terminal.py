@@ -86,6 +86,18 @@ def own_pictures() -> Generator[None]:
         yield
 
 
+@contextmanager
+def own_dtype() -> Generator[None]:
+    """A command on a user's program may change torch's default dtype, for as long as it runs."""
+    import torch  # noqa: PLC0415 (slow to import)
+
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def forget_output() -> None:
     """Drop what stdout still holds if it cannot be written: Python would fail on it at its end."""
     try:

@@ -36,7 +36,7 @@ def load_runs(
     for run in runs:
         folder = RunFolder(run)
         assembly, _ = load_run(folder, device=device, data_root=data_root, trust=trust)
-        expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
+        expect_evidence(assembly.model, assembly.guide, assembly.few)
         loaded.append((run_label(folder, assembly), assembly))
     for run, (_, assembly) in zip(runs[1:], loaded[1:], strict=True):
         _expect_shared(runs[0], loaded[0][1], run, assembly)

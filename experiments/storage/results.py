@@ -87,7 +87,8 @@ def _expect(hints: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 
 def is_of_weights(before: Row, row: Row) -> bool:
     """Whether a row is of the same weights as another, and of the same evaluation data."""
-    return all(before[name] == row[name] for name in ("weights_sha256", "test_sha256"))
+    same = all(before[name] == row[name] for name in ("weights_sha256", "test_sha256"))
+    return same and before.get("sources", {}) == row.get("sources", {})  # a user's model, too
 
 
 def remembering(row: Row, before: Row | None) -> Row:

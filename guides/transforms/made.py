@@ -1,6 +1,7 @@
 """The network behind autoregressive layers."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -111,7 +112,9 @@ class ConditionedMade:
             solve: takes i and `[P, N]`, and returns `[P]`.
         """
         *points, dim = shape
-        waiting = [b.expand(*points, -1).flatten(0, -2) for b in (self.first_bias, *self.biases)]
+        number = math.prod(points)
+        biases = (self.first_bias, *self.biases)
+        waiting = [b.expand(*points, -1).reshape(number, b.shape[-1]) for b in biases]
         counts = self.made.counts
         inputs, *units = [
             weight.mT.split(count)

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from evidence.inference.programs import estimators
-from evidence.inference.programs.checks import Site, sites_of
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import Site, sites_of
 from evidence.inference.programs.traces import Program, random_sites
 
 ByName = dict[str, Tensor]

@@ -18,6 +18,7 @@ from evidence.inference.diagnostics.preflight_structure import (
 )
 from evidence.inference.programs.checks import check_data, check_density, check_support
 from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.enumeration import given, trace_summed_out
 from evidence.inference.programs.evaluation import modules_of
 from evidence.inference.programs.masks import without_effect
 from evidence.inference.programs.parameters import evaluation_store
@@ -83,7 +84,8 @@ def _structure(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
         yield from_error("run", error, "the guide fails")
         return
     try:
-        model_trace = _trace(poutine.replay(model, trace=guide_trace), x)
+        with torch.no_grad():
+            model_trace = trace_summed_out(model, x, guide_trace)
     except Exception as error:
         yield from _failed_model(model, guide_trace, x, error)
         return
@@ -103,7 +105,7 @@ def _failed_model(
 ) -> Iterator[Finding]:
     """Is it the model, or what the guide gave it?"""
     try:
-        alone = _trace(model, x)
+        alone = given(_trace(model, x))
     except Exception as own:
         yield from_error("run", own, "the model fails")
         return

@@ -175,7 +175,7 @@ def bidirectional_evidence(
             run.restore(resume_from)
         results = run.run(progress=progress, on_snapshot=on_snapshot)
     lower, upper = estimators.iwae(results["log_w"]), -estimators.iwae(-results["reverse_log_w"])
-    gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(x) > 1 else 0.0
+    gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(upper) > 1 else 0.0
     return Bracket(x, lower, upper, num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype))
 
 

@@ -1,15 +1,12 @@
 """Checks of data and of model/guide pairs, each failing with one line that names the mend."""
 
-from typing import Any, cast
-
 import torch
 from pyro.distributions import Bernoulli, Delta, ImproperUniform, TorchDistribution, constraints
 from pyro.poutine import Trace
 from torch import Tensor
 
 from evidence.inference.programs.data import Batch, Data
-
-Site = dict[str, Any]  # of a Pyro trace
+from evidence.inference.programs.sites import Site, is_deterministic, sites_of
 
 
 def check_data(x: Batch, name: str = "x") -> None:
@@ -109,21 +106,12 @@ def _is_improper(site: Site | None) -> bool:
     return site is not None and isinstance(base_distribution(site["fn"]), ImproperUniform)
 
 
-def sites_of(trace: Trace) -> dict[str, Site]:
-    """All the nodes of a trace by name; by Pyro's types any entry of them may be missing."""
-    return cast("dict[str, Site]", trace.nodes)
-
-
 def base_distribution(fn: TorchDistribution) -> TorchDistribution:
-    """The distribution inside `Independent`, masked and expanded wrappers."""
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+    """The distribution inside `Independent`, masked, expanded and summed wrappers."""
+    wrappers = ("Independent", "MaskedDistribution", "ExpandedDistribution", "SummedOut")
+    while type(fn).__name__ in wrappers:
         fn = fn.base_dist
     return fn
-
-
-def is_deterministic(site: Site) -> bool:
-    """Whether the site was made by `pyro.deterministic`."""
-    return bool(site["infer"].get("_deterministic"))
 
 
 def _words(support: object) -> str:

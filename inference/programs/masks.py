@@ -14,9 +14,9 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from evidence.inference.programs.checks import Site, sites_of
 from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import Site, sites_of
 
 
 class InFull(Messenger):

@@ -17,6 +17,8 @@ from evidence.inference.programs.modules import modules_of
 def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], None]]:
     """A parameter store for one fit, merged into the one outside at its end, however it ends.
 
+    A fit that is refused before it begins leaves nothing behind.
+
     Programs written as plain functions keep their parameters in Pyro's global store, by name: a
     second fit that reuses a name would silently go on from the first one's values and overwrite
     them. Parameters of modules stay in their modules.
@@ -30,8 +32,11 @@ def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], N
     store = pyro.get_param_store()
     outside = _global_state(store.get_state())
     taken = set() if warm_start else set(outside["params"])
+    have_run = False
 
     def refuse_taken_names() -> None:
+        nonlocal have_run
+        have_run = True
         if shared := sorted(taken & set(_global_state(store.get_state())["params"])):
             raise ValueError(
                 f"parameters {shared} are in Pyro's store already, from an earlier fit: rename "
@@ -44,7 +49,7 @@ def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], N
             try:
                 yield refuse_taken_names
             finally:
-                trained = _global_state(store.get_state())
+                trained = _global_state(store.get_state()) if have_run else outside
     finally:
         new = {name: value for name, value in trained["params"].items() if name not in taken}
         constraints = {name: trained["constraints"][name] for name in new}

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import biject_to, transform_to
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
-from evidence.inference.programs.checks import Site, base_distribution
+from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.sites import Site
 
 
 def support_of(fn: TorchDistribution) -> constraints.Constraint:
@@ -92,10 +93,15 @@ def reaches_beyond(fn: TorchDistribution, support: constraints.Constraint) -> bo
     return False
 
 
-def on_edge(support: constraints.Constraint, value: Tensor) -> Tensor:
+def on_edge(support: constraints.Constraint, value: Tensor, *, num_steps: float = 2) -> Tensor:
     """Whether entries lie on the last numbers of their dtype inside a support: as `value`, bool.
 
     What is closer to the edge is rounded or clamped onto them, and its density lost.
+
+    Args:
+        support: with an edge.
+        value: inside of it, or not.
+        num_steps: how many of these numbers to each side.
     """
     entry, precision = entry_of(support), torch.finfo(value.dtype)
     lower, upper = getattr(entry, "lower_bound", None), getattr(entry, "upper_bound", None)
@@ -106,7 +112,8 @@ def on_edge(support: constraints.Constraint, value: Tensor) -> Tensor:
         if bound is not None:
             end = torch.as_tensor(bound).to(value)
             inside = sign * (value - end)  # negative for draws that are beyond
-            found |= (inside >= 0) & (inside <= 2 * precision.eps * end.abs() + precision.tiny)
+            step = precision.eps * end.abs() + precision.tiny
+            found |= (inside >= 0) & (inside <= num_steps * step)
     return found
 
 
