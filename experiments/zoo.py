@@ -173,7 +173,7 @@ def _shortfalls(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _add_divergences(
-    lines: Sequence[dict[str, str]], name: str, results: Sequence[Mapping[str, Any]]
+    lines: Sequence[dict[str, str]], name: str, results: Sequence[dict[str, Any]]
 ) -> None:
     """The column of one density: what the ELBO lacks, and the other direction."""
     for line, row in zip(lines, results, strict=True):

@@ -39,6 +39,7 @@ def bracket(assembly: Assembly, config: Evaluate, folder: RunFolder) -> tuple[di
         "dtype": config.dtype,
         **details,
     }
+    assert isinstance(found.x, Tensor)  # what every model of the command line takes
     if assembly.model.knows_evidence:
         document["exact"] = assembly.model.log_evidence(found.x).mean().item()
     if not assembly.is_amortized:  # it knows other data only

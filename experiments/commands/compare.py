@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from evidence.experiments.commands.annealing import remove_snapshots_of
 from evidence.experiments.commands.bracket import bracket_table, is_bracket_of
@@ -146,7 +147,7 @@ def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> R
 def _evaluated(config: Compare, out: Path) -> Row:
     options = {field.name: getattr(config, field.name) for field in fields(Estimation)}
     # Its classes are those on the command line: else it would have been refused as another run.
-    where = {"data_root": config.data_root, "device": config.device, "trust": True}
+    where: dict[str, Any] = {"data_root": config.data_root, "device": config.device, "trust": True}
     wanted = Evaluate(run=str(out), **where, **options)
     on_data = replace(wanted, estimator="ais") if config.estimator == "bdmc" else wanted
     row = _row_of(out)
@@ -168,8 +169,8 @@ def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     """The posterior of a datum and every guide's, for a model in the plane."""
     if all(row["divergences"] is None for row in rows):
         return
-    options = {"data_root": config.data_root, "device": config.device, "trust": True}
-    runs = {row["label"]: load_run(RunFolder(row["folder"]), **options)[0] for row in rows}
+    where: dict[str, Any] = {"data_root": config.data_root, "device": config.device, "trust": True}
+    runs = {row["label"]: load_run(RunFolder(row["folder"]), **where)[0] for row in rows}
     pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
     datum = None if config.data == "none" else f"datum 0 of the {rows[0]['split']} data"
     draw_planes(path, pairs, datum)

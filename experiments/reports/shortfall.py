@@ -47,9 +47,9 @@ def shortfalls(rows: Sequence[Row]) -> list[Shortfall] | None:
     else:
         judges = [_judge(of_row) for of_row in estimates]
     elbos = [next((e for e in of_row if e["estimator"] == "elbo"), None) for of_row in estimates]
-    if None in judges or None in elbos:
-        return None
-    return [_shortfall(judge, elbo) for judge, elbo in zip(judges, elbos, strict=True)]
+    pairs = zip(judges, elbos, strict=True)
+    known = [(judge, elbo) for judge, elbo in pairs if judge is not None and elbo is not None]
+    return [_shortfall(*pair) for pair in known] if len(known) == len(rows) else None
 
 
 def _judge(estimates: Sequence[Estimate]) -> Estimate | None:

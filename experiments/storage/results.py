@@ -110,4 +110,4 @@ def with_evaluation(row: Row, made_by: Mapping[str, Any], found: Mapping[str, An
     names = ("split", "seed", "data_seed", "data_sha256", "test_sha256", "weights_sha256")
     key = {**made_by, **{name: row[name] for name in names}}
     others = [one for one in row["evaluations"] if one["made_by"] != key]
-    return row | found | {"evaluations": [*others, {"made_by": key, **found}]}
+    return row | {**found, "evaluations": [*others, {"made_by": key, **found}]}

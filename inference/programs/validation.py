@@ -40,7 +40,7 @@ class Unvalidated(Messenger):
         self._switched: list[Distribution] = []
         return super().__enter__()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         for fn in self._switched:
             fn._validate_args = True
         super().__exit__(*error)

@@ -13,7 +13,7 @@ from evidence.inference.programs.checks import (
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.sites import observed_sites
+from evidence.inference.programs.sites import is_deterministic, observed_sites
 from evidence.inference.programs.traces import Program, random_sites, trace_pair
 
 
