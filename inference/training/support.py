@@ -8,7 +8,6 @@ from evidence.inference.programs.checks import (
     check_site_support,
     check_support,
     has_fixed_support,
-    is_deterministic,
 )
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
