@@ -12,7 +12,6 @@ from evidence.experiments.reports.report import markdown
 from evidence.experiments.setup.assembly import Assembly, expect_evidence, load_run
 from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.one_model import run_label
-from evidence.experiments.storage.files import replaced
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.diagnostics.calibration import (
     LOG_P_X,
@@ -59,9 +58,7 @@ def calibrate(config: Calibrate) -> None:
         print(calibration_table(document), flush=True)
         try:
             figure = plots_posterior.calibration(found, document)
-            with replaced(folder.path / PICTURE) as picture:
-                plots.save(figure, picture)
-                folder.write_document(NAME, document)
+            plots.save_with(figure, PICTURE, folder, NAME, document)
             print(f"\nwrote {folder.path}: {NAME}, {PICTURE}")
         finally:
             print(f"\n{document['verdict']}")

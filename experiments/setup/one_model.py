@@ -52,7 +52,7 @@ def run_label(folder: RunFolder, assembly: Assembly) -> str:
     """How a run calls its guide."""
     document = folder.read_results()
     if document is not None:
-        return document["rows"][0]["label"]
+        return document.rows[0].label
     return Spec.parse(assembly.config.guide).name
 
 
