@@ -130,7 +130,7 @@ def _ratios(kind: type[ELBO]) -> list[tuple[float, float]]:
     found = []
     for k in PARTICLES:
         noise = gradient_signal_to_noise(
-            kind(num_particles=k, vectorize_particles=True),
+            kind(num_particles=k),
             model,
             guide,
             x[:1],

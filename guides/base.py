@@ -1,6 +1,7 @@
 """What the families of guides have in common: an encoder, or free parameters in its place."""
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -100,8 +101,17 @@ class AbstractGuide(AbstractPosterior):
         Raises:
             ValueError: the model has no latents, or one that no density on real numbers draws.
         """
+        of_model = getattr(model, "encoder_options", {})  # of a model of this suite
+        mirrored = {name: option for name, option in of_model.items() if cls._takes(name)}
+        make = partial(cls.over, **mirrored | options)
         with nullcontext() if seed is None else isolated_rng(seed):
-            return guide_of(partial(cls.over, **options), model, data, standardize=standardize)
+            return guide_of(make, model, data, standardize=standardize)
+
+    @classmethod
+    def _takes(cls, name: str) -> bool:
+        """Whether the constructor has an option of this name, or hands all on to the encoder."""
+        parameters = inspect.signature(cls).parameters
+        return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     @classmethod
     def over(cls, dims: Mapping[str, int], data_dim: int, **options: Any) -> Self:

@@ -42,9 +42,10 @@ class Inputs(nn.Module):
                 "the model's data, as for fit"
             )
         x = self._rows(data).double()
-        scale = x.std(0, correction=0)
-        self.register_buffer("loc", x.mean(0).to(data.dtype))
-        self.register_buffer("scale", torch.where(scale > 0, scale, 1.0).to(data.dtype))
+        loc, scale = x.mean(0), x.std(0, correction=0)
+        varies = scale > 1e-6 * loc.abs()  # else it is a one, as in a design matrix
+        self.register_buffer("loc", torch.where(varies, loc, loc - 1).to(data.dtype))
+        self.register_buffer("scale", torch.where(varies, scale, 1.0).to(data.dtype))
 
     @property
     def dim(self) -> int:

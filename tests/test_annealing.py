@@ -14,7 +14,6 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 from evidence import guides
 from evidence.guides import Delta, FullRank, MeanField
-from evidence.guides.unpacked import Unpacked
 from evidence.inference import log_weights
 from evidence.inference.annealing import hmc
 from evidence.inference.annealing.guide_path import path_of
@@ -314,9 +313,8 @@ def positive_evidence(x):
     return dist.MultivariateNormal(torch.zeros(2).double(), covariance).log_prob(x)
 
 
-def unpacked_guide():
-    supports = {"z": (2, dist.constraints.positive), "w": (1, dist.constraints.real)}
-    return Unpacked(FullRank(3, 2, hidden_dims=()).double(), supports)
+def mapped_guide():
+    return FullRank.for_model(positive_model, POSITIVE_X, hidden_dims=())
 
 
 POSITIVE_X = torch.tensor([[0.5, -1.0], [1.0, 1.0]], dtype=torch.float64)
@@ -334,7 +332,7 @@ def positive_forward(guide):
     return worst_forward(positive_model, POSITIVE_X, exact, guide=guide, num_temperatures=10)
 
 
-@pytest.mark.parametrize("make", [unpacked_guide, lambda: auxiliary_guide])
+@pytest.mark.parametrize("make", [mapped_guide, lambda: auxiliary_guide])
 def test_guides_that_make_latents_from_auxiliary_draws(make):
     assert positive_forward(make()) < 5
 
@@ -345,7 +343,7 @@ def test_a_planted_jacobian_of_an_auxiliary_draw_shows(monkeypatch):
 
 
 def test_a_guide_that_does_not_tell_its_support_gets_the_models():
-    """`Unpacked` over one positive site says that it is real; all draws stay positive."""
+    """Transforms may say that they reach everywhere; all draws stay positive."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -354,7 +352,12 @@ def test_a_guide_that_does_not_tell_its_support_gets_the_models():
 
     x = torch.tensor([[0.1], [1.0], [3.0]], dtype=torch.float64)
     inner = MeanField(1, 1, hidden_dims=()).double()
-    guide = Unpacked(inner, {"z": (1, dist.constraints.positive)})
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            exp = dist.transforms.ExpTransform()
+            pyro.sample("z", dist.TransformedDistribution(inner.posterior(x), [exp]))
+
     assert path_of(model, guide, x).sample(100).min() < 0  # unconstrained
     exact = gamma_exponential_evidence(x[:, 0])
     assert worst_forward(model, x, exact, guide=guide, num_temperatures=20) < 5

@@ -11,7 +11,7 @@ import pytest
 import torch
 import xarray
 
-from evidence.guides import MeanField, Planar, Unpacked
+from evidence.guides import MeanField, Planar
 from evidence.inference import log_weights
 from evidence.inference.diagnostics.arviz_export import to_arviz
 from evidence.inference.programs.estimators import k_hat
@@ -241,8 +241,8 @@ def test_plain_functions_sites_and_plates():
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 3}])
 def test_several_constrained_sites(options):
     schools = EightSchools(8)
-    guide = Unpacked(MeanField(10, 8), schools.latents)
     x = torch.tensor([schools.effects] * 2).float()
+    guide = MeanField.for_model(schools, x)
     result = to_arviz(
         schools, guide, x, num_draws=10, num_chains=1, dims={"theta": ["school"]}, **options
     )

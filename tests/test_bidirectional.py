@@ -20,6 +20,7 @@ from tests.test_annealing import (
     auxiliary_guide,
     gamma_exponential,
     gamma_exponential_evidence,
+    mapped_guide,
     mean_field_of,
     model_of_z,
     planted_adaptation,
@@ -28,7 +29,6 @@ from tests.test_annealing import (
     planted_order,
     planted_shift,
     positive_model,
-    unpacked_guide,
     z_scores,
 )
 
@@ -189,8 +189,8 @@ BAD = {
         lambda: bidirectional_evidence(pairs, template=torch.zeros(3)),
         "one site that observes x as it is, got 1 of 2",
     ),
-    "unpacked guide": (
-        lambda: bidirectional_evidence(positive_model, template=POSITIVE_X, guide=unpacked_guide()),
+    "mapped guide": (
+        lambda: bidirectional_evidence(positive_model, template=POSITIVE_X, guide=mapped_guide()),
         "cannot be found from the latents",
     ),
     "auxiliary guide": (

@@ -17,7 +17,6 @@ from evidence.guides import (
     Planar,
     Refined,
     Unamortized,
-    Unpacked,
 )
 from evidence.inference.diagnostics.preflight import check
 from evidence.models import VAE, EightSchools, HierarchicalVAE
@@ -271,12 +270,12 @@ def clean_pairs():
         "vae": (VAE(10, 3, hidden_dims=(8,)), MeanField(3, 10), BITS),
         "gaussian vae": (VAE(10, 3, hidden_dims=(8,), likelihood="gaussian"), FullRank(3, 10), X),
         "layers": (hierarchical, Hierarchical(5, 10, latents=hierarchical.latents), BITS),
-        "constrained": (schools, Unpacked(MeanField(10, 8), schools.latents), effects),
+        "constrained": (schools, MeanField.for_model(schools, effects), effects),
         "functions": (layered_model, layered_guide, x[:, :4]),
         "discrete": (mixture_model, mixture_guide, X),
         "positive": (
             gamma_model,
-            Unpacked(MeanField(1, 4).double(), {"tau": (1, dist.constraints.positive)}),
+            MeanField.for_model(gamma_model, x[:, :4].abs()),
             x[:, :4].abs(),
         ),
         "dropout": (model, DroppedOut(), X),

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from evidence.experiments.cli import COMMANDS, build_parser, main
 from evidence.experiments.config import Experiment
@@ -88,7 +89,7 @@ def test_every_command_is_one_the_program_takes():
                 load_with_model(Experiment(model=options["model"], data=options["data"]))
             for guide in options.get("guides") or []:
                 if "." not in guide:
-                    catalogue.build_guide(Spec.parse(guide), VAE(9, 2))
+                    catalogue.build_guide(Spec.parse(guide), VAE(9, 2), torch.zeros(3, 9))
 
 
 def test_every_command_on_bundled_data_runs_in_order(capsys):

@@ -6,9 +6,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions import constraints
 
-from evidence.guides import MeanField, Unpacked
+from evidence.guides import MeanField
 from evidence.inference.diagnostics.discrepancy import compare_to_reference
 from evidence.inference.diagnostics.reference import diagnostic, nuts_reference
 from evidence.inference.diagnostics.two_samples import (
@@ -191,8 +190,7 @@ def constrained(x):
 
 def test_guides_of_auxiliary_draws_are_scored_by_their_posterior():
     x = torch.randn(2, 4).double()
-    latents = {"loc": (1, constraints.real), "tau": (1, constraints.positive)}
-    guide = Unpacked(MeanField(2, 4, hidden_dims=()).double(), latents)
+    guide = MeanField.for_model(constrained, x, hidden_dims=())
     options = {"num_samples": 40, "num_warmup": 40, "num_chains": 2}
     found = nuts_reference(constrained, x, **options)
     seen = compare_to_reference(constrained, guide, found)

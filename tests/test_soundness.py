@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
-from evidence.guides import FullRank, MeanField, Unpacked
+from evidence.guides import FullRank, MeanField
 from evidence.inference import (
     adaptive_evidence,
     annealed_evidence,
@@ -224,7 +224,7 @@ def test_autoguides_and_several_sites_are_accepted():
     importance_weighted_evidence(positive_model, auto, X, 10)
     schools = EightSchools(8).double()
     x = schools(None, size=5).double()
-    guide = Unpacked(MeanField(schools.latent_dim, 8).double(), schools.latents)
+    guide = MeanField.for_model(schools, x)
     importance_weighted_evidence(schools, guide, x, 10)
 
 
@@ -319,8 +319,8 @@ def edge_model(x):
 
 
 def edge_guide(dtype):
-    guide = Unpacked(MeanField(1, 1, hidden_dims=()), {"z": (1, constraints.unit_interval)})
-    guide = guide.to(dtype)
+    x = torch.tensor([[0.0], [1.0]], dtype=dtype)
+    guide = MeanField.for_model(edge_model, x, hidden_dims=(), standardize="none")
     with torch.no_grad():
         guide.guide.encoder[-1].weight.zero_()
         guide.guide.encoder[-1].bias.copy_(torch.tensor([0.0, math.log(12.0)]))

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -227,10 +227,9 @@ def build_guide(config: Train, model: Model, x: Batch, code: OwnCode) -> tuple[n
         found = code.find("guide", spec.name)
         if not (isinstance(found, type) and issubclass(found, AbstractPosterior)):
             return own_guide(spec, model, x, code, seed=config.seed)
-    if isinstance(model, AbstractModel):
-        return catalogue.build_guide(spec, model, x, code)
-    expect_choice("guide", spec.name, [*catalogue.all_guides(), *AUTOGUIDES])
-    return catalogue.guide_for(spec, model, x, seed=config.seed, code=code)
+    if not isinstance(model, AbstractModel):
+        expect_choice("guide", spec.name, [*catalogue.all_guides(), *AUTOGUIDES])
+    return catalogue.build_guide(spec, model, x, code)
 
 
 def _hold_out(
@@ -292,7 +291,7 @@ def _with_model_of_the_suite(
     if config.data == "simulated":
         with isolated_rng(config.data_seed):  # the truth, where every fit starts
             size = kind.fixed_data_dim or _SIMULATED_DIM
-            model, full = catalogue.build(kind, spec, data_dim=size)
+            model, full = catalogue.build(kind, spec, partial(kind, data_dim=size))
             return datasets.simulated(model, split=split), model, full
     if is_built_in(config.data):
         dataset = datasets.load(config.data, split=split, data_root=config.data_root)
@@ -308,7 +307,7 @@ def _with_model_of_the_suite(
         dataset = datasets.with_labels(dataset)
     if spec.options.get("likelihood") == "discretized-logistic":
         spec = Spec(spec.name, {"num_levels": dataset.num_levels, **spec.options})
-    return dataset, *catalogue.build(kind, spec, data_dim=dataset.data_dim)
+    return dataset, *catalogue.build(kind, spec, partial(kind, data_dim=dataset.data_dim))
 
 
 def _with_own_model(

@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from pyro.distributions.constraints import real_vector
 from pyro.infer import (
     ELBO,
     RenyiELBO,
@@ -21,13 +20,12 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
-from torch import Tensor, nn
 
 from evidence import guides, models
 from evidence.experiments.config import RANGES
 from evidence.experiments.setup.own_code import OwnCode
 from evidence.experiments.storage.spec import Spec
-from evidence.guides import AbstractPosterior, Unpacked
+from evidence.guides import AbstractPosterior
 from evidence.guides.model_guide import ModelGuide
 from evidence.inference import (
     IWAE,
@@ -40,7 +38,6 @@ from evidence.inference import (
     ReweightedWakeSleep,
     WakeSleep,
 )
-from evidence.inference.programs.data import Batch
 from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
 
@@ -93,13 +90,11 @@ def all_models() -> dict[str, type[AbstractModel]]:
 def all_guides() -> dict[str, type[AbstractPosterior]]:
     """Every guide class in the package `guides`, by name, but the one that is applied by itself."""
     found = _scan(guides, AbstractPosterior)
-    return {name: kind for name, kind in found.items() if kind not in (Unpacked, ModelGuide)}
+    return {name: kind for name, kind in found.items() if kind is not ModelGuide}
 
 
-def build(
-    kind: type, spec: Spec, *, make: Callable[..., Any] | None = None, **given: Any
-) -> tuple[Any, Spec]:
-    """Construct `kind` with the options of `spec`; what is `given` is no option.
+def build(kind: type, spec: Spec, make: Callable[..., Any]) -> tuple[Any, Spec]:
+    """Let `make` construct a `kind` with the options of `spec`; what it is given is no option.
 
     Options are checked against the constructor's type hints.
 
@@ -127,7 +122,7 @@ def build(
         raise ValueError(f"{kind.__name__}: {' '.join(lines[:2])}") from None
     _expect_in_range(spec.name, options)
     try:
-        return (make or kind)(**given, **options), Spec(spec.name, options)
+        return make(**options), Spec(spec.name, options)
     except ValueError:
         raise
     except Exception as error:  # of torch, of sizes that are none; or anything, of a user's class
@@ -139,66 +134,43 @@ def build(
 
 def build_model(spec: Spec, *, data_dim: int) -> tuple[AbstractModel, Spec]:
     """The model of a spec for data of this size, and the spec in full."""
-    return build(find_model(spec.name), spec, data_dim=data_dim)
+    kind = find_model(spec.name)
+    return build(kind, spec, partial(kind, data_dim=data_dim))
 
 
 def build_guide(
-    spec: Spec, model: AbstractModel, x: Tensor | None = None, code: OwnCode | None = None
+    spec: Spec,
+    model: Callable[..., Any],
+    data: Any,
+    code: OwnCode | None = None,
 ) -> tuple[AbstractPosterior, Spec]:
     """The guide of a spec for a model, and the spec in full.
 
-    Its encoder mirrors the model's decoder unless told otherwise. A guide over one real vector is
-    unpacked into the model's latent sites where these are several or constrained.
+    The encoder mirrors the decoder of a model of this suite unless told otherwise.
 
     Args:
         spec: the guide, with a guide as its option `guide` if it goes around one.
-        model: what it is to infer.
-        x: the data, for a guide without an encoder.
+        model: what it is to infer: any Pyro model.
+        data: what the model is called with.
         code: where the user's own guides come from.
     """
     kind = find_guide(spec.name, code)
     if "guide" in inspect.signature(kind).parameters:
-        return _build_around(kind, spec, model, x, code)
-    mirrored = {
-        "hidden_dims": list(reversed(model.hidden_dims)),
-        "activation": model.activation,
-        "channels": list(reversed(model.channels)),
-    }
-    mirrored = {name: value for name, value in mirrored.items() if name in options_of(kind)}
-    sizes = {"latent_dim": model.latent_dim, "data_dim": model.data_dim}
-    layered = "latents" in inspect.signature(kind).parameters
-    given = sizes | {"latents": model.latents} if layered else sizes
-    guide, full = build(kind, Spec(spec.name, mirrored | spec.options), **given)
-    one_real = model.latents == {guide.site: (model.latent_dim, real_vector)}
-    return guide if layered or one_real else Unpacked(guide, model.latents), full
-
-
-def guide_for(
-    spec: Spec, model: nn.Module, x: Batch, *, seed: int, code: OwnCode
-) -> tuple[AbstractPosterior, Spec]:
-    """A family of the suite as the guide of any Pyro model, see `AbstractGuide.for_model`.
-
-    Raises:
-        ValueError: there is no such family, or it serves the models of the suite alone.
-    """
-    kind = find_guide(spec.name, code)
-    if not hasattr(kind, "for_model"):
-        raise ValueError(
-            f"{spec.name} serves the models of the suite: choose a family such as MeanField or "
-            "FullRank, or a guide of Pyro's such as AutoNormal"
-        )
+        return _build_around(kind, spec, model, data, code)
+    mirrored, known = getattr(model, "encoder_options", {}), options_of(kind)
+    mirrored = {name: value for name, value in mirrored.items() if name in known}
     unit = {name: option for name, option in spec.options.items() if name == "standardize"}
     others = {name: option for name, option in spec.options.items() if name not in unit}
-    make = partial(kind.for_model, model, x, seed=seed, **unit)
-    guide, full = build(kind, Spec(spec.name, others), make=make)
+    make = partial(kind.for_model, model, data, **unit)
+    guide, full = build(kind, Spec(spec.name, mirrored | others), make)
     return guide, Spec(spec.name, unit | full.options)
 
 
 def _build_around(
     kind: type[AbstractPosterior],
     spec: Spec,
-    model: AbstractModel,
-    x: Tensor | None,
+    model: Callable[..., Any],
+    data: Any,
     code: OwnCode | None,
 ) -> tuple[AbstractPosterior, Spec]:
     """A guide around another, which is its option `guide`."""
@@ -208,12 +180,11 @@ def _build_around(
         )
     inside = spec.options["guide"]
     guide, inside = build_guide(
-        inside if isinstance(inside, Spec) else Spec.parse(inside), model, x, code
+        inside if isinstance(inside, Spec) else Spec.parse(inside), model, data, code
     )
     options = {name: value for name, value in spec.options.items() if name != "guide"}
-    wanted = {"guide": guide, "model": model, "x": x}
-    given = {name: wanted[name] for name in inspect.signature(kind).parameters if name in wanted}
-    around, full = build(kind, Spec(spec.name, options), **given)
+    make = partial(kind.for_model, model, data, guide=guide)
+    around, full = build(kind, Spec(spec.name, options), make)
     return around, Spec(spec.name, {"guide": inside, **full.options})
 
 

@@ -9,12 +9,13 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import is_enumerated, prior_of
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import latent_sites
 from evidence.inference.programs.supports import on_edge, support_of
 from evidence.inference.programs.traces import Layout, Program, layout_of, random_sites
 from evidence.inference.programs.unconstrained import (
@@ -165,8 +166,10 @@ class AbstractPath(ABC):
     @abstractmethod
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]: ...
 
-    def _run(self, program: Program, plate: int | None) -> dict[str, Site]:
-        return random_sites(trace_of(program, self.x, plate, self.layout))
+    def _run(
+        self, program: Program, plate: int | None, *, sum_out: bool = False
+    ) -> dict[str, Site]:
+        return random_sites(trace_of(program, self.x, plate, self.layout, sum_out=sum_out))
 
     def _log_prob(self, site: Site, plate: int | None) -> Tensor:
         num_chains = plate or 1
@@ -196,9 +199,8 @@ class PriorPath(AbstractPath):
 
     @torch.no_grad()
     def __init__(self, model: Program, x: Batch) -> None:
-        prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
         try:
-            layout = layout_of(model, prior, x, require_density=False)
+            layout = layout_of(model, prior_of(model), x, require_density=False)
         except NotImplementedError:
             raise ValueError(
                 "a latent site of the model has a prior that cannot be drawn from: without a "
@@ -219,7 +221,7 @@ class PriorPath(AbstractPath):
 
     def _terms(self, z: Tensor, plate: int | None) -> PriorTerms:
         with Assignment(self.packing, z, has_chains=plate is not None) as assignment:
-            sites = self._run(self.model, plate)
+            sites = self._run(self.model, plate, sum_out=True)
         log_p_z = log_p_x = z.new_zeros(z.shape[:2])
         for site in sites.values():
             log_p = self._log_prob(site, plate)
@@ -239,7 +241,7 @@ class PriorPath(AbstractPath):
 
 
 def latents_of(model: Program, x: Batch, layout: Layout) -> dict[str, Site]:
-    """The model's latent sites, from a run without chains whose draws are not used."""
+    """The model's latent sites but for those summed out, from a run whose draws are not used."""
     with isolated_rng(device=x.device):
-        sites = random_sites(trace_of(model, x, None, layout))
-    return {name: site for name, site in sites.items() if not site["is_observed"]}
+        sites = latent_sites(trace_of(model, x, None, layout))
+    return {name: site for name, site in sites.items() if not is_enumerated(site)}

@@ -17,6 +17,7 @@ from evidence.inference.diagnostics.uniformity import (
 )
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
+from evidence.inference.programs.enumeration import given, trace_summed_out
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import isolated_rng
@@ -191,7 +192,7 @@ def _at_truth(
     """All that is ranked, at the truth, `[N, ...]` each."""
     size = len(data)
     with evaluation_mode(model, guide):
-        scored = poutine.trace(poutine.replay(model, trace=truth)).get_trace(data)
+        scored = trace_summed_out(model, data, given(truth))
         block = Block(slice(0, 1), slice(0, size), data, truth, scored, layout)
         values = {name: block.value(site)[0] for name, site in block.latents.items()}
         log_p_x = sum(block.log_prob(site)[0] for site in block.observed.values())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
-from evidence.inference.programs.parameters import named_parameters
+from evidence.inference.programs.parameters import trainable_parameters
 from evidence.inference.programs.traces import Program, layout_of, trace_pair
 from evidence.inference.programs.weights import unchecked_log_weights
 from evidence.inference.soundness.auxiliary import check_auxiliary
@@ -68,7 +68,7 @@ def _check_gradients(model: Program, guide: Program, x: Batch) -> Iterator[Findi
     """Trainable parameters that the ELBO does not move."""
     with evaluation_mode(model, guide):
         loss = Trace_ELBO().differentiable_loss(model, guide, x)
-        named = {n: p for n, p in named_parameters(model, guide).items() if p.requires_grad}
+        named = trainable_parameters(model, guide)
         if not named:
             return
         first = _gradients(loss, named)

@@ -9,11 +9,12 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.sites import advice_on_discrete
 from evidence.inference.programs.supports import support_of
 from evidence.inference.programs.traces import Traces, random_sites
 from evidence.inference.soundness.coverage import SUPPORT_REMEDY, words
 from evidence.inference.soundness.findings import Finding
-from evidence.inference.soundness.pairs import check_masks, check_priors
+from evidence.inference.soundness.pairs import check_priors
 
 
 def check_sites(guide: Trace, model: Trace) -> Iterator[Finding]:
@@ -22,6 +23,7 @@ def check_sites(guide: Trace, model: Trace) -> Iterator[Finding]:
     latents = {name for name, site in sites.items() if not site["is_observed"]}
     for name in sorted(latents - guided.keys()):
         mend = f"add pyro.sample({name!r}, ...) to the guide, or observe it in the model"
+        mend = advice_on_discrete([sites[name]]).removeprefix(": ") or mend
         yield Finding("sites", name, "a latent of the model that the guide does not sample", mend)
     for name, site in guided.items():
         if site["is_observed"]:
@@ -98,7 +100,6 @@ OF_THE_PAIR = {
     "shape": check_shapes,
     "support": _check_supports,
     "prior": lambda guide, model: check_priors(Traces(guide, model)),
-    "mask": lambda guide, model: check_masks(Traces(guide, model)),
 }
 OF_ONE = {"plate": _check_plates, "scale": _check_scales, "finite": _check_finite}
 

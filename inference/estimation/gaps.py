@@ -17,6 +17,7 @@ from evidence.inference.estimation.difference import Difference, paired_differen
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import rng_state, set_rng_state
@@ -345,11 +346,9 @@ def _loss(family: _Family, parameters: Tensor, num_draws: int) -> Tensor:
     if not all(site["fn"].has_rsample for site in random_sites(drawn).values()):
         with Unscaled():
             return Trace_ELBO().differentiable_loss(family.model, guide, x) / num_draws
-    scored = poutine.replay(family.model, trace=drawn)
     held_fixed = poutine.replay(family.guide.given(repeated.detach()), trace=drawn)
-    log_p_xz, log_q_z = (
-        _log_prob_sum(poutine.trace(program).get_trace(x)) for program in (scored, held_fixed)
-    )
+    log_p_xz = _log_prob_sum(trace_summed_out(family.model, x, drawn))
+    log_q_z = _log_prob_sum(poutine.trace(held_fixed).get_trace(x))
     return (log_q_z - log_p_xz) / num_draws
 
 

@@ -103,8 +103,9 @@ def _is_improper(site: dict | None) -> bool:
 
 
 def base_distribution(fn: TorchDistribution) -> TorchDistribution:
-    """The distribution inside `Independent`, masked and expanded wrappers."""
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+    """The distribution inside `Independent`, masked, expanded and summed wrappers."""
+    wrappers = ("Independent", "MaskedDistribution", "ExpandedDistribution", "SummedOut")
+    while type(fn).__name__ in wrappers:
         fn = fn.base_dist
     return fn
 

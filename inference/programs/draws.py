@@ -1,10 +1,8 @@
 """Draws from a guide by particle and weight, and what model and guide say about them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -15,15 +13,14 @@ from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
 from evidence.inference.programs.checks import check_data, check_support
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.scoring import LogProbs, log_prob_per_datum, terms_of
+from evidence.inference.programs.sites import latent_sites, observed_sites
 from evidence.inference.programs.traces import (
     Layout,
-    LogProbs,
     Program,
     Traces,
     layout_of,
-    log_prob_per_datum,
-    random_sites,
-    terms_of,
+    particle_plate,
     trace_pair,
 )
 
@@ -69,12 +66,12 @@ class Block:
     @property
     def latents(self) -> dict[str, dict]:
         """The model's latent sites, by name."""
-        return {n: s for n, s in random_sites(self.model).items() if not s["is_observed"]}
+        return latent_sites(self.model)
 
     @property
     def observed(self) -> dict[str, dict]:
         """The model's observed sites, by name."""
-        return {n: s for n, s in random_sites(self.model).items() if s["is_observed"]}
+        return observed_sites(self.model)
 
     def sites(self, names: Iterable[str]) -> dict[str, dict]:
         """The model's sites of these names."""
@@ -109,14 +106,10 @@ class Block:
         forward = poutine.uncondition(model)
         if latents is not None:
             forward = poutine.uncondition(poutine.replay(model, trace=latents))
-        with self._particles():
+        dim = None if self.num_particles == 1 else self.layout.particle_dim
+        with particle_plate(self.num_particles, dim):
             trace = poutine.trace(forward).get_trace(self.x)
         return Block(self.rows, self.columns, self.x, self.guide, trace, self.layout)
-
-    def _particles(self) -> AbstractContextManager:
-        if self.num_particles == 1:
-            return nullcontext()
-        return pyro.plate("_particles", self.num_particles, dim=self.layout.particle_dim)
 
 
 @dataclass(frozen=True)

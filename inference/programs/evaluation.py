@@ -11,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from evidence.inference.programs.modules import modules_of
 from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.programs.traces import Program
+from evidence.inference.programs.validation import Unvalidated
 
 __all__ = ["evaluation_mode", "modules_of", "no_training"]
 
@@ -25,6 +26,7 @@ def evaluation_mode(*programs: Program | None) -> Generator[Callable[[], None]]:
     with (
         no_training(*programs),
         pyro.validation_enabled(False),
+        Unvalidated(),
         evaluation_store() as refuse_new_parameters,
     ):
         yield refuse_new_parameters

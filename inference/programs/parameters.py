@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import torch
+from pyro.distributions.transforms import transform_to
 from torch import Tensor, nn
 
 from evidence.inference.programs.data import unwrapped
@@ -14,6 +16,8 @@ from evidence.inference.programs.modules import modules_of
 @contextmanager
 def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], None]]:
     """A parameter store for one fit, merged into the one outside at its end, however it ends.
+
+    A fit that is refused before it begins leaves nothing behind.
 
     Programs written as plain functions keep their parameters in Pyro's global store, by name: a
     second fit that reuses a name would silently go on from the first one's values and overwrite
@@ -28,8 +32,11 @@ def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], N
     store = pyro.get_param_store()
     outside = _global_state(store.get_state())
     taken = set() if warm_start else set(outside["params"])
+    have_run = False
 
     def refuse_taken_names() -> None:
+        nonlocal have_run
+        have_run = True
         if shared := sorted(taken & set(_global_state(store.get_state())["params"])):
             raise ValueError(
                 f"parameters {shared} are in Pyro's store already, from an earlier fit: rename "
@@ -42,7 +49,7 @@ def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], N
             try:
                 yield refuse_taken_names
             finally:
-                trained = _global_state(store.get_state())
+                trained = _global_state(store.get_state()) if have_run else outside
     finally:
         new = {name: value for name, value in trained["params"].items() if name not in taken}
         constraints = {name: trained["constraints"][name] for name in new}
@@ -97,16 +104,23 @@ def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
 
 
 def trainable_parameters(model: object, guide: object) -> dict[str, Tensor]:
-    """The parameters to train.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The parameters to train: those that require gradients and whose value is not a constant."""
+    constant = set(_constants(model, guide))
     named = named_parameters(model, guide)
-    trainable = {name: p for name, p in named.items() if p.requires_grad}
-    if not trainable:
-        raise ValueError("model and guide have no trainable parameters: there is nothing to fit")
-    return trainable
+    return {name: p for name, p in named.items() if p.requires_grad and name not in constant}
+
+
+@torch.no_grad()
+def _constants(model: object, guide: object) -> Iterator[str]:
+    """Parameters that their constraint leaves one value, as the unit triangle of a 1 × 1 matrix."""
+    for role, module in _modules(model, guide):
+        for path, part in module.named_modules(prefix=role):
+            for name, (constraint, _) in getattr(part, "_pyro_params", {}).items():
+                free = part._parameters.get(f"{name}_unconstrained")
+                if free is not None and free.numel() == 1:
+                    to = transform_to(constraint)
+                    if torch.equal(to(free), to(free + 1)):
+                        yield f"{path}.{name}_unconstrained"
 
 
 def tensors_of(model: object, guide: object) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from evidence.inference.programs.data import Batch, Data
+from evidence.inference.programs.data import Batch, tensors_in, with_replaced
 from evidence.inference.programs.evaluation import evaluation_mode, modules_of
 from evidence.inference.programs.traces import Program, random_sites
 
@@ -49,7 +49,7 @@ def observed_like(trace: Trace, like: Batch) -> Batch:
     Raises:
         ValueError: no site observes any of the tensors as it is, or several the same.
     """
-    tensors = {id(t): t.shape for t in (like.tensors if isinstance(like, Data) else [like])}
+    tensors = {id(tensor): tensor.shape for tensor in tensors_in(like)}
     sites = [
         site
         for site in random_sites(trace).values()
@@ -62,10 +62,7 @@ def observed_like(trace: Trace, like: Batch) -> Batch:
             f"expected one site that observes x as it is, got {len(as_it_is)} of {len(sites)} "
             "observed sites: give the model a form model(None, size=N) that returns data"
         )
-    if isinstance(like, Data):
-        kwargs = {name: drawn.get(id(value), value) for name, value in like.kwargs.items()}
-        return Data(tuple(drawn.get(id(value), value) for value in like.args), kwargs)
-    return drawn[id(like)]
+    return with_replaced(like, drawn)
 
 
 def device_of(model: Program, x: Batch | None) -> torch.device | None:

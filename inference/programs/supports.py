@@ -1,7 +1,6 @@
 """Where a distribution has a density: its support, as it is declared and as it is."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -11,8 +10,7 @@ from torch.distributions import biject_to, transform_to
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from evidence.inference.programs.checks import base_distribution
-
-Site = dict[str, Any]  # of a Pyro trace
+from evidence.inference.programs.sites import Site
 
 
 def support_of(fn: TorchDistribution) -> constraints.Constraint | None:
@@ -90,10 +88,15 @@ def reaches_beyond(fn: TorchDistribution, support: constraints.Constraint) -> bo
     return False
 
 
-def on_edge(support: constraints.Constraint, value: Tensor) -> Tensor:
+def on_edge(support: constraints.Constraint, value: Tensor, *, num_steps: float = 2) -> Tensor:
     """Whether entries lie on the last numbers of their dtype inside a support: as `value`, bool.
 
     What is closer to the edge is rounded or clamped onto them, and its density lost.
+
+    Args:
+        support: with an edge.
+        value: inside of it, or not.
+        num_steps: how many of these numbers to each side.
     """
     entry, precision = entry_of(support), torch.finfo(value.dtype)
     lower, upper = getattr(entry, "lower_bound", None), getattr(entry, "upper_bound", None)
@@ -104,7 +107,8 @@ def on_edge(support: constraints.Constraint, value: Tensor) -> Tensor:
         if bound is not None:
             end = torch.as_tensor(bound).to(value)
             inside = sign * (value - end)  # negative for draws that are beyond
-            found |= (inside >= 0) & (inside <= 2 * precision.eps * end.abs() + precision.tiny)
+            step = precision.eps * end.abs() + precision.tiny
+            found |= (inside >= 0) & (inside <= num_steps * step)
     return found
 
 

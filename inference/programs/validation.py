@@ -3,8 +3,11 @@
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
+from pyro.poutine.messenger import Messenger
+from torch.distributions import Distribution
 
 from evidence.inference.programs.data import Batch
 
@@ -24,6 +27,30 @@ _BAD_VALUE = re.compile(
 
 class InvalidArgumentError(ValueError):
     """A distribution was given arguments, or a value, that it is not made for."""
+
+
+class Unvalidated(Messenger):
+    """Switches the validation of distributions off that were made before, as those of `PyroSample`.
+
+    Chains may leave the numbers that a computer has; their densities are to be zero, no error.
+    """
+
+    def __enter__(self) -> "Unvalidated":
+        self._switched: list[Distribution] = []
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for fn in self._switched:
+            fn._validate_args = True
+        super().__exit__(*error)
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn = msg["fn"]
+        while isinstance(fn, Distribution):
+            if fn._validate_args:
+                fn._validate_args = False
+                self._switched.append(fn)
+            fn = getattr(fn, "base_dist", None)
 
 
 @contextmanager

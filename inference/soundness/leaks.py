@@ -7,8 +7,10 @@ from pyro import poutine
 from torch import Tensor
 
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import Program, layout_of, log_prob_per_datum, random_sites
+from evidence.inference.programs.scoring import log_prob_per_datum
+from evidence.inference.programs.traces import Program, layout_of, random_sites
 from evidence.inference.soundness.findings import Finding
 
 Scores = dict[tuple[str, str], Tensor]  # (role, site) -> log-probability of every row, [B]
@@ -48,9 +50,10 @@ class RowScores:
     def at(self, x: Batch) -> Scores:
         """Of the sites of guide and model, each `[B]`."""
         with isolated_rng(0, x.device):  # what the programs draw besides, such as dropout
+            guide = poutine.replay(self.guide, trace=self.latents)
             traces = {
-                role: poutine.trace(poutine.replay(program, trace=self.latents)).get_trace(x)
-                for role, program in (("guide", self.guide), ("model", self.model))
+                "guide": poutine.trace(guide).get_trace(x),
+                "model": trace_summed_out(self.model, x, self.latents),
             }
         return {
             (role, name): log_prob_per_datum(site, 1, len(x), self.layout)[0].expand(len(x))

@@ -19,7 +19,8 @@ from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.parameters import tensors_of, trainable_parameters
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
-from evidence.inference.programs.traces import Program, Traces, random_sites
+from evidence.inference.programs.sites import observed_sites
+from evidence.inference.programs.traces import Program, Traces
 from evidence.inference.programs.validation import InvalidArgumentError, in_one_line, validated
 from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.training.first_steps import NUM_WATCHED, GradientWatch
@@ -97,6 +98,10 @@ class TrainingRun:
         self.data, self.options, self.makers, self.writer = data, options, makers, writer
         self.position = Position()
         self.parameters = trainable_parameters(model, guide)
+        if not self.parameters:
+            raise ValueError(
+                "model and guide have no trainable parameters: there is nothing to fit"
+            )
         self.optim = JointOptim(
             self.parameters, lr=options.lr, make=makers.optimizer, clip_norm=options.clip_norm
         )
@@ -413,7 +418,7 @@ def _describe(elbo: ELBO) -> str:
 
 def _plate_total(model_trace: Trace, size: int) -> int | None:
     """N of the plate over the data, if a batch is a subsample of it: the loss stands for all N."""
-    observed = [site for site in random_sites(model_trace).values() if site["is_observed"]]
+    observed = observed_sites(model_trace).values()
     frames = [frame for site in observed for frame in site["cond_indep_stack"]]
     subsampled = (f.full_size for f in frames if f.size == size and f.full_size not in (None, size))
     return next(subsampled, None)

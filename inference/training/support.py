@@ -16,6 +16,7 @@ from evidence.inference.programs.checks import (
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import observed_sites
 from evidence.inference.programs.traces import Program, random_sites, trace_pair
 
 
@@ -50,7 +51,7 @@ def check_all_data(
     Raises:
         ValueError: as `check_support`.
     """
-    observed = [site for site in random_sites(model_trace).values() if site["is_observed"]]
+    observed = observed_sites(model_trace).values()
     if all(site["value"] is batch and _is_fixed(site["fn"]) for site in observed):
         for site in observed:
             check_site_support(site["name"], site["fn"], x)
