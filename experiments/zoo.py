@@ -26,7 +26,7 @@ from evidence.experiments.config import Compare
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.plane import plane_of
 from evidence.experiments.reports.report import cells, markdown
-from evidence.experiments.setup.assembly import load_run
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.guides import FullRank

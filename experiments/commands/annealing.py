@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from evidence.experiments.config import ANNEALING, Evaluate
+from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.setup import datasets
 from evidence.experiments.setup.assembly import Assembly
-from evidence.experiments.setup.own_program import OwnProgram
 from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.files import remove
 from evidence.experiments.storage.records import Annealing

@@ -9,8 +9,9 @@ import numpy as np
 from evidence.experiments.config import Calibrate
 from evidence.experiments.reports import plots, plots_posterior
 from evidence.experiments.reports.report import markdown
-from evidence.experiments.setup.assembly import Assembly, expect_evidence, load_run
+from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.setup.one_model import run_label
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.diagnostics.calibration import (

@@ -22,17 +22,11 @@ from evidence.experiments.reports.pictures import draw_comparison, draw_planes
 from evidence.experiments.reports.pictures_joint import draw_joint
 from evidence.experiments.reports.report import table
 from evidence.experiments.reports.verdicts import comparisons, to_json, verdict_table
-from evidence.experiments.setup.assembly import (
-    Assembly,
-    assemble,
-    load_run,
-    run_name,
-    say_unused,
-    with_guide,
-)
+from evidence.experiments.setup.assembly import Assembly, assemble, run_name, say_unused, with_guide
 from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.durations import fit_seconds, told
 from evidence.experiments.setup.labels import folder_name
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage import per_datum
 from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder

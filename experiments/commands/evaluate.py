@@ -14,8 +14,9 @@ from evidence.experiments.commands.estimates import estimate
 from evidence.experiments.config import ANNEALING, Estimation, Evaluate
 from evidence.experiments.reports.plane import mean_divergences
 from evidence.experiments.reports.report import estimated, table, training_row
-from evidence.experiments.setup.assembly import Assembly, expect_evidence, load_run
+from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.durations import evaluation_seconds, told
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage import per_datum
 from evidence.experiments.storage.records import Count, Row
 from evidence.experiments.storage.runs import RunFolder

@@ -11,8 +11,9 @@ from evidence.experiments.commands.evaluate import chosen_rows, row_so_far
 from evidence.experiments.config import Gaps
 from evidence.experiments.reports import plots, plots_comparison
 from evidence.experiments.reports.report import markdown
-from evidence.experiments.setup.assembly import Assembly, expect_evidence, load_run
+from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.labels import shortened
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.records import GapsRecord, Judge, Part, Row
 from evidence.experiments.storage.runs import RunFolder

@@ -6,10 +6,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from evidence.experiments.config import Sample
+from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.pictures import prior_means
-from evidence.experiments.setup.assembly import Assembly, load_run
-from evidence.experiments.setup.own_program import OwnProgram
+from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage.files import write
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.programs.data import takes

@@ -12,17 +12,11 @@ import torch
 from evidence.experiments.config import Train
 from evidence.experiments.reports.pictures import draw_run
 from evidence.experiments.reports.report import table, training_row
-from evidence.experiments.setup.assembly import (
-    Assembly,
-    assemble,
-    changed_sources,
-    expect_config_of,
-    load_snapshot,
-    run_name,
-    say_unused,
-)
+from evidence.experiments.setup.assembly import Assembly, assemble, run_name, say_unused
 from evidence.experiments.setup.catalogue import Spec, build_elbo
+from evidence.experiments.setup.loading import changed_sources, load_snapshot
 from evidence.experiments.setup.optimizers import build_optimizer, build_scheduler
+from evidence.experiments.setup.trained import expect_config_of
 from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder

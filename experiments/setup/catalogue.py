@@ -23,7 +23,7 @@ from pyro.infer import (
 
 from evidence import guides, models
 from evidence.experiments.config import RANGES
-from evidence.experiments.setup.own_code import OwnCode
+from evidence.experiments.own.code import OwnCode
 from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.guides.model_guide import ModelGuide
@@ -101,8 +101,7 @@ def build(kind: type, spec: Spec, make: Callable[..., Any]) -> tuple[Any, Spec]:
     Args:
         kind: the class.
         spec: its options.
-        make: what constructs it, if not the class itself.
-        given: the other arguments.
+        make: what constructs it, given its options.
 
     Returns:
         The object, and the spec with every option written out.

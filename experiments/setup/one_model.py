@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from evidence.experiments.setup import datasets
-from evidence.experiments.setup.assembly import Assembly, expect_evidence, load_run
+from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage.runs import RunFolder
 
 _HOW = (

@@ -82,11 +82,10 @@ def layout_of(
     x: Batch,
     *,
     require_density: bool,
-    may_enumerate: bool = False,
 ) -> Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
-        traces = checked_traces(model, guide, x, may_enumerate=may_enumerate)
+        traces = checked_traces(model, guide, x)
     if require_density:
         check_density(traces.guide, traces.model)
     in_full = without_effect(model, x, traces.model, traces.guide)

@@ -11,16 +11,16 @@ from pyro import poutine
 from pyro.infer import autoguide
 from torch import nn
 
-from evidence.experiments.setup.data_files import Columns
-from evidence.experiments.setup.own_code import OwnCode
-from evidence.experiments.setup.own_data import (
+from evidence.experiments.own.arguments import (
     Found,
     as_arguments,
     expect_numbers,
     in_types,
     matched,
 )
-from evidence.experiments.setup.own_program import OwnProgram, default_dtype, parameters_of
+from evidence.experiments.own.code import OwnCode
+from evidence.experiments.own.files import Columns
+from evidence.experiments.own.program import OwnProgram, default_dtype, parameters_of
 from evidence.experiments.storage.spec import Spec
 from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.evaluation import evaluation_mode
