@@ -57,7 +57,7 @@ def test_rows_of_one_model_are_judged_by_the_best_reliable_bound_of_all():
     assert [one.nats for one in shortfalls(rows)] == pytest.approx([1.0, 1.5, 1.1])
     high = [row("A", -92.0, -80.0, reason=WHY), *rows[1:]]  # nor by an outlier
     assert shortfalls(high)[0].nats == pytest.approx(1.0)
-    joint = [one | {"decoder": "joint"} for one in rows]
+    joint = [replace(one, decoder="joint") for one in rows]
     own, *_ = shortfalls(joint)
     assert (own.nats, own.reason) == (pytest.approx(0.25), WHY)
     assert shortfalls([row("A", -92.0)]) is None

@@ -43,9 +43,7 @@ def calibrate(config: Calibrate) -> None:
         )
     folder = RunFolder(config.run)
     with folder.locked():
-        assembly, _ = load_run(
-            folder, device=config.device, data_root=config.data_root, trust=config.trust
-        )
+        assembly, _ = load_run(folder, config)
         _expect_any_data(assembly)
         found = simulation_based_calibration(
             assembly.model,

@@ -1,6 +1,6 @@
 """`evidence compare`: several guides on one model, with ELBO, evidence and error bars."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from evidence.experiments.commands.annealing import remove_snapshots_of
@@ -15,7 +15,15 @@ from evidence.experiments.commands.evaluate import (
 )
 from evidence.experiments.commands.reference import NAME, PICTURE, compared, reference_table
 from evidence.experiments.commands.train import train_run
-from evidence.experiments.config import Compare, Estimation, Evaluate, Experiment, Reference, Train
+from evidence.experiments.config import (
+    Compare,
+    Estimation,
+    Evaluate,
+    Experiment,
+    Reading,
+    Reference,
+    Train,
+)
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.fits import over_fits, summary
 from evidence.experiments.reports.pictures import draw_comparison, draw_planes
@@ -138,11 +146,14 @@ def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> R
     return _evaluated(config, out)
 
 
+def _reading(config: Compare) -> Reading:
+    """Its classes are those on the command line: else it would have been refused as another run."""
+    return Reading(data_root=config.data_root, device=config.device, trust=True)
+
+
 def _evaluated(config: Compare, out: Path) -> Row:
     options = {field.name: getattr(config, field.name) for field in fields(Estimation)}
-    # Its classes are those on the command line: else it would have been refused as another run.
-    where = {"data_root": config.data_root, "device": config.device, "trust": True}
-    wanted = Evaluate(run=str(out), **where, **options)
+    wanted = Evaluate(run=str(out), **asdict(_reading(config)), **options)
     on_data = replace(wanted, estimator="ais") if config.estimator == "bdmc" else wanted
     row = _row_of(out)
     if row is None or row.evaluation != settings(on_data) or not per_datum.is_of(out, row):
@@ -163,8 +174,7 @@ def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     """The posterior of a datum and every guide's, for a model in the plane."""
     if all(row.divergences is None for row in rows):
         return
-    options = {"data_root": config.data_root, "device": config.device, "trust": True}
-    runs = {row.label: load_run(RunFolder(row.folder), **options)[0] for row in rows}
+    runs = {row.label: load_run(RunFolder(row.folder), _reading(config))[0] for row in rows}
     pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
     datum = None if config.data == "none" else f"datum 0 of the {rows[0].split} data"
     draw_planes(path, pairs, datum)
@@ -173,13 +183,13 @@ def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
 def _draw_posteriors(config: Compare, rows: list[Row], folder: RunFolder) -> None:
     """Every guide's draws, over those of NUTS if these are asked for."""
     runs = [row.folder for row in rows]
-    where = {"data_root": config.data_root, "device": config.device, "trust": True}
+    where = _reading(config)
     if config.reference:
-        document, figure = compared(Reference(runs=runs, seed=config.seed, **where))
+        document, figure = compared(Reference(runs=runs, seed=config.seed, **asdict(where)))
         print(f"\n{reference_table(document)}\n\n{document['verdict']}", flush=True)
         plots.save_with(figure, PICTURE, folder, NAME, document)
     elif rows[0].is_of_data_set:
-        loaded = (load_run(RunFolder(run), **where)[0] for run in runs)
+        loaded = (load_run(RunFolder(run), where)[0] for run in runs)
         pairs = {row.label: pair for row, pair in zip(rows, loaded, strict=True)}
         plots.save(draw_joint(pairs, None, seed=config.seed), folder.path / "posterior.png")
 

@@ -135,9 +135,7 @@ def _loaded(config: Evaluate, folder: RunFolder) -> tuple[Assembly, Snapshot]:
         ValueError: they are not.
     """
     check_options(config)
-    assembly, snapshot = load_run(
-        folder, device=config.device, data_root=config.data_root, trust=config.trust
-    )
+    assembly, snapshot = load_run(folder, config)
     expect_evidence(assembly.model, assembly.guide, assembly.few)
     return assembly, snapshot
 

@@ -48,9 +48,7 @@ def gaps(config: Gaps) -> None:
 
 def gaps_run(folder: RunFolder, config: Gaps) -> Row:
     """Measure the gaps of a run on its evaluation data; returns its row of results.json."""
-    assembly, snapshot = load_run(
-        folder, device=config.device, data_root=config.data_root, trust=config.trust
-    )
+    assembly, snapshot = load_run(folder, config)
     _expect_encoder(assembly)
     chosen = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
     before = row_so_far(folder, assembly, snapshot)

@@ -55,9 +55,7 @@ def compared(config: Reference) -> tuple[dict[str, Any], Figure]:
     Raises:
         ValueError: bad options, runs of different models, or too few independent draws.
     """
-    pairs = load_runs(
-        config.runs, device=config.device, data_root=config.data_root, trust=config.trust
-    )
+    pairs = load_runs(config.runs, config)
     first = next(iter(pairs.values()))
     rows = _rows(first, config)
     x = first.x_test if first.is_joint else first.x_test[torch.tensor(rows, device=first.device)]

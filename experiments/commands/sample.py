@@ -24,9 +24,7 @@ def sample(config: Sample) -> None:
     """Draw from p(z) p(x | z) into the folder `samples` of the run."""
     folder = RunFolder(config.run)
     with folder.locked():
-        assembly, _ = load_run(
-            folder, device=config.device, data_root=config.data_root, trust=config.trust
-        )
+        assembly, _ = load_run(folder, config)
         is_own = isinstance(assembly.model, OwnProgram)
         tensors = (_data_sets if is_own else _data)(assembly, config)
         x = next(iter(tensors.values())).double()

@@ -12,8 +12,9 @@ import torch
 from evidence.experiments.config import Train
 from evidence.experiments.reports.pictures import draw_run
 from evidence.experiments.reports.report import table, training_row
+from evidence.experiments.setup import catalogue
 from evidence.experiments.setup.assembly import Assembly, assemble, run_name, say_unused
-from evidence.experiments.setup.catalogue import Spec, build_elbo
+from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.loading import changed_sources, load_snapshot
 from evidence.experiments.setup.optimizers import build_optimizer, build_scheduler
 from evidence.experiments.setup.trained import expect_config_of
@@ -111,7 +112,7 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             lr_decay=config.lr_decay,
             optimizer=build_optimizer(Spec.parse(config.optimizer), lr=config.lr),
             scheduler=config.scheduler and build_scheduler(Spec.parse(config.scheduler)),
-            elbo=build_elbo(Spec.parse(config.elbo)),
+            elbo=catalogue.elbo_of(config.elbo),
             x_test=None if assembly.is_joint else assembly.x_test,
             held_out=assembly.held_out,
             transform=assembly.transform,

@@ -193,9 +193,14 @@ def _autoguide(
         name = expect_choice("init_loc_fn", options["init_loc_fn"], starts)
         options["init_loc_fn"] = starts[name]
     try:
-        return kind(model, **options)
+        return kind(poutine.block(model, hide_fn=_is_enumerated), **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{spec} cannot be made: {error}") from None
+
+
+def _is_enumerated(site: dict[str, Any]) -> bool:
+    """Whether Pyro sums a discrete latent out, so that no guide has it."""
+    return site["type"] == "sample" and site["infer"].get("enumerate") == "parallel"
 
 
 def shares_latents(model: nn.Module, x: Batch) -> bool:

@@ -187,6 +187,16 @@ def _build_around(
     return around, Spec(spec.name, {"guide": inside, **full.options})
 
 
+def elbo_of(text: str) -> ELBO | None:
+    """The objective of this text; None for the plain one, which `fit` makes enumerate if needed.
+
+    Raises:
+        ValueError: as `build_elbo`.
+    """
+    spec = Spec.parse(text)
+    return None if spec == Spec("Trace_ELBO") else build_elbo(spec)
+
+
 def build_elbo(spec: Spec) -> ELBO:
     """The objective of a spec, such as `TraceMeanField_ELBO(num_particles=4)` or `DReG`.
 

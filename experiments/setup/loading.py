@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from evidence.experiments.config import Reading
 from evidence.experiments.setup.assembly import Assembly, assemble
 from evidence.experiments.setup.trained import expect_config_of, load_of_data, read_train_config
 from evidence.experiments.storage import checkpoints
@@ -17,37 +18,29 @@ from evidence.experiments.storage.trust import expect_trusted, trusted_root
 from evidence.inference import Snapshot, restore_tensors
 from evidence.inference.programs.random_state import expect_rng_state
 
+_PLAINLY = Reading()
 
-def load_run(
-    folder: RunFolder,
-    *,
-    trust: bool = False,
-    data_root: str | None = None,
-    device: str | None = None,
-) -> tuple[Assembly, Snapshot]:
+
+def load_run(folder: RunFolder, how: Reading = _PLAINLY) -> tuple[Assembly, Snapshot]:
     """The assembly of a trained run, with its trained weights.
 
     Args:
         folder: the run.
-        trust: whether its classes from elsewhere are imported, and its data_root is used.
-        data_root: folder with the archives of mnist or fashion, if not the default.
-        device: where to, if not as in training.
+        how: what the run may use, and where.
 
     Raises:
         ValueError: no run folder, no checkpoint, or one of other data or another model; or the run
             asks for what the user has not named.
     """
     config = read_train_config(folder)
-    expect_trusted(config, folder.path, trust=trust)
+    expect_trusted(config, folder.path, trust=how.trust)
     newest = checkpoints.newest(folder.checkpoints)
     if newest is None:
         raise ValueError(f"{folder.path} has no checkpoint yet: train it first")
     expect_config_of(newest, config)
     # The checkpoint holds the fixed model too: the run that it came from is not needed any more.
-    root = trusted_root(config, data_root, trust=trust)
-    assembly = assemble(
-        replace(config, frozen_model=None, data_root=root, device=device or config.device)
-    )
+    root = trusted_root(config, how.data_root, trust=how.trust)
+    assembly = assemble(replace(config, frozen_model=None, data_root=root, device=how.device))
     resolved = replace(assembly.config, frozen_model=config.frozen_model)
     assembly = replace(assembly, config=resolved)
     if changed := changed_sources(newest, assembly):

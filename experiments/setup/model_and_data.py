@@ -80,11 +80,11 @@ def _with_own_model(
         raise ValueError(
             f"--data simulated are drawn from a model of the suite: {spec.name} needs its own data"
         )
-    archive = None
-    if is_built_in(config.data):
+    archive, found = None, ()
+    if config.data != "none" and is_built_in(config.data):
         archive = datasets.load(config.data, split="all", data_root=config.data_root)
         found = (archive.x_train.numpy(),)
-    else:
+    elif config.data != "none":  # of a density that takes none
         found = find_data(config.data, code)
     model, x, unused = own_model_on(found, spec, code, seed=config.seed)
     split = config.split
