@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
 
 from evidence.experiments.commands.annealing import remove_snapshots_of
 from evidence.experiments.commands.bracket import bracket_table, is_bracket_of
