@@ -6,6 +6,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from evidence.inference.programs.checks import (
     base_distribution,
@@ -15,7 +16,7 @@ from evidence.inference.programs.checks import (
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.sites import is_deterministic, observed_sites
+from evidence.inference.programs.sites import Site, is_deterministic, observed_sites
 from evidence.inference.programs.traces import Program, random_sites, trace_pair
 
 
@@ -26,7 +27,7 @@ class CheckSupport(Messenger):
         ValueError: as `check_support`.
     """
 
-    def _pyro_post_sample(self, msg: dict) -> None:
+    def _pyro_post_sample(self, msg: Site) -> None:
         if msg["is_observed"] and not is_deterministic(msg):
             check_site_support(msg["name"], msg["fn"], msg["value"])
 
@@ -51,7 +52,9 @@ def check_all_data(
         ValueError: as `check_support`.
     """
     observed = observed_sites(model_trace).values()
-    if all(site["value"] is batch and _is_fixed(site["fn"]) for site in observed):
+    if isinstance(x, Tensor) and all(
+        site["value"] is batch and _is_fixed(site["fn"]) for site in observed
+    ):
         for site in observed:
             check_site_support(site["name"], site["fn"], x)
         return
