@@ -53,7 +53,7 @@ ESTIMATORS = {
     "adaptive": adaptive_evidence,
     "weights": lambda m, g, x: log_weights(m, g, x, 5),
     "ais": lambda m, g, x: annealed_evidence(m, x, guide=g, num_temperatures=5),
-    "bdmc": lambda m, g, x: bidirectional_evidence(m, template=x, guide=g, num_temperatures=5),
+    "bdmc": lambda m, g, x: bidirectional_evidence(m, like=x, guide=g, num_temperatures=5),
 }
 
 
@@ -318,7 +318,7 @@ def test_a_guide_wider_than_the_prior_gives_the_right_number(prior):
     assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(len(x))
     assert abs(ratio.mean() - 1) < 0.2
     options |= {"num_chains": 16, "num_pilot_temperatures": 50}
-    bracket = bidirectional_evidence(model, template=x, guide=wide, **options)
+    bracket = bidirectional_evidence(model, like=x, guide=wide, **options)
     gaps = bracket.log_px_upper - bracket.log_px_lower
     some = gaps[gaps.isfinite()]  # where all chains of a datum began outside, the bound is −inf
     assert some.mean() > -5 * some.std() / math.sqrt(len(some))

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -11,6 +10,7 @@ from evidence.experiments.commands.annealing import annealed
 from evidence.experiments.config import Evaluate
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.double import as_dtype, in_dtype
+from evidence.experiments.storage.records import Annealing
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import Evidence, adaptive_evidence, estimate_evidence
 from evidence.inference.programs.data import Batch
@@ -21,7 +21,7 @@ _ELBO_PARTICLES = 200  # beside an adaptive number of weights
 
 def estimate(
     assembly: Assembly, x: Batch, config: Evaluate, folder: RunFolder
-) -> tuple[list[Evidence], dict[str, Any] | None, Path | None]:
+) -> tuple[list[Evidence], Annealing | None, Path | None]:
     """The records asked for, the exact one among them where there is one.
 
     Returns:

@@ -21,7 +21,6 @@ from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.one_model import load_runs
-from evidence.experiments.storage.files import replaced
 from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
@@ -44,7 +43,7 @@ def reference(config: Reference) -> None:
         print(reference_table(document), flush=True)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            written(folder, document, figure)
+            plots.save_with(figure, PICTURE, folder, NAME, document)
             print(f"\nwrote {folder.path}: {NAME}, {PICTURE}")
         finally:
             print(f"\n{document['verdict']}")
@@ -56,9 +55,7 @@ def compared(config: Reference) -> tuple[dict[str, Any], Figure]:
     Raises:
         ValueError: bad options, runs of different models, or too few independent draws.
     """
-    pairs = load_runs(
-        config.runs, device=config.device, data_root=config.data_root, trust=config.trust
-    )
+    pairs = load_runs(config.runs, config)
     first = next(iter(pairs.values()))
     rows = _rows(first, config)
     x = first.x_test if first.is_joint else first.x_test[torch.tensor(rows, device=first.device)]
@@ -74,13 +71,6 @@ def compared(config: Reference) -> tuple[dict[str, Any], Figure]:
         return document, draw_joint(pairs, draws, seed=config.seed)
     guides = {label: pair.guide for label, pair in pairs.items()}
     return document, draw_reference(first.model, guides, draws, rows, seed=config.seed)
-
-
-def written(folder: RunFolder, document: dict[str, Any], figure: Figure) -> None:
-    """Put both into a folder, or neither."""
-    with replaced(folder.path / PICTURE) as picture:
-        plots.save(figure, picture)
-        folder.write_document(NAME, document)
 
 
 def _folder(config: Reference) -> Path:

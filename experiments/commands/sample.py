@@ -6,10 +6,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from evidence.experiments.config import Sample
+from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.pictures import prior_means
-from evidence.experiments.setup.assembly import Assembly, load_run
-from evidence.experiments.setup.own_program import OwnProgram
+from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage.files import write
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.programs.data import takes
@@ -23,9 +24,7 @@ def sample(config: Sample) -> None:
     """Draw from p(z) p(x | z) into the folder `samples` of the run."""
     folder = RunFolder(config.run)
     with folder.locked():
-        assembly, _ = load_run(
-            folder, device=config.device, data_root=config.data_root, trust=config.trust
-        )
+        assembly, _ = load_run(folder, config)
         is_own = isinstance(assembly.model, OwnProgram)
         tensors = (_data_sets if is_own else _data)(assembly, config)
         x = next(iter(tensors.values())).double()

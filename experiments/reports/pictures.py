@@ -8,8 +8,8 @@ from torch import Tensor
 
 from evidence.experiments.reports import plots, plots_comparison
 from evidence.experiments.reports.plane import plane_of
-from evidence.experiments.reports.report import Row, is_of_data_set
 from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.inference import Comparison, History
@@ -63,7 +63,7 @@ def draw_comparison(
 ) -> None:
     """Evidence per guide, paired differences, and the training curves of all guides."""
     plots.save(plots_comparison.evidence_bars(rows, found), folder / "evidence.png")
-    total = rows[0]["num_train"] if is_of_data_set(rows[0]) else None
+    total = rows[0].num_train if rows[0].is_of_data_set else None
     figure = plots.training_curves(histories, total=total)
     plots.save(figure, folder / "training_curves.png")
 

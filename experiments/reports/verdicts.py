@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evidence.experiments.config import ANNEALING
 from evidence.experiments.reports.fits import by_label
-from evidence.experiments.reports.report import Row, is_of_data_set, markdown
+from evidence.experiments.reports.report import markdown
 from evidence.experiments.reports.shortfall import share_a_model
 from evidence.experiments.setup.estimators import ESTIMATORS, Estimator
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.storage import per_datum
 from evidence.experiments.storage.numbers import json_number
+from evidence.experiments.storage.records import Bound, BracketRecord, Row
 from evidence.inference import (
     Comparison,
     Difference,
@@ -45,7 +45,7 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     if share_a_model(rows):
         found = compare_elbos(_all_of(records, "elbo"))
         weighed = [n for n in _shared(records) if _is_weighed(ESTIMATORS[n])]
-        if is_of_data_set(rows[0]) and weighed:
+        if rows[0].is_of_data_set and weighed:
             found += compare_estimates(_all_of(records, weighed[0]))
         return found
     name = _nearest(records)
@@ -86,36 +86,35 @@ def _records(rows: Sequence[Row]) -> ByFit:
     found: ByFit = {}
     data: dict[str, list[int]] = {}
     for row in rows:
-        chosen, records = per_datum.read(Path(row["folder"]))
-        for estimate in row["estimates"]:  # reasons of other kinds than the weights show again
-            name = estimate["estimator"]
-            if not estimate["reliable"]:
-                records[name] = replace(records[name], caveat=estimate["reason"])
-        first = next(iter(data), row["label"])
+        chosen, records = per_datum.read(Path(row.folder))
+        for estimate in row.estimates:  # reasons of other kinds than the weights show again
+            name = estimate.estimator
+            if not estimate.reliable:
+                records[name] = replace(records[name], caveat=estimate.reason)
+        first = next(iter(data), row.label)
         if chosen != data.setdefault(first, chosen):
             raise ValueError(
-                f"{first} and {row['label']} were evaluated on different data: evaluate both with "
+                f"{first} and {row.label} were evaluated on different data: evaluate both with "
                 "the same --num_data"
             )
-        found.setdefault(row["label"], []).append(records)
+        found.setdefault(row.label, []).append(records)
     return found
 
 
 def _gap(row: Row, name: str) -> float | None:
     """The most that an estimate is likely to lie below log p(x): mean + 2 SE on simulated data."""
-    found = row["bracket"]
+    found = row.bracket
     if found is None:
         return None
-    part: Mapping[str, Any] | None = found.get(name)
+    part: BracketRecord | Bound | None = getattr(found, name, None)
     if name == "ais":
-        same = all(found[option] == row["annealing"][option] for option in ANNEALING)
-        part = found if same else None
+        part = found if row.annealing is not None and found.is_like(row.annealing) else None
     elif part is not None:
-        counts = {e["estimator"]: e["num_particles"] for e in row["estimates"]}
-        part = part if part["num_particles"] == counts[name] else None
-    if part is None or part["gap_se"] is None:
+        counts = {e.estimator: e.num_particles for e in row.estimates}
+        part = part if part.num_particles == counts[name] else None
+    if part is None or part.gap_se is None:
         return None
-    return max(part["gap"], 0.0) + 2 * part["gap_se"]
+    return max(part.gap, 0.0) + 2 * part.gap_se
 
 
 def to_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from pyro.infer import (
 
 from evidence import guides, models
 from evidence.experiments.config import RANGES
-from evidence.experiments.setup.own_code import OwnCode
+from evidence.experiments.own.code import OwnCode
 from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.guides.model_guide import ModelGuide
@@ -103,8 +103,7 @@ def build(kind: type, spec: Spec, make: Callable[..., Any]) -> tuple[Any, Spec]:
     Args:
         kind: the class.
         spec: its options.
-        make: what constructs it, if not the class itself.
-        given: the other arguments.
+        make: what constructs it, given its options.
 
     Returns:
         The object, and the spec with every option written out.
@@ -188,6 +187,16 @@ def _build_around(
     make = partial(kind.for_model, model, data, guide=guide)
     around, full = build(kind, Spec(spec.name, options), make)
     return around, Spec(spec.name, {"guide": inside, **full.options})
+
+
+def elbo_of(text: str) -> ELBO | None:
+    """The objective of this text; None for the plain one, which `fit` makes enumerate if needed.
+
+    Raises:
+        ValueError: as `build_elbo`.
+    """
+    spec = Spec.parse(text)
+    return None if spec == Spec("Trace_ELBO") else build_elbo(spec)
 
 
 def build_elbo(spec: Spec) -> ELBO:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evidence.experiments.storage.results import Row
+from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.schema import MAX_DOCUMENT_BYTES, read_bytes
 from evidence.inference import Evidence
 
@@ -59,7 +59,7 @@ def is_of(folder: Path, row: Row) -> bool:
         payload = read_bytes(folder / NAME, MAX_DOCUMENT_BYTES)
     except FileNotFoundError:
         return False
-    return hashlib.sha256(payload).hexdigest() == row["per_datum_sha256"]
+    return hashlib.sha256(payload).hexdigest() == row.per_datum_sha256
 
 
 def read(folder: Path) -> tuple[list[int], dict[str, Evidence]]:

@@ -208,8 +208,19 @@ def expect_type(name: str, value: Any, hint: Any) -> Any:
     """
     if not _is(value, hint):
         raise ValueError(f"expected {name} to be {_called(hint)}, got {_shown(value)}")
+    return _taken(value, hint)
+
+
+def _taken(value: Any, hint: Any) -> Any:
+    """The value as its type has it: records of objects, real numbers of whole ones."""
+    if hasattr(hint, "from_json"):
+        return hint.from_json(value)
     if is_dataclass(hint):
         return typed(hint, value, complete=True)  # type: ignore[arg-type]
+    if get_origin(hint) in (types.UnionType, Union):
+        return _taken(value, next(one for one in get_args(hint) if _is(value, one)))
+    if get_origin(hint) is list:
+        return [_taken(part, one) for part in value for one in get_args(hint)]
     return float(value) if hint is float else value
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import biject_to, transform_to
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
-from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.checks import base_distribution, has_fixed_support
 from evidence.inference.programs.sites import Site
 
 
@@ -40,13 +40,17 @@ def is_everywhere(fn: TorchDistribution) -> bool:
 
 
 def zero_outside(site: Site, log_p: Tensor) -> Tensor:
-    """A latent's log-probability `[...batch]`, −inf where its value is outside the support.
+    """A log-probability `[...batch]`, −inf where the value is outside the support.
 
     Without validation a density outside its support is whatever its formula gives there: that of
-    `Exponential` at a negative value is finite, that of `Gamma` NaN.
+    `Exponential` at a negative value is finite, that of `Gamma` NaN. Data were checked before
+    against supports that do not move with the latents.
     """
     fn = site["fn"]
-    if site["is_observed"] or is_everywhere(fn) or support_of(fn).is_discrete:
+    if is_everywhere(fn):
+        return log_p
+    is_known = has_fixed_support(fn) if site["is_observed"] else support_of(fn).is_discrete
+    if is_known:
         return log_p
     inside = support_of(fn).check(site["value"])
     return torch.where(inside, log_p, -torch.inf)

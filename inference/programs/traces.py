@@ -83,11 +83,10 @@ def layout_of(
     x: Batch,
     *,
     require_density: bool,
-    may_enumerate: bool = False,
 ) -> Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
-        traces = checked_traces(model, guide, x, may_enumerate=may_enumerate)
+        traces = checked_traces(model, guide, x)
     if require_density:
         check_density(traces.guide, traces.model)
     in_full = without_effect(model, x, traces.model, traces.guide)
@@ -164,7 +163,7 @@ def checked_traces(model: Program, guide: Program, x: Batch) -> Traces:
     """Run the pair once under validation, and check its data, its shapes and its sites."""
     with validated(x):
         traces = trace_pair(model, guide, x)
-    check_support(traces.model)
+    check_support(traces.model, lambda: trace_pair(model, guide, x).model)
     check_batch_shapes(traces)
     check_sites(traces)
     return traces

@@ -84,7 +84,7 @@ def expect_sound_draws(model: Program, guide: Program, x: Batch, traces: Traces)
     if random_sites(traces.guide).keys() <= random_sites(traces.model).keys():
         return
     with isolated_rng(device=x.device), evaluation_mode(model, guide), torch.no_grad():
-        layout = layout_of(model, guide, x, require_density=False, may_enumerate=True)
+        layout = layout_of(model, guide, x, require_density=False)
         for finding in check_auxiliary(guide, traces, x, layout):
             raise ValueError(str(finding))
 
