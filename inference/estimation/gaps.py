@@ -37,9 +37,6 @@ _LOOKS_WITHOUT_GAIN = 10
 class AmortizedGuide(Protocol):
     """What a guide must have: local parameters λ for every datum that can be taken and given."""
 
-    def __call__(self, x: Batch) -> Any:
-        """Sample every latent given the batch `x`."""
-
     def local_parameters(self, x: Batch) -> Tensor:
         """λ(x), unconstrained: `[B, P]`."""
 
@@ -104,7 +101,7 @@ class _Search:
 
 def inference_gaps(
     model: Program,
-    guide: AmortizedGuide,
+    guide: AmortizedGuide | Program,
     x: Batch,
     *,
     num_particles: int = 1000,
@@ -153,7 +150,8 @@ def inference_gaps(
     if num_particles < 2:
         raise ValueError(f"expected num_particles of at least 2, got {num_particles}")
     x = as_data(x).detach()  # data simulated from a model remember its parameters
-    model, start = takes(model, x), _start(guide, x)
+    model, guide = takes(model, x), _amortized(guide)
+    start = _start(guide, x)
     expect_per_datum(model, _rowwise(guide, start), x, "a gap")
     expect_sound_pair(model, _rowwise(guide, start), x)
     if evidence is not None and evidence.num_data != len(x):
@@ -175,14 +173,18 @@ def inference_gaps(
     )
 
 
-def _start(guide: AmortizedGuide, x: Batch) -> Tensor:
-    """The encoder's λ(x): `[B, P]`."""
-    check_data(x)
+def _amortized(guide: AmortizedGuide | Program) -> AmortizedGuide:
     if not isinstance(guide, AmortizedGuide):
         raise ValueError(
             "expected a guide with local_parameters(x) and given(local_parameters), such as any of "
             f"guides, got {type(guide).__name__}"
         )
+    return guide
+
+
+def _start(guide: AmortizedGuide, x: Batch) -> Tensor:
+    """The encoder's λ(x): `[B, P]`."""
+    check_data(x)
     with torch.no_grad(), evaluation_mode(guide):
         start = takes(guide.local_parameters, x)(x)
     if start.ndim != 2 or len(start) != len(x):
