@@ -53,7 +53,7 @@ def bracketed(
         like: dict[str, Any] = {"size": size}
         if isinstance(assembly.model, OwnProgram):  # which may take more than data to simulate
             rows = torch.arange(size, device=assembly.x_test.device) % len(assembly.x_test)
-            like = {"template": assembly.x_test[rows]}
+            like = {"like": assembly.x_test[rows]}
         return bidirectional_evidence(assembly.model, **like, **options)
 
     purpose = {"estimator": "bdmc", "size": size}

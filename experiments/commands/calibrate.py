@@ -104,7 +104,7 @@ def _quantities(found: Calibration, level: float) -> list[Quantity]:
     with warnings.catch_warnings():  # of quantiles at tails as small as ranks all at one end have
         warnings.simplefilter("ignore", RuntimeWarning)
         p_values = found.p_values
-    quantities = []
+    quantities: list[Quantity] = []
     for name, ranks in found.ranks.items():
         ecdf = found.ecdf(name)
         off = ecdf - uniform

@@ -49,8 +49,13 @@ def weighted(assembly: Assembly, x: Batch, config: Evaluate) -> list[Evidence]:
     ):
         bar.set_description("importance weights")
         if config.target_se is not None:
-            options = {"target_se": config.target_se, "max_particles": config.max_particles}
-            iw = adaptive_evidence(*pair, x, **options, progress=bar.update)
+            iw = adaptive_evidence(
+                *pair,
+                x,
+                target_se=config.target_se,
+                max_particles=config.max_particles,
+                progress=bar.update,
+            )
             return [estimate_evidence(*pair, x, _ELBO_PARTICLES)["elbo"], iw]
         records = estimate_evidence(*pair, x, config.num_particles, progress=bar.update)
     return [records["elbo"]] if config.estimator == "elbo" else [records["elbo"], records["iw"]]

@@ -1,6 +1,7 @@
 """Which pictures a run leaves in its folder."""
 
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.inference import Comparison, History
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.models import AbstractModel, Autoencoder
+from evidence.models import AbstractModel, Autoencoder, ConditionalVAE
 
 _SHOWN = 12
 _CODES = 2000
@@ -92,14 +93,18 @@ def draw_planes(
 def prior_means(model: AbstractModel, num_samples: int) -> torch.Tensor:
     """E[x | z] for z drawn from the prior: `[num_samples, D]`."""
     z = model.prior().sample(torch.Size([num_samples]))
-    if model.labelled:  # every class in turn, column by column
+    if _is_labelled(model):  # every class in turn, column by column
         classes = torch.arange(num_samples, device=z.device) % model.num_classes
         return model.decode(z, model.one_hot(classes)).mean
     return model.likelihood(z).mean
 
 
+def _is_labelled(model: AbstractModel) -> TypeGuard[ConditionalVAE]:
+    return model.labelled
+
+
 def _decoded(model: AbstractModel, z: Tensor, x: Tensor) -> Tensor:
     """E[x | z], for a labelled model of images with the labels of `x`."""
-    if model.labelled:
+    if _is_labelled(model):
         return model.decode(z, x[:, model.image_dim :]).mean
     return model.likelihood(z).mean

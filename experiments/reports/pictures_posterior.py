@@ -31,6 +31,7 @@ def draw_reference(
 ) -> Figure:
     """Guides beside the draws of NUTS, for the first data: in the plane if z is, else by latent."""
     x, rows = reference.x[:_DATA], rows[:_DATA]
+    assert isinstance(x, Tensor)  # what every model of the command line takes
     truth = reference.draws.flatten(0, 1)[:, :_DATA]  # [S, B, Z]
     drawn = {}
     for label, guide in guides.items():

@@ -62,7 +62,10 @@ def _values(axes: Axes, rows: Sequence[Row]) -> None:
     hollow = False
     for number, name in enumerate(shown):
         offset = 0.18 * (number - (len(shown) - 1) / 2)
-        style = {"color": ESTIMATORS[name].colour, "marker": ESTIMATORS[name].marker}
+        style: dict[str, Any] = {
+            "color": ESTIMATORS[name].colour,
+            "marker": ESTIMATORS[name].marker,
+        }
         for place, by_name in enumerate(estimates):
             if name in by_name and by_name[name].nats is not None:
                 _estimate(axes, place + offset, by_name[name], style)
@@ -100,6 +103,7 @@ def _unit(rows: Sequence[Row], split: str = "") -> str:
 
 
 def _legend(axes: Axes, num_entries: int) -> None:
+    assert isinstance(axes.figure, Figure)
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.2 * 5 / max(axes.figure.get_figheight(), 4)),
@@ -137,7 +141,7 @@ def _differences(axes: Axes, found: Sequence[Comparison], labels: Sequence[str],
         place, mean = labels.index(one.second), -one.difference.mean
         high, low = (-end for end in one.difference.interval())
         colour = _DIFFERENT if one.winner is not None else _ALIKE
-        hollow = {"markerfacecolor": "none"} if one.not_reliable is not None else {}
+        hollow: dict[str, Any] = {"markerfacecolor": "none"} if one.not_reliable is not None else {}
         axes.plot(mean, place, "o", color=colour, markersize=7, **hollow)
         if math.isfinite(high - low) and not hollow:
             axes.plot([low, high], [place, place], color=colour, linewidth=2.2)

@@ -50,7 +50,8 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
         return found
     name = _nearest(records)
     found = {label: [_gap(row, name) for row in rows] for label, rows in fits.items()}
-    gaps = {label: max(gaps) for label, gaps in found.items() if None not in gaps}
+    known = {label: [gap for gap in gaps if gap is not None] for label, gaps in found.items()}
+    gaps = {label: max(gaps) for label, gaps in known.items() if len(gaps) == len(found[label])}
     return compare_evidences(_all_of(records, name), gaps=gaps)
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 from pyro.infer import (
@@ -40,6 +40,8 @@ from evidence.inference import (
 )
 from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
+
+Kind = TypeVar("Kind")
 
 # Pyro's objectives whose loss is one number of nats per datum, and ours.
 OBJECTIVES: dict[str, type[ELBO]] = {
@@ -270,7 +272,7 @@ def _entry(kind: type, shared: set[tuple[str, str]]) -> str:
     )
 
 
-def _scan(package: ModuleType, base: type) -> dict[str, type]:
+def _scan(package: ModuleType, base: type[Kind]) -> dict[str, type[Kind]]:
     """The concrete classes below `base` that the modules of the package define or import."""
     return {
         class_name: kind

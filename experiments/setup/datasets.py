@@ -283,7 +283,7 @@ def _unpacked(archive: Path, md5: str) -> np.ndarray:
     return np.frombuffer(idx, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()
 
 
-def _how_to_get(archive_class: type, raw: Path, error: Exception) -> str:
+def _how_to_get(archive_class: Any, raw: Path, error: Exception) -> str:
     files = ", ".join(file_name for file_name, _ in archive_class.resources)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (

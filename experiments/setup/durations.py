@@ -14,7 +14,7 @@ from evidence.experiments.setup.catalogue import elbo_of
 from evidence.inference import estimate_evidence, fit
 from evidence.inference.annealing import hmc
 from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.schedule import NUM_WARMUP_STEPS
+from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS
 from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.random_state import isolated_rng
@@ -69,8 +69,8 @@ def evaluation_seconds(
             least = weigh(model, guide, x, _FEWEST)
             most = least * max(1.0, config.max_particles / _FEWEST)
         if config.estimator in ("ais", "bdmc"):
-            annealing = _annealing(model, guide, x, config, at_once=is_joint)
-            least, most = least + annealing, most + annealing
+            per_step = _annealing(model, guide, x, config, at_once=is_joint)
+            least, most = least + per_step, most + per_step * config.num_leapfrog_steps
     return least, most
 
 
@@ -94,7 +94,7 @@ def _weighting_at_once(model: Any, guide: Any, x: Batch, num_particles: int) -> 
 
 
 def _annealing(model: Any, guide: Any, x: Batch, config: Estimation, *, at_once: bool) -> float:
-    """Of all data and steps, by the gradient of one block of data, which takes most of the time."""
+    """Of a gradient per step, by that of one block of data; a step takes up to L gradients."""
     few = x if at_once else x[: max(1, DEFAULT_CHUNK_SIZE // config.num_chains)]
     start = takes(guide, x) if config.start == "guide" else None
     path = path_of(takes(model, x), start, few)
@@ -102,7 +102,7 @@ def _annealing(model: Any, guide: Any, x: Batch, config: Estimation, *, at_once:
     seconds = _timed(lambda: hmc.init(z, path)) * len(x) / len(few)
     directions = 2 if config.estimator == "bdmc" else 1
     steps = NUM_WARMUP_STEPS + _PILOT + directions * config.num_temperatures
-    return seconds * steps * config.num_leapfrog_steps
+    return seconds * steps
 
 
 def fit_seconds(

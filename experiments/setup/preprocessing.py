@@ -54,9 +54,6 @@ def prepare(
         with isolated_rng(seed + offset):
             return draw(x)
 
-    def dequantize(x: Tensor) -> Tensor:
-        return (x * (num_levels - 1) + torch.rand_like(x)) / num_levels
-
     match binarize:
         case "dynamic":
             return x_train, fixed(x_test, torch.bernoulli, 1), torch.bernoulli
@@ -66,6 +63,10 @@ def prepare(
             return (x_train > 0.5).to(x_train), (x_test > 0.5).to(x_test), None
     if num_levels is None or not dequantized:
         return x_train, x_test, None
+
+    def dequantize(x: Tensor) -> Tensor:
+        return (x * (num_levels - 1) + torch.rand_like(x)) / num_levels
+
     return x_train, fixed(x_test, dequantize, 1), dequantize
 
 

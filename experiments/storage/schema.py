@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -188,7 +188,7 @@ def typed(kind: type[Kind], values: Any, *, complete: bool = False) -> Kind:
     if not isinstance(values, dict):
         raise ValueError(f"expected a mapping of {kind.__name__}, got {_shown(values)}")
     hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(cast("Any", kind))]
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"unknown option {_shown(unknown[0])}")
     if complete and (missing := [name for name in known if name not in values]):

@@ -38,7 +38,7 @@ def _check_positions(model: Program, guide: Program, x: Batch) -> Iterator[Findi
         scores = RowScores(model, guide, x)
         if scores.layout.is_joint:
             return
-        before, after = scores.at(x), scores.rolled().at(x.roll(1, 0))
+        before, after = scores.at(x), scores.rolled().at(x[torch.arange(len(x)).roll(1)])
     for role, site in before:
         if not same(before[role, site].roll(1), after[role, site]):
             problem = f"a row of the {role} depends on its place in the batch, not on x alone"
@@ -106,7 +106,7 @@ def _check_coverage(model: Program, guide: Program, x: Batch) -> Iterator[Findin
         yield from Coverage(model, guide, x, layout).faults()
 
 
-PROBES: tuple[tuple[str, Callable[[Program, Program, Tensor], Iterator[Finding]]], ...] = (
+PROBES: tuple[tuple[str, Callable[[Program, Program, Batch], Iterator[Finding]]], ...] = (
     ("weights", _check_weights),
     ("sites", _check_auxiliary),
     ("support", _check_coverage),

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from evidence.inference.estimation.difference import Difference, paired_difference
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs.checks import check_data
-from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.per_datum import expect_per_datum
@@ -36,10 +35,10 @@ _LOOKS_WITHOUT_GAIN = 10
 class AmortizedGuide(Protocol):
     """What a guide must have: local parameters λ for every datum that can be taken and given."""
 
-    def __call__(self, x: Batch) -> Any:
+    def __call__(self, x: Tensor) -> Any:
         """Sample every latent given the batch `x`."""
 
-    def local_parameters(self, x: Batch) -> Tensor:
+    def local_parameters(self, x: Tensor) -> Tensor:
         """λ(x), unconstrained: `[B, P]`."""
 
     def given(self, local_parameters: Tensor) -> Program:
@@ -104,7 +103,7 @@ class _Search:
 def inference_gaps(
     model: Program,
     guide: AmortizedGuide,
-    x: Batch,
+    x: Tensor,
     *,
     num_particles: int = 1000,
     evidence: Evidence | None = None,
@@ -174,7 +173,7 @@ def inference_gaps(
     )
 
 
-def _start(guide: AmortizedGuide, x: Batch) -> Tensor:
+def _start(guide: AmortizedGuide, x: Tensor) -> Tensor:
     """The encoder's λ(x): `[B, P]`."""
     check_data(x)
     if not (hasattr(guide, "local_parameters") and hasattr(guide, "given")):
@@ -197,7 +196,7 @@ class _Family:
 
     model: Program
     guide: AmortizedGuide
-    x: Batch
+    x: Tensor
 
     def weights(self, parameters: Tensor, rows: slice, num_particles: int) -> Tensor:
         """Log w of some data under their λ `[b, P]`: `[S, b]`."""
@@ -226,7 +225,7 @@ class _Family:
 def _rowwise(guide: AmortizedGuide, parameters: Tensor) -> Program:
     """The guide at λ `[b, P]`, for a batch of these b data, or of these and some of them again."""
 
-    def program(x: Batch) -> Any:
+    def program(x: Tensor) -> Any:
         rows = torch.arange(len(x), device=parameters.device) % len(parameters)
         return guide.given(parameters[rows])(x)
 

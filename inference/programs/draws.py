@@ -229,7 +229,7 @@ class _Engine:
                 self.may_broadcast = False
                 continue
             if done == 0:
-                check_support(traces.model)
+                check_support(traces.model, lambda: trace_pair(self.model, self.guide, x).model)
             rows = slice(done, done + size)
             yield Block(rows, columns, x, traces.guide, traces.model, self.layout)
             done += size

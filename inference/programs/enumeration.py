@@ -105,7 +105,7 @@ class _Component(NamedTuple):
 
 def _without_enumerated(trace: Trace) -> Trace:
     sites = random_sites(trace)
-    check_support(trace)
+    check_support(trace, lambda: trace)
     for site in sites.values():
         site["log_prob"] = site["unscaled_log_prob"] = _log_prob(site)
     trace.pack_tensors()

@@ -1,13 +1,11 @@
 """The sample sites of a trace."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
-
-from evidence.inference.programs.checks import is_deterministic
 
 Site = dict[str, Any]  # of a Pyro trace
 
@@ -26,9 +24,19 @@ def random_sites(trace: Trace) -> dict[str, Site]:
     """The sample sites that have a density, by name; neither subsamples nor deterministic ones."""
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in sites_of(trace).items()
         if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
     }
+
+
+def sites_of(trace: Trace) -> dict[str, Site]:
+    """All the nodes of a trace by name; by Pyro's types any entry of theirs may be missing."""
+    return cast("dict[str, Site]", trace.nodes)
+
+
+def is_deterministic(site: Site) -> bool:
+    """Whether the site was made by `pyro.deterministic`."""
+    return bool(site["infer"].get("_deterministic"))
 
 
 def plates_of(site: Site) -> list[CondIndepStackFrame]:

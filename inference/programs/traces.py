@@ -162,7 +162,7 @@ def checked_traces(model: Program, guide: Program, x: Batch) -> Traces:
     """Run the pair once under validation, and check its data, its shapes and its sites."""
     with validated(x):
         traces = trace_pair(model, guide, x)
-    check_support(traces.model)
+    check_support(traces.model, lambda: trace_pair(model, guide, x).model)
     check_batch_shapes(traces)
     check_sites(traces)
     return traces
