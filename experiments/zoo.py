@@ -26,6 +26,7 @@ from evidence.experiments.config import Compare
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.plane import plane_of
 from evidence.experiments.reports.report import cells, markdown
+from evidence.experiments.reports.shortfall import shortfalls
 from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
@@ -157,18 +158,19 @@ def _densities(results: Sequence[Row]) -> dict[str, Any]:
     panels = {}
     for row in results:
         assembly, _ = load_run(RunFolder(row.folder))
-        found = plane_of(assembly.model, assembly.guide, assembly.x_test[:1])
+        assert assembly.of_the_suite is not None
+        model, guide, x = assembly.of_the_suite
+        found = plane_of(model, guide, x[:1])
         panels.setdefault("posterior", found.log_p_xz.squeeze(1))
         panels[row.label] = found.log_q_z.squeeze(1)
     return panels
 
 
 def _shortfalls(results: Sequence[Row]) -> dict[str, str]:
-    estimates = {row.label: {e.estimator: e for e in row.estimates} for row in results}
-    log_z = next(iter(estimates.values()))["exact"].nats
+    log_z = next(e.nats for e in results[0].estimates if e.estimator == "exact")
     gaps = {
-        f"ln Z − ELBO, {label}": f"{log_z - e['elbo'].nats:.3f} ± {e['elbo'].mc_se:.3f}"
-        for label, e in estimates.items()
+        f"ln Z − ELBO, {row.label}": f"{one.nats:.3f} ± {one.mc_se:.3f}"
+        for row, one in zip(results, shortfalls(results) or (), strict=True)
     }
     return {"ln Z": f"{log_z:.4f}", **gaps}
 

@@ -9,7 +9,6 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from evidence.guides.base import AbstractGuide
-from evidence.models.networks import last_layer
 
 
 class Mixture(AbstractGuide):
@@ -40,7 +39,8 @@ class Mixture(AbstractGuide):
         sizes = (latent_dim, size, size, num_components)
         super().__init__(latent_dim, data_dim, output_dims=sizes, **encoder)
         self.num_components = num_components
-        self._start_apart(last_layer(self.encoder).bias)
+        *_, last = self.encoder.children()
+        self._start_apart(last.get_parameter("bias"))
 
     @torch.no_grad()
     def _start_apart(self, bias: Tensor) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from evidence.experiments.config import ANNEALING, Evaluate
 from evidence.experiments.own.program import OwnProgram
@@ -23,6 +22,7 @@ from evidence.experiments.storage.runs import RunFolder
 from evidence.experiments.storage.schema import expect_type
 from evidence.experiments.storage.training_state import within
 from evidence.inference import Bracket, Evidence, Snapshot, anneal, bidirectional_evidence
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import expect_rng_state
 
 try:
@@ -32,7 +32,7 @@ except ModuleNotFoundError:  # there is none on Windows
 
 
 def annealed(
-    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder
+    assembly: Assembly, x: Batch, config: Evaluate, folder: RunFolder
 ) -> tuple[Evidence, Annealing, Path]:
     """The record "ais" of `x`, what to record with it, and where its snapshots are."""
 

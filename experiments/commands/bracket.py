@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from evidence.experiments.commands.annealing import bracketed
-from evidence.experiments.commands.estimates import weighted
+from evidence.experiments.commands.estimates import exact, weighted
 from evidence.experiments.config import Evaluate
 from evidence.experiments.reports.report import markdown
 from evidence.experiments.setup.assembly import Assembly
@@ -30,7 +30,7 @@ def bracket(pair: Assembly, config: Evaluate, folder: RunFolder) -> tuple[Bracke
     size = num_simulated(pair, config)
     pair = in_dtype(pair, config.dtype)
     found, details, place = bracketed(pair, size, config, folder)
-    exact = pair.model.log_evidence(found.x).mean().item() if pair.model.knows_evidence else None
+    known = exact(pair, found.x)
     bounds = {}
     if pair.is_amortized:  # others know their own data only
         records = weighted(pair, found.x, config)
@@ -44,7 +44,7 @@ def bracket(pair: Assembly, config: Evaluate, folder: RunFolder) -> tuple[Bracke
         unit=pair.unit,
         num_data=size,
         dtype=config.dtype,
-        exact=exact,
+        exact=None if known is None else known.mean,
         **bounds,
     )
     return record, place
@@ -85,8 +85,9 @@ def _standard_error(values: Tensor) -> float | None:
 def bracket_table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows' brackets, under a line that says what its numbers are."""
     short = shortened(row.label for row in rows)
-    lines = [_cells(short[row.label], row.bracket) for row in rows]
-    return f"{_caption(rows[0].bracket)}\n\n{markdown(lines)}"
+    found = [(short[row.label], row.bracket) for row in rows if row.bracket is not None]
+    lines = [_cells(label, record) for label, record in found]
+    return f"{_caption(found[0][1])}\n\n{markdown(lines)}"
 
 
 def _caption(found: BracketRecord) -> str:

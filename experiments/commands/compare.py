@@ -175,7 +175,8 @@ def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     if all(row.divergences is None for row in rows):
         return
     runs = {row.label: load_run(RunFolder(row.folder), _reading(config))[0] for row in rows}
-    pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
+    suites = {label: pair.of_the_suite for label, pair in runs.items()}
+    pairs = {label: (*pair[:2], pair[2][:1]) for label, pair in suites.items() if pair}
     datum = None if config.data == "none" else f"datum 0 of the {rows[0].split} data"
     draw_planes(path, pairs, datum)
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from evidence.experiments.commands.annealing import annealed
@@ -15,6 +16,7 @@ from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import Evidence, adaptive_evidence, estimate_evidence
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.models import AbstractModel
 
 _ELBO_PARTICLES = 200  # beside an adaptive number of weights
 
@@ -34,9 +36,16 @@ def estimate(
     if config.estimator == "ais":
         record, details, place = annealed(assembly, x, config, folder)
         records.append(record)
-    if assembly.model.knows_evidence:
-        records.append(Evidence.exact(assembly.model.log_evidence(x)))
-    return records, details, place
+    known = exact(assembly, x)
+    return [*records, known] if known is not None else records, details, place
+
+
+def exact(pair: Assembly, x: Batch) -> Evidence | None:
+    """The record of a log p(x) that the model knows."""
+    model = pair.model
+    if isinstance(model, AbstractModel) and model.knows_evidence and isinstance(x, Tensor):
+        return Evidence.exact(model.log_evidence(x).detach())
+    return None
 
 
 @torch.no_grad()

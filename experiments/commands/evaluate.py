@@ -18,7 +18,7 @@ from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.durations import evaluation_seconds, told
 from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage import per_datum
-from evidence.experiments.storage.records import Count, Row
+from evidence.experiments.storage.records import Count, PlaneDivergences, Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import History, Snapshot, latent_diagnostics
 from evidence.inference.programs.data import Batch
@@ -98,7 +98,7 @@ def _run(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
         **estimated(records, assembly),
         "active_units": latents and Count(count=latents["active"], of=latents["of"]),
         "latents": latents,
-        "divergences": mean_divergences(assembly.model, assembly.guide, x),
+        "divergences": _divergences(assembly, x),
         "evaluation": settings(config),
         "annealing": details,
         "per_datum_sha256": per_datum.digest(csv),
@@ -186,7 +186,12 @@ def chosen_data(pair: Assembly, num_data: int | None) -> tuple[Tensor, Batch]:
     return rows, (x if len(rows) == size else x[rows.to(x.device)])
 
 
-def _latents(assembly: Assembly, x: Tensor) -> dict[str, Any] | None:
+def _divergences(assembly: Assembly, x: Batch) -> PlaneDivergences | None:
+    suite = assembly.of_the_suite
+    return mean_divergences(*suite[:2], x) if suite and isinstance(x, Tensor) else None
+
+
+def _latents(assembly: Assembly, x: Batch) -> dict[str, Any] | None:
     """What the latents do, as JSON; None if all data are the same, or have no latent each."""
     if assembly.is_joint or not isinstance(x, Tensor) or (x == x[0]).all():
         return None

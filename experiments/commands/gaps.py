@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor
 
+from evidence.experiments.commands.estimates import exact
 from evidence.experiments.commands.evaluate import chosen_rows, row_so_far
 from evidence.experiments.config import Gaps
 from evidence.experiments.reports import plots, plots_comparison
@@ -16,7 +16,8 @@ from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage.records import GapsRecord, Judge, Part, Row
 from evidence.experiments.storage.runs import RunFolder
-from evidence.inference import Difference, Evidence, inference_gaps
+from evidence.inference import Difference, inference_gaps
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 
 _PARTS = ("approximation", "amortization", "total")
@@ -72,11 +73,8 @@ def _expect_encoder(assembly: Assembly) -> None:
         )
 
 
-def _measure(assembly: Assembly, x: Tensor, config: Gaps) -> GapsRecord:
+def _measure(assembly: Assembly, x: Batch, config: Gaps) -> GapsRecord:
     """The gaps as results.json has them."""
-    exact = None
-    if assembly.model.knows_evidence:
-        exact = Evidence.exact(assembly.model.log_evidence(x).detach())
     with isolated_rng(assembly.config.seed, x.device):
         found = inference_gaps(
             assembly.model,
@@ -84,7 +82,7 @@ def _measure(assembly: Assembly, x: Tensor, config: Gaps) -> GapsRecord:
             x,
             num_particles=config.num_particles,
             max_steps=config.max_steps,
-            evidence=exact,
+            evidence=exact(assembly, x),
             progress=sys.stderr.isatty(),
         )
     return GapsRecord(
@@ -111,8 +109,9 @@ def _difference(found: Difference) -> Part:
 def gaps_table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows' gaps, under a line that says what its numbers are."""
     short = shortened(row.label for row in rows)
-    lines = [_cells(short[row.label], row.gaps) for row in rows]
-    return f"{_caption(rows[0].gaps)}\n\n{markdown(lines)}"
+    found = [(short[row.label], row.gaps) for row in rows if row.gaps is not None]
+    lines = [_cells(label, record) for label, record in found]
+    return f"{_caption(found[0][1])}\n\n{markdown(lines)}"
 
 
 def _cells(label: str, found: GapsRecord) -> dict[str, str]:

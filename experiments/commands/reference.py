@@ -26,6 +26,7 @@ from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
 from evidence.inference.diagnostics.reference import Reference as Draws
 from evidence.inference.diagnostics.reference import nuts_reference
+from evidence.inference.programs.data import Batch
 
 REFERENCE_VERSION = 1
 NAME = "reference.json"
@@ -108,7 +109,7 @@ def _rows(pair: Assembly, config: Reference) -> list[int]:
     return rows
 
 
-def _draw(pair: Assembly, x: Tensor, config: Reference) -> tuple[Draws, float]:
+def _draw(pair: Assembly, x: Batch, config: Reference) -> tuple[Draws, float]:
     """The reference, and the seconds it took.
 
     Raises:

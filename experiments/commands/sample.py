@@ -17,6 +17,7 @@ from evidence.inference.programs.data import takes
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import random_sites
+from evidence.models import AbstractModel
 
 
 @torch.no_grad()
@@ -36,6 +37,7 @@ def sample(config: Sample) -> None:
 
 def _data(assembly: Assembly, config: Sample) -> dict[str, Tensor]:
     """Data of a model of the suite, and their means given the latents."""
+    assert isinstance(assembly.model, AbstractModel)
     with isolated_rng(config.seed):
         x = assembly.model(None, size=config.num_samples)
     with isolated_rng(config.seed):

@@ -106,7 +106,11 @@ def as_one(found: Found) -> Any:
     Raises:
         ValueError: there are several arrays that are no table.
     """
-    arrays = dict(found.arrays) if isinstance(found, Columns) else dict(enumerate(found))
+    arrays: dict[str, Any] = (
+        dict(found.arrays)
+        if isinstance(found, Columns)
+        else {str(place): array for place, array in enumerate(found)}
+    )
     if len(arrays) == 1:
         return next(iter(arrays.values()))
     if not (isinstance(found, Columns) and found.is_table):
@@ -187,7 +191,7 @@ _PLAIN = {"f": np.float64, "i": np.int64, "u": np.int64, "b": np.bool_}
 
 def as_arguments(values: Mapping[str, Any], parameters: Parameters) -> Batch:
     """The data of a program: one tensor for a program that gets one, else arguments by name."""
-    first = next(iter(parameters), None)
+    first = next(iter(parameters), "")
     if list(values) == [first]:
         value = values[first]
         is_real = isinstance(value, Tensor) and value.is_floating_point()

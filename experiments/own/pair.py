@@ -23,6 +23,7 @@ from evidence.experiments.own.files import Columns
 from evidence.experiments.own.program import OwnProgram, default_dtype, parameters_of
 from evidence.experiments.storage.spec import Spec
 from evidence.inference.programs.data import Batch, takes
+from evidence.inference.programs.enumeration import is_enumerated
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.programs.random_state import isolated_rng
@@ -193,14 +194,9 @@ def _autoguide(
         name = expect_choice("init_loc_fn", options["init_loc_fn"], starts)
         options["init_loc_fn"] = starts[name]
     try:
-        return kind(poutine.block(model, hide_fn=_is_enumerated), **options)
+        return kind(poutine.block(model, hide_fn=is_enumerated), **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{spec} cannot be made: {error}") from None
-
-
-def _is_enumerated(site: dict[str, Any]) -> bool:
-    """Whether Pyro sums a discrete latent out, so that no guide has it."""
-    return site["type"] == "sample" and site["infer"].get("enumerate") == "parallel"
 
 
 def shares_latents(model: nn.Module, x: Batch) -> bool:

@@ -23,22 +23,23 @@ _CODES = 2000
 @torch.no_grad()
 def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
     """Reconstructions, samples, latent space and training curves of a trained pair."""
-    model, guide, shape = assembly.model, assembly.guide, assembly.dataset.image_shape
+    shape = assembly.dataset.image_shape
     names = (Spec.parse(spec).name for spec in (assembly.config.model, assembly.config.guide))
     label = " with ".join(name.removeprefix("pyro.infer.autoguide.") for name in names)
     with isolated_rng(assembly.config.seed):
         total = len(assembly.x_train) if assembly.is_joint else None
         figure = plots.training_curves({label: history}, total=total)
         plots.save(figure, folder / "training_curves.png")
-        if not isinstance(guide, AbstractPosterior) or not isinstance(model, AbstractModel):
+        if assembly.of_the_suite is None:
             return
-        codes = guide.posterior_mean(assembly.x_test[:_CODES])
+        model, guide, x_test = assembly.of_the_suite
+        codes = guide.posterior_mean(x_test[:_CODES])
         title = f"posterior means of {assembly.config.split} data, {label}"
         labels = assembly.dataset.y_test[: len(codes)]
         plots.save(plots.latent_codes(codes, labels, title=title), folder / "latent_codes.png")
         if shape is None:
             return
-        shown = assembly.x_test[:_SHOWN]
+        shown = x_test[:_SHOWN]
         decoded = _decoded(model, codes[: len(shown)], shown)
         size = decoded.shape[1]  # without labels
         binarized = assembly.config.binarize != "none"
@@ -47,7 +48,7 @@ def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
             decoded,
             shape,
             title=f"{label}: reconstructions from the posterior mean",
-            originals=assembly.dataset.x_test[:_SHOWN, :size] if binarized else None,
+            originals=assembly.dataset.vectors[1][:_SHOWN, :size] if binarized else None,
         )
         plots.save(figure, folder / "reconstructions.png")
         if not isinstance(model, Autoencoder):

@@ -1,6 +1,6 @@
 """Draws from the guides of one model whose latents the data share, beside those of NUTS."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def draw_joint(pairs: Mapping[str, Assembly], reference: Reference | None, *, se
     return corner(truth, guides, [names[entry] for entry in chosen], title=title)
 
 
-def entry_names(shapes: Mapping[str, torch.Size]) -> list[str]:
+def entry_names(shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """A name for every entry of the sites side by side, such as `mu`, `theta[3]` and `w[0, 2]`."""
     names = []
     for site, shape in shapes.items():

@@ -81,8 +81,9 @@ def _values(axes: Axes, rows: Sequence[Row]) -> None:
     _legend(axes, len(shown) + hollow)
 
 
-def _estimate(axes: Axes, place: float, estimate: Estimate, style: dict[str, str]) -> None:
+def _estimate(axes: Axes, place: float, estimate: Estimate, style: dict[str, Any]) -> None:
     """One estimate with its bar; hollow and without one if it is not reliable."""
+    assert estimate.nats is not None
     if not estimate.reliable:
         axes.plot(estimate.nats, place, markerfacecolor="none", **style)
         return
@@ -193,5 +194,5 @@ def gap_bars(rows: Sequence[Row]) -> Figure:
 
 def _marked(row: Row, labels: Mapping[str, str]) -> str:
     """The label, with a warning if the log p(x) of the gaps is not reliable."""
-    reliable = row.gaps.evidence.reliable
+    reliable = row.gaps is None or row.gaps.evidence.reliable
     return labels[row.label] + ("" if reliable else "\nlog p(x) NOT RELIABLE")

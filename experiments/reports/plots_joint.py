@@ -76,7 +76,7 @@ def _marginal(
     ends: tuple[float, float],
 ) -> None:
     if truth is not None:
-        axes.hist(truth[:, entry], np.linspace(*ends, 31), density=True, color="0.8")
+        axes.hist(truth[:, entry], np.linspace(*ends, 31).tolist(), density=True, color="0.8")
     for number, z in enumerate(samples.values()):
         axes.plot(*smoothed(z[:, entry], *ends), **_style(number))
     axes.set_ylim(bottom=0)

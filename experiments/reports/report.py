@@ -214,7 +214,7 @@ def cells(row: Row) -> dict[str, str]:
         adaptive = any(estimate.mean_num_particles is not None for estimate in row.estimates)
         limit = "its limit" if adaptive else f"{row.k_hat.threshold:.2f}"
         is_bad = "yes" if row.k_hat.share_bad else "no"
-        share = is_bad if single else f"{100 * row.k_hat.share_bad:.1f}%"
+        share = is_bad if single else f"{100 * (row.k_hat.share_bad or 0.0):.1f}%"
         filled[f"k̂ > {limit}"] = share
     if row.ess is not None and row.ess.median is not None:
         filled["ESS" if single else "ESS median"] = f"{row.ess.median:,.0f}"

@@ -43,10 +43,13 @@ def shortfalls(rows: Sequence[Row]) -> list[Shortfall] | None:
         judges = [_judge(every)] * len(rows)
     else:
         judges = [_judge(of_row) for of_row in estimates]
-    elbos = [next((e for e in of_row if e.estimator == "elbo"), None) for of_row in estimates]
-    if None in judges or None in elbos:
-        return None
-    return [_shortfall(judge, elbo) for judge, elbo in zip(judges, elbos, strict=True)]
+    found = [
+        _shortfall(judge, estimate)
+        for judge, of_row in zip(judges, estimates, strict=True)
+        for estimate in of_row
+        if judge is not None and estimate.estimator == "elbo" and estimate.nats is not None
+    ]
+    return found if len(found) == len(rows) else None
 
 
 def _judge(estimates: Sequence[Estimate]) -> Estimate | None:
@@ -55,10 +58,14 @@ def _judge(estimates: Sequence[Estimate]) -> Estimate | None:
     found = [estimate for kind, estimate in known if kind.is_evidence]
     exact = [estimate for kind, estimate in known if kind.is_exact]
     reliable = [e for e in found if e.reliable]
-    return max(exact or reliable or found, key=lambda e: e.nats, default=None)
+    return max(exact or reliable or found, key=_nats, default=None)
+
+
+def _nats(estimate: Estimate) -> float:
+    return -math.inf if estimate.nats is None else estimate.nats
 
 
 def _shortfall(judge: Estimate, elbo: Estimate) -> Shortfall:
     mc_se = math.hypot(judge.mc_se or 0.0, elbo.mc_se or 0.0)
     reason = None if judge.reliable else judge.reason
-    return Shortfall(judge.nats - elbo.nats, mc_se, judge.estimator, reason)
+    return Shortfall(_nats(judge) - _nats(elbo), mc_se, judge.estimator, reason)

@@ -100,7 +100,7 @@ def plain_warnings() -> Generator[None]:
             print(f"evidence: {text}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = show  # ty: ignore[invalid-assignment]  (the hook, to be replaced)
         yield
 
 

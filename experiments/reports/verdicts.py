@@ -105,12 +105,13 @@ def _gap(row: Row, name: str) -> float | None:
     found = row.bracket
     if found is None:
         return None
-    part: BracketRecord | Bound | None = getattr(found, name, None)
+    part: BracketRecord | Bound | None
     if name == "ais":
         part = found if row.annealing is not None and found.is_like(row.annealing) else None
-    elif part is not None:
-        counts = {e.estimator: e.num_particles for e in row.estimates}
-        part = part if part.num_particles == counts[name] else None
+    else:
+        bound: Bound | None = getattr(found, name, None)
+        counts = {str(e.estimator): e.num_particles for e in row.estimates}
+        part = bound if bound is not None and bound.num_particles == counts[name] else None
     if part is None or part.gap_se is None:
         return None
     return max(part.gap, 0.0) + 2 * part.gap_se

@@ -39,6 +39,7 @@ from evidence.experiments.storage.training_state import (
 )
 from evidence.experiments.storage.versions import RECORDED, version_of
 from evidence.guides import AbstractPosterior, Unamortized
+from evidence.inference.estimation.evidence import Unit
 from evidence.inference.programs.checks import base_distribution, check_density
 from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.parameters import evaluation_store
@@ -68,7 +69,7 @@ class Assembly:
     x_train: Batch
     x_test: Batch
     held_out: Batch | None
-    transform: Callable[[Tensor], Tensor] | None
+    transform: Callable[[Any], Any] | None
     model: Model
     guide: nn.Module
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -87,9 +88,16 @@ class Assembly:
         return has_joint_weights(self.model, self.guide, self.x_test)
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """Of what an estimate is: "datum" or "data set"."""
         return "data set" if self.is_joint else "datum"
+
+    @property
+    def of_the_suite(self) -> tuple[AbstractModel, AbstractPosterior, Tensor] | None:
+        """Model, guide and evaluation data, where all are such as the suite has."""
+        model, guide, x = self.model, self.guide, self.x_test
+        is_suites = isinstance(model, AbstractModel) and isinstance(guide, AbstractPosterior)
+        return (model, guide, x) if is_suites and isinstance(x, Tensor) else None
 
     @property
     def device(self) -> torch.device:
@@ -218,8 +226,8 @@ def build_guide(config: Train, model: Model, x: Batch, code: OwnCode) -> tuple[n
 
 
 def _hold_out(
-    x_train: Tensor, share: float, transform: Callable[[Tensor], Tensor] | None, seed: int
-) -> tuple[Tensor, Tensor | None]:
+    x_train: Batch, share: float, transform: Callable[[Any], Any] | None, seed: int
+) -> tuple[Batch, Batch | None]:
     """What is left of the training data, and a share of them, drawn and transformed once."""
     if not 0 <= share < 1:
         raise ValueError(f"expected --held_out to be a share of at least 0, below 1, got {share}")
@@ -244,7 +252,7 @@ def _expect_point(model: Model, guide: nn.Module, name: str, x: Batch) -> None:
     if not isinstance(model, Autoencoder):
         return
     with torch.no_grad():
-        is_suites = isinstance(guide, AbstractPosterior)
+        is_suites = isinstance(guide, AbstractPosterior) and isinstance(x, Tensor)
         if not (is_suites and isinstance(base_distribution(guide.posterior(x[:1])), Delta)):
             raise ValueError(
                 f"Autoencoder has no prior p(z), so a density q(z | x) such as {name} has no "

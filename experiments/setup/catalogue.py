@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 from pyro.infer import (
-    ELBO,
     RenyiELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
@@ -38,13 +37,14 @@ from evidence.inference import (
     ReweightedWakeSleep,
     WakeSleep,
 )
+from evidence.inference.objectives.interface import Objective
 from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
 
 Kind = TypeVar("Kind")
 
 # Pyro's objectives whose loss is one number of nats per datum, and ours.
-OBJECTIVES: dict[str, type[ELBO]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     kind.__name__: kind
     for kind in (
         Trace_ELBO,
@@ -189,7 +189,7 @@ def _build_around(
     return around, Spec(spec.name, {"guide": inside, **full.options})
 
 
-def elbo_of(text: str) -> ELBO | None:
+def elbo_of(text: str) -> Objective | None:
     """The objective of this text; None for the plain one, which `fit` makes enumerate if needed.
 
     Raises:
@@ -199,7 +199,7 @@ def elbo_of(text: str) -> ELBO | None:
     return None if spec == Spec("Trace_ELBO") else build_elbo(spec)
 
 
-def build_elbo(spec: Spec) -> ELBO:
+def build_elbo(spec: Spec) -> Objective:
     """The objective of a spec, such as `TraceMeanField_ELBO(num_particles=4)` or `DReG`.
 
     Raises:

@@ -52,7 +52,14 @@ class Dataset:
     @property
     def data_dim(self) -> int:
         """D, the number of entries of one datum."""
-        return self.x_train.shape[1]
+        return self.vectors[0].shape[1]
+
+    @property
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Training and held-out data of one vector each, as models of the suite take them."""
+        assert isinstance(self.x_train, Tensor)
+        assert isinstance(self.x_test, Tensor)
+        return self.x_train, self.x_test
 
 
 def is_built_in(name: str) -> bool:
@@ -148,10 +155,9 @@ def with_labels(dataset: Dataset) -> Dataset:
     def join(x: Tensor, y: Tensor) -> Tensor:
         return torch.cat([x, torch.nn.functional.one_hot(y, num_classes).to(x)], 1)
 
+    x_train, x_test = dataset.vectors
     return replace(
-        dataset,
-        x_train=join(dataset.x_train, dataset.y_train),
-        x_test=join(dataset.x_test, dataset.y_test),
+        dataset, x_train=join(x_train, dataset.y_train), x_test=join(x_test, dataset.y_test)
     )
 
 

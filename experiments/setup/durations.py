@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evidence.experiments.config import Compare, Estimation, Experiment
 from evidence.experiments.setup.assembly import Assembly
@@ -74,10 +74,10 @@ def evaluation_seconds(
     return least, most
 
 
-def _weighting(model: Any, guide: Any, x: Tensor, num_particles: int) -> float:
+def _weighting(model: Any, guide: Any, x: Batch, num_particles: int) -> float:
     """Of all data, by one and by a few of them: checks of the pair take the same time for any."""
 
-    def seconds(few: Tensor) -> float:
+    def seconds(few: Batch) -> float:
         return _timed(lambda: estimate_evidence(model, guide, few, num_particles))
 
     few = x[:_TIMED_DATA]

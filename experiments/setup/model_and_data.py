@@ -83,7 +83,7 @@ def _with_own_model(
     archive, found = None, ()
     if config.data != "none" and is_built_in(config.data):
         archive = datasets.load(config.data, split="all", data_root=config.data_root)
-        found = (archive.x_train.numpy(),)
+        found = (archive.vectors[0].numpy(),)
     elif config.data != "none":  # of a density that takes none
         found = find_data(config.data, code)
     model, x, unused = own_model_on(found, spec, code, seed=config.seed)

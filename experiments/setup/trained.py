@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import nn
+
 from evidence.experiments.config import Train, differences
 from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.datasets import Dataset
@@ -10,7 +12,6 @@ from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.runs import RunFolder
 from evidence.experiments.storage.schema import typed
 from evidence.inference import Snapshot, restore_tensors
-from evidence.models import AbstractModel
 
 
 def read_train_config(folder: RunFolder) -> Train:
@@ -57,7 +58,7 @@ def load_of_data(checkpoint: Path, dataset: Dataset) -> Snapshot:
     return snapshot
 
 
-def freeze(model: AbstractModel, spec: Spec, run: Path, dataset: Dataset) -> None:
+def freeze(model: nn.Module, spec: Spec, run: Path, dataset: Dataset) -> None:
     """Load the model of a trained run into `model` and keep it as it is."""
     folder = RunFolder(run)
     trained = read_train_config(folder)

@@ -6,11 +6,10 @@ A key that is added later has a default, so that rows of before are read too.
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Self, cast
 
 from evidence.experiments.storage.schema import typed
-
-Unit = Literal["datum", "data set"]
+from evidence.inference.estimation.evidence import Estimator, Unit
 
 
 class _Record:
@@ -32,7 +31,7 @@ class _Record:
         Raises:
             ValueError: one is missing, or of another type.
         """
-        known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+        known = {f.name: f for f in fields(cast("Any", cls))}
         if not isinstance(values, Mapping):
             raise ValueError(f"expected a {cls.__name__} to be an object, got {values!r:.60}")
         required = [n for n, f in known.items() if f.default is f.default_factory is MISSING]
@@ -42,7 +41,7 @@ class _Record:
 
     def to_json(self) -> dict[str, Any]:
         """The object that `from_json` reads."""
-        named = {f.name: (f, getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        named = {f.name: (f, getattr(self, f.name)) for f in fields(cast("Any", self))}
         return {
             name: as_json(value)
             for name, (f, value) in named.items()
@@ -85,7 +84,7 @@ class Estimate(_Record):
         num_fits: how many.
     """
 
-    estimator: Literal["elbo", "iw", "ais", "exact"]
+    estimator: Estimator
     nats: float | None
     unit: Unit = "datum"
     reliable: bool

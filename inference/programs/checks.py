@@ -65,7 +65,7 @@ def check_support(model_trace: Trace, again: Callable[[], Trace]) -> None:
 
 def _moves(name: str, again: Callable[[], Trace]) -> bool:
     """Whether the ends of a site's support are others in every run."""
-    supports = [base_distribution(again().nodes[name]["fn"]).support for _ in range(3)]
+    supports = [base_distribution(sites_of(again())[name]["fn"]).support for _ in range(3)]
     ends = [
         torch.cat([torch.as_tensor(getattr(support, end, 0.0)).flatten() for end in _ENDS])
         for support in supports
