@@ -101,7 +101,8 @@ class Experiment(Options):
         seed: decides every random choice of the training: first weights, order of the data, noise.
         data_seed: decides the data: the binarized or dequantized pixels to evaluate on, simulated
             data, and which of them num_data takes. Runs of one data_seed can be compared.
-        device: auto, cpu, cuda, cuda:1, ...
+        device: auto, cpu, cuda, cuda:1, ...; auto is cuda if there is any, and cpu for a model of
+            your own.
         checkpoint_every: training steps between checkpoints.
         tensorboard: write a TensorBoard log into the run folder.
     """

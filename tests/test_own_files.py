@@ -599,7 +599,8 @@ def test_what_has_no_meaning_for_shared_latents_is_said(fitted, capsys):
 
 
 def test_annealing_finds_the_exact_evidence_of_the_data_set(fitted):
-    short = ["--trust", "true", "--num_temperatures", 60, "--num_particles", 500]
+    short = ["--trust", "true", "--num_temperatures", 50, "--num_particles", 300]
+    short += ["--num_chains", 8, "--num_leapfrog_steps", 4]
     run("evaluate", fitted[0], "--estimator", "ais", *short)
     (row,) = results(fitted[0])["rows"]
     (ais,) = (e for e in row["estimates"] if e["estimator"] == "ais")
@@ -647,13 +648,14 @@ def test_a_density_needs_no_data():
     assert mc_se < 0.02
 
 
+@pytest.mark.filterwarnings("ignore:the pair does not broadcast")
 def test_latents_that_pyro_sums_out_need_no_guide():
     Path("others.py").write_text(OTHERS)
     y = np.array([-2.5, -1.8, 1.0, 2.2, 0.3])
     write_csv("mixed.csv", y=y)
     command = ["--model", "others.py:mixture", "--data", "mixed.csv", "--guide", "AutoNormal"]
     run("train", *command, "--num_epochs", 200, "--lr", 0.03, "--out", "run")
-    run("evaluate", "run", "--trust", "true", "--num_particles", 2000)
+    run("evaluate", "run", "--trust", "true", "--num_particles", 300)
     nats, mc_se = evidence_of("run")
     grid = np.linspace(-6, 6, 481)
     prior = [np.exp(-2 * (grid - loc) ** 2) * math.sqrt(2 / math.pi) for loc in (-2, 2)]

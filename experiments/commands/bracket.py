@@ -14,7 +14,6 @@ from evidence.experiments.reports.report import markdown
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.double import in_dtype
 from evidence.experiments.setup.labels import shortened
-from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.records import Bound, BracketRecord, Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import Bracket, Evidence
@@ -41,7 +40,7 @@ def bracket(pair: Assembly, config: Evaluate, folder: RunFolder) -> tuple[Bracke
         lower=found.lower,
         upper=found.upper,
         gap=found.gap,
-        gap_se=json_number(found.gap_se),
+        gap_se=found.gap_se,
         unit=pair.unit,
         num_data=size,
         dtype=config.dtype,

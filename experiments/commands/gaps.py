@@ -14,7 +14,6 @@ from evidence.experiments.reports.report import markdown
 from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.loading import load_run
-from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.records import GapsRecord, Judge, Part, Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import Difference, inference_gaps
@@ -94,7 +93,7 @@ def _measure(assembly: Assembly, x: Batch, config: Gaps) -> GapsRecord:
             reliable=found.evidence.not_reliable is None,
             reason=found.evidence.not_reliable,
         ),
-        share_bad=json_number(found.evidence.share_bad),
+        share_bad=found.evidence.share_bad,
         num_data=len(x),
         num_particles=config.num_particles,
         num_steps=found.num_steps,
@@ -104,8 +103,7 @@ def _measure(assembly: Assembly, x: Batch, config: Gaps) -> GapsRecord:
 
 @torch.no_grad()
 def _difference(found: Difference) -> Part:
-    errors = (json_number(found.mc_se), json_number(found.data_se))
-    return Part(nats=found.mean, mc_se=errors[0], data_se=errors[1])
+    return Part(nats=found.mean, mc_se=found.mc_se, data_se=found.data_se)
 
 
 def gaps_table(rows: Sequence[Row]) -> str:

@@ -21,7 +21,7 @@ from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.one_model import load_runs
-from evidence.experiments.storage.numbers import json_number
+from evidence.experiments.storage.numbers import finite
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
 from evidence.inference.diagnostics.reference import Reference as Draws
@@ -183,6 +183,7 @@ def _document(
         ],
         **pair.fingerprint(),
     }
+    document = finite(document)
     return document | {"verdict": _verdict(document)}
 
 
@@ -216,7 +217,7 @@ def _of_guide(one: Discrepancy, names: list[str], draws: Draws, rows: list[int])
         "c2st": accuracy,
         "log_q_z": log_q,
         "told_apart_by": _told_apart_by(one, mean, spread) if draws.converged else None,
-        "per_datum": {n: [json_number(v) for v in t.tolist()] for n, t in per_datum.items()},
+        "per_datum": {n: t.tolist() for n, t in per_datum.items()},
     }
 
 
@@ -238,7 +239,7 @@ def _worst(
 def _mean(values: Tensor, errors: Tensor) -> dict[str, float | None]:
     """Over the data, whose draws are independent."""
     error = errors.square().sum().sqrt() / len(errors)
-    return {"mean": json_number(values.mean().item()), "se": json_number(error.item())}
+    return {"mean": values.mean().item(), "se": error.item()}
 
 
 def _told_apart_by(one: Discrepancy, mean: Mapping[str, Any], sd: Mapping[str, Any]) -> list[str]:

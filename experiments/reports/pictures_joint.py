@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from evidence.experiments.reports.plots_joint import MOST, corner
+from evidence.experiments.reports.plots_joint import MOST, corner, masses
 from evidence.experiments.setup.assembly import Assembly
 from evidence.inference.diagnostics.discrepancy import guide_draws, side_by_side
 from evidence.inference.diagnostics.reference import Reference
@@ -35,7 +35,8 @@ def draw_joint(pairs: Mapping[str, Assembly], reference: Reference | None, *, se
     chosen = _first_entries(names)
     truth = None if reference is None else reference.draws.flatten(0, 1)[:, 0, chosen]
     which = "all latents" if len(chosen) == len(names) else f"{len(chosen)} of {len(names)} latents"
-    title = f"{which}; lines hold 50% and 90% of the mass"
+    held = " and ".join(f"{share:.0%}" for share in sorted(masses(len(pairs))))
+    title = f"{which}; lines hold {held} of the mass"
     if reference is not None and not reference.converged:
         title += "\nNUTS has NOT CONVERGED"
     guides = {label: z[:, chosen] for label, z in drawn.items()}

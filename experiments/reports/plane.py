@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.records import PlaneDivergences
 from evidence.guides import AbstractPosterior
 from evidence.inference.diagnostics.divergences import Divergences, grid_divergences, square_grid
@@ -73,8 +72,8 @@ def mean_divergences(
     forward = sum(d.forward.item() for d in found) / len(found) if is_seen else math.nan
     reverse = sum(d.reverse.item() for d in found) / len(found) if is_seen else math.nan
     return PlaneDivergences(
-        forward=json_number(forward),
-        reverse=json_number(reverse),
+        forward=forward,
+        reverse=reverse,
         mass=min(d.mass.item() for d in found),
         num_data=len(found),
     )

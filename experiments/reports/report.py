@@ -11,7 +11,6 @@ from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.estimators import ESTIMATORS, in_order
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.preprocessing import bits_per_dim
-from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.records import Estimate, Median, Row, Weights
 from evidence.inference import Evidence, History
 
@@ -61,11 +60,11 @@ def estimated(records: Sequence[Evidence], pair: Assembly) -> dict[str, Any]:
     if weighted:  # by the guide: both have the same weights
         iw = weighted[-1]
         found["k_hat"] = Weights(
-            median=json_number(iw.k_hat.median().item()),
-            share_bad=json_number(iw.share_bad),
+            median=iw.k_hat.median().item(),
+            share_bad=iw.share_bad,
             threshold=iw.k_hat_threshold,
         )
-        found["ess"] = Median(median=json_number(iw.ess.median().item()))
+        found["ess"] = Median(median=iw.ess.median().item())
     return found
 
 
@@ -82,12 +81,12 @@ def _estimate(record: Evidence, pair: Assembly) -> Estimate:
         )
     return Estimate(
         estimator=record.estimator,
-        nats=json_number(record.mean),
+        nats=record.mean,
         unit=record.unit,
         reliable=reason is None,
         reason=reason,
-        mc_se=json_number(record.mc_se) if reason is None else None,
-        data_se=json_number(record.data_se),
+        mc_se=record.mc_se if reason is None else None,
+        data_se=record.data_se,
         num_particles=record.num_particles,
         num_data=record.data_set_size or record.num_data,
         dtype=None if record.dtype is None else str(record.dtype).removeprefix("torch."),
@@ -132,7 +131,10 @@ def _not_reliable(rows: Sequence[Row]) -> list[str]:
 
 
 def _still_rising(rows: Sequence[Row]) -> list[str]:
-    gains = {row.label: History.from_rows(row.history).still_rising for row in rows if row.history}
+    short = shortened(row.label for row in rows)
+    gains = {
+        short[row.label]: History.from_rows(row.history).still_rising for row in rows if row.history
+    }
     return [
         f"{label}: the ELBO was still rising when training ended, by {gain:.2g} nats per datum "
         "over the last half of its epochs: train longer, or without --num_epochs until it is flat."

@@ -12,7 +12,6 @@ from evidence.experiments.reports.shortfall import share_a_model
 from evidence.experiments.setup.estimators import ESTIMATORS, Estimator
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.storage import per_datum
-from evidence.experiments.storage.numbers import json_number
 from evidence.experiments.storage.records import Bound, BracketRecord, Row
 from evidence.inference import (
     Comparison,
@@ -126,12 +125,12 @@ def to_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:
             "second": one.second,
             "quantity": one.quantity,
             "difference": one.difference.mean,
-            "mc_se": json_number(one.difference.mc_se),
-            "data_se": json_number(one.difference.data_se),
-            "fit_se": json_number(one.difference.fit_se),
+            "mc_se": one.difference.mc_se,
+            "data_se": one.difference.data_se,
+            "fit_se": one.difference.fit_se,
             "num_fits": one.difference.num_fits,
-            "interval_95": [json_number(end) for end in one.difference.interval()],
-            "gap": json_number(one.gap),
+            "interval_95": list(one.difference.interval()),
+            "gap": one.gap,
             "winner": one.winner,
             "reliable": one.not_reliable is None,
             "verdict": one.verdict,

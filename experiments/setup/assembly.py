@@ -162,6 +162,8 @@ def assemble(config: Train) -> Assembly:
     assembly = _with_training_data(assembly)
     if config.frozen_model is not None:
         freeze(model, model_spec, Path(config.frozen_model), dataset)
+    if isinstance(model, OwnProgram) and config.device == "auto":
+        return assembly  # whose tensors may all have been made on the CPU
     return _on(assembly, device)
 
 

@@ -3,6 +3,7 @@
 A key that is added later has a default, so that rows of before are read too.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Self, cast
@@ -12,7 +13,16 @@ from evidence.inference.estimation.evidence import Estimator, Unit
 
 
 class _Record:
-    """A dataclass as a JSON object, in which a key that may be absent is, at its default."""
+    """A dataclass as a JSON object, in which a key that may be absent is, at its default.
+
+    A number that is not finite, which JSON lacks, is None.
+    """
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                object.__setattr__(self, f.name, None)
 
     @classmethod
     def from_json(cls, values: Any) -> Self:

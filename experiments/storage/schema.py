@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
+from evidence.experiments.storage.numbers import finite
+
 MAX_CONFIG_BYTES = 2**16
 MAX_DOCUMENT_BYTES = 2**28  # histories and evaluations grow
 CHECKSUM = "sha256"
@@ -139,6 +141,7 @@ def expect_bounded(value: Any, depth: int = 0) -> None:
 
 def signed(document: Mapping[str, Any]) -> bytes:
     """A document as JSON, with a checksum of all that is in it."""
+    document = finite(dict(document))
     text = json.dumps(
         {**document, CHECKSUM: checksum(document)}, indent=1, ensure_ascii=False, allow_nan=False
     )

@@ -14,7 +14,7 @@ from evidence.inference.diagnostics.two_samples import (
     distance_and_floor,
 )
 from evidence.inference.programs.broadcasting import agree
-from evidence.inference.programs.data import Batch, takes
+from evidence.inference.programs.data import Batch, takes, unwrapped
 from evidence.inference.programs.draws import Block, Record, visit_draws
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
@@ -161,8 +161,9 @@ def _log_q_z(model: Program, guide: Program, reference: Reference) -> Tensor:
         with evaluation_mode(model, guide):
             if not any(site["infer"].get("is_auxiliary") for site in sites.values()):
                 log_q = _score(guide, blocks[0], reference)
-            elif (posterior := getattr(guide, "posterior", None)) is not None:  # all side by side
-                log_q = posterior(x).log_prob(reference.draws.flatten(0, 1))
+            elif (over_all := getattr(unwrapped(guide), "posterior", None)) is not None:
+                posterior = takes(over_all, x)(x)  # of all sites side by side
+                log_q = posterior.log_prob(reference.draws.flatten(0, 1))
             else:
                 raise NotImplementedError
     except (KeyError, NotImplementedError):  # a transform without an inverse
