@@ -101,7 +101,8 @@ class Experiment(Options):
         seed: decides every random choice of the training: first weights, order of the data, noise.
         data_seed: decides the data: the binarized or dequantized pixels to evaluate on, simulated
             data, and which of them num_data takes. Runs of one data_seed can be compared.
-        device: auto, cpu, cuda, cuda:1, ...
+        device: auto, cpu, cuda, cuda:1, ...; auto is cuda if there is any, and cpu for a model of
+            your own.
         checkpoint_every: training steps between checkpoints.
         tensorboard: write a TensorBoard log into the run folder.
     """
@@ -207,25 +208,34 @@ class Compare(Experiment, Estimation):
     out: str | None = None
 
 
-@dataclass
-class Evaluate(Estimation):
-    """Estimate the ELBO and the evidence of a trained run, in one of four ways.
+@dataclass(kw_only=True)
+class Reading(Options):
+    """What the commands that read trained runs have in common.
 
     Args:
-        run: run folder.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
+        trust: use the run's classes from elsewhere, which runs their code, and its data.
     """
 
-    run: str
     data_root: str | None = None
     device: str = "auto"
     trust: bool = False
 
 
 @dataclass
-class Gaps(Options):
+class Evaluate(Estimation, Reading):
+    """Estimate the ELBO and the evidence of a trained run, in one of four ways.
+
+    Args:
+        run: run folder.
+    """
+
+    run: str
+
+
+@dataclass
+class Gaps(Reading):
     """Say why the ELBO of trained runs falls short of the evidence: the family, or the encoder.
 
     Args:
@@ -233,22 +243,16 @@ class Gaps(Options):
         num_data: so many data, chosen by the runs' data_seed.
         num_particles: draws per datum for every term.
         max_steps: the most steps of the search for each datum's best member of the family.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     runs: list[str] = field(default_factory=list)
     num_data: int = 100
     num_particles: int = 1000
     max_steps: int = 10_000
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass
-class Calibrate(Options):
+class Calibrate(Reading):
     """Check a guide's posteriors by simulation-based calibration: ranks, bands, coverage.
 
     Writes calibration.json and calibration.png into the run folder.
@@ -258,22 +262,16 @@ class Calibrate(Options):
         num_simulations: data simulated from the model, each with the latents that made it.
         num_draws: draws from the guide for each of them.
         seed: decides every random choice.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     run: str
     num_simulations: int = 1000
     num_draws: int = 99
     seed: int = 0
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass
-class Reference(Options):
+class Reference(Reading):
     """Compare the guides of runs that share one model with NUTS, on a few chosen data.
 
     Writes reference.json and reference.png.
@@ -288,9 +286,6 @@ class Reference(Options):
         target_accept_prob: nearer to 1 for smaller steps, against divergences.
         classifier: what is to tell the guide's draws from those of NUTS.
         seed: decides every random choice.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -302,13 +297,10 @@ class Reference(Options):
     target_accept_prob: float = 0.8
     classifier: Literal["knn", "logistic", "mlp"] = "knn"
     seed: int = 0
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass
-class Export(Options):
+class Export(Reading):
     """Save draws, predictions and weights of runs that share one model as netCDF, for ArviZ.
 
     A file is written in full or not at all; one that is there is kept, unless told otherwise.
@@ -323,9 +315,6 @@ class Export(Options):
         prior: draw from the prior too.
         predictive: draw data too, which take the most room.
         seed: decides every draw.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -337,9 +326,6 @@ class Export(Options):
     prior: bool = True
     predictive: bool = True
     seed: int = 0
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass
@@ -366,24 +352,18 @@ class Check(Options):
 
 
 @dataclass
-class Sample(Options):
+class Sample(Reading):
     """Simulate data from the model of a trained run: a picture, and a file of tensors.
 
     Args:
         run: run folder.
         num_samples: number of data; of a model of your own, of data sets like the run's.
         seed: decides the draws.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     run: str
     num_samples: int = 100
     seed: int = 0
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass

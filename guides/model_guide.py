@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -71,12 +71,13 @@ class ModelGuide(AbstractPosterior):
     @property
     def _outer_dims(self) -> tuple[int, ...]:
         """Sizes of the batch dimensions between that of the data and the last: all one."""
-        return () if self.inputs is None else (1,) * (-1 - self.placement.data_dim)
+        dim = self.placement.data_dim
+        return () if self.inputs is None or dim is None else (1,) * (-1 - dim)
 
     def _over_v(self, data: Data, outer: tuple[int, ...] = ()) -> TorchDistribution:
         """q(v): batch shape `[B, *outer]`, or `[]` with one λ for all data."""
         if self.inputs is None:
-            return self.guide.posterior(data)
+            return self.guide.posterior(cast("Tensor", data))  # it looks at none
         x = self.inputs(data)
         return self.guide.posterior(x.reshape(len(x), *outer, -1))
 
@@ -100,7 +101,7 @@ class ModelGuide(AbstractPosterior):
     def local_parameters(self, *args: Any, **kwargs: Any) -> Tensor:
         """λ of every datum, `[B, P]`, or the one of all data, `[1, P]`."""
         if self.inputs is None:
-            return self.guide.local_parameters(None).reshape(1, -1)
+            return self.guide.local_parameters(cast("Tensor", None)).reshape(1, -1)
         return self.guide.local_parameters(self.inputs(Data(args, kwargs)))
 
     def given(self, local_parameters: Tensor) -> "ModelGuide":
@@ -127,7 +128,7 @@ def guide_of(
     placement = Placement(model, latents, frozenset(latents.sites), by_datum=by_datum)
     inputs = Inputs(model, _arguments(x)) if by_datum else None
     guide = make(placement.dims, inputs.dim if inputs else 0).to(latents.like)
-    kind = guide.unit if standardize == "auto" else standardize
+    kind: Standardize = getattr(guide, "unit", "diagonal") if standardize == "auto" else standardize
     kind = "prior" if by_datum and kind != "none" else kind
     unit = standardization(program, x, latents, placement.packing, kind)
     if isinstance(x, Tensor) and x.ndim == 2 and unit.is_identity and placement.is_plain:

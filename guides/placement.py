@@ -15,6 +15,7 @@ from torch import Tensor
 from evidence.guides.transforms.base import AbstractTransform
 from evidence.inference.programs.data import Data
 from evidence.inference.programs.latents import Latents
+from evidence.inference.programs.sites import sites_of
 from evidence.inference.programs.traces import Layout
 from evidence.inference.programs.unconstrained import Assignment, Packing, Site, log_jacobian_of
 
@@ -135,7 +136,7 @@ class Placement:
         if self._model:
             with poutine.block(), poutine.trace() as tracer, assignment:
                 self._model[0](*data.args, **data.kwargs)
-            return {name: tracer.trace.nodes[name] for name in self.sites}
+            return {name: sites_of(tracer.trace)[name] for name in self.sites}
         sites = {name: dict(site) for name, site in self.sites.items()}
         for site in sites.values():
             assignment.assign(site)
@@ -179,7 +180,7 @@ class Placement:
 
     def side_by_side(self) -> Packing:
         """The values themselves in one vector."""
-        real = {
+        real: dict[str, constraints.Constraint] = {
             name: constraints.independent(constraints.real, site["fn"].event_dim)
             for name, site in self.sites.items()
         }

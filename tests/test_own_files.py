@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from evidence.experiments.cli import main
 from evidence.experiments.config import Train
-from evidence.experiments.reports import pictures_joint, plots_joint
+from evidence.experiments.reports import pictures_joint, plots_joint, terminal
 from evidence.experiments.setup.assembly import assemble
 from evidence.experiments.storage import checkpoints
 from tests.test_cli import refused, results, run, weights
@@ -310,7 +310,7 @@ def test_parquet_needs_a_package(capsys, monkeypatch):
         ("broken.py:line", "AutoNormal", "broken.py cannot be imported: SyntaxError"),
         ("exits.py:line", "AutoNormal", "exits.py cannot be imported: SystemExit"),
         ("reg.py:number", "AutoNormal", "unknown model in reg.py 'number'"),
-        ("reg.py:line", "Unamortized(guide=MeanField)", "serves the models of the suite"),
+        ("reg.py:line", "Unamortized(guide=MeanField)", "Unamortized expects data of one tensor"),
         ("reg.py:line", "AutoNormall", "did you mean 'AutoNormal'"),
         ("reg.py:line", "pyro.infer.autoguide.AutoDelta", "unknown autoguide 'AutoDelta'"),
         ("reg.py:line", "AutoNormal(scale=1)", "unknown option of AutoNormal 'scale'"),
@@ -599,7 +599,8 @@ def test_what_has_no_meaning_for_shared_latents_is_said(fitted, capsys):
 
 
 def test_annealing_finds_the_exact_evidence_of_the_data_set(fitted):
-    short = ["--trust", "true", "--num_temperatures", 60, "--num_particles", 500]
+    short = ["--trust", "true", "--num_temperatures", 50, "--num_particles", 300]
+    short += ["--num_chains", 8, "--num_leapfrog_steps", 4]
     run("evaluate", fitted[0], "--estimator", "ais", *short)
     (row,) = results(fitted[0])["rows"]
     (ais,) = (e for e in row["estimates"] if e["estimator"] == "ais")
@@ -613,3 +614,63 @@ def test_annealing_finds_the_exact_evidence_of_the_data_set(fitted):
 def test_a_pair_is_checked_before_it_is_trained(capsys):
     run("check", "reg.py:line", "reg.py:guide", "--data", "reg.csv")
     assert "no fault found: reg.py:line with reg.py:guide on 12 data" in capsys.readouterr().out
+
+
+OTHERS = """
+import torch, pyro, pyro.distributions as dist
+from pyro.infer import config_enumerate
+
+def density():
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.factor("half", -0.5 * z**2)
+
+@config_enumerate
+def mixture(y):
+    locs = pyro.sample("locs", dist.Normal(torch.tensor([-2.0, 2.0]), 0.5).to_event(1))
+    with pyro.plate("data", len(y)):
+        which = pyro.sample("which", dist.Categorical(torch.tensor([0.5, 0.5])))
+        pyro.sample("y", dist.Normal(locs[which], 1.0), obs=y)
+"""
+
+
+def evidence_of(folder):
+    (iw,) = (e for e in results(folder)["rows"][0]["estimates"] if e["estimator"] == "iw")
+    return iw["nats"], iw["mc_se"]
+
+
+def test_a_density_needs_no_data():
+    Path("others.py").write_text(OTHERS)
+    command = ["--model", "others.py:density", "--data", "none", "--guide", "FullRank"]
+    run("train", *command, "--num_epochs", 100, "--lr", 0.05, "--out", "run")
+    run("evaluate", "run", "--trust", "true", "--num_particles", 2000)
+    nats, mc_se = evidence_of("run")
+    assert abs(nats + 0.5 * math.log(2)) < 4 * mc_se
+    assert mc_se < 0.02
+
+
+@pytest.mark.filterwarnings("ignore:the pair does not broadcast")
+def test_latents_that_pyro_sums_out_need_no_guide():
+    Path("others.py").write_text(OTHERS)
+    y = np.array([-2.5, -1.8, 1.0, 2.2, 0.3])
+    write_csv("mixed.csv", y=y)
+    command = ["--model", "others.py:mixture", "--data", "mixed.csv", "--guide", "AutoNormal"]
+    run("train", *command, "--num_epochs", 200, "--lr", 0.03, "--out", "run")
+    run("evaluate", "run", "--trust", "true", "--num_particles", 300)
+    nats, mc_se = evidence_of("run")
+    grid = np.linspace(-6, 6, 481)
+    prior = [np.exp(-2 * (grid - loc) ** 2) * math.sqrt(2 / math.pi) for loc in (-2, 2)]
+    density = np.exp(-0.5 * (grid[:, None] - y) ** 2) / math.sqrt(2 * math.pi)  # [G, N]
+    likelihood = (0.5 * (density[:, None] + density[None])).prod(-1)
+    mass = (prior[0][:, None] * prior[1][None] * likelihood).sum() * (grid[1] - grid[0]) ** 2
+    truth = math.log(mass)
+    assert abs(nats - truth) < 4 * mc_se
+    assert mc_se < 0.1
+
+
+def test_a_warning_is_one_line_said_once(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with terminal.plain_warnings():
+            for _ in range(3):
+                warnings.warn("slow\n going", stacklevel=1)
+    assert capsys.readouterr().err == "evidence: slow going\n"

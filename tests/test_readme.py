@@ -10,8 +10,8 @@ import torch
 from evidence.experiments.cli import COMMANDS, build_parser, main
 from evidence.experiments.config import Experiment
 from evidence.experiments.setup import catalogue
-from evidence.experiments.setup.assembly import load_with_model
 from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.model_and_data import load_with_model
 from evidence.experiments.setup.words import prepared
 from evidence.models import VAE
 

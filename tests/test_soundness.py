@@ -170,6 +170,26 @@ def test_a_pair_whose_weights_mean_nothing_is_refused(wrong, estimator):
     assert "\n" not in str(caught.value)
 
 
+def test_a_leak_among_several_tensors_is_refused():
+    def regression(x, offset):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z + offset, 1.0), obs=x)
+
+    def guide(x, offset):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - offset) / 2, 0.8))
+
+    def centred(x, offset):
+        guide(x, offset - offset.mean())
+
+    data = (X + 2, torch.full_like(X, 2.0).index_fill(0, torch.tensor([3]), 2.5))
+    evidence = importance_weighted_evidence(regression, guide, data, 5000)
+    assert z_score(evidence, exact(data[0] - data[1])) < 4
+    with pytest.raises(ValueError, match="leak 'z': row"):
+        importance_weighted_evidence(regression, centred, data, 500)
+
+
 @pytest.mark.parametrize("wrong", WRONG)
 def test_check_finds_the_same(wrong):
     model, guide, _ = WRONG[wrong]

@@ -3,8 +3,8 @@
 import sys
 
 from evidence.experiments.config import Check, Train
+from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.setup.assembly import assemble, say_unused
-from evidence.experiments.setup.own_program import OwnProgram
 from evidence.inference import check as find_faults
 
 

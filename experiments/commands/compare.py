@@ -1,6 +1,6 @@
 """`evidence compare`: several guides on one model, with ELBO, evidence and error bars."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from evidence.experiments.commands.annealing import remove_snapshots_of
@@ -13,27 +13,30 @@ from evidence.experiments.commands.evaluate import (
     expect_evidence,
     settings,
 )
-from evidence.experiments.commands.reference import compared, reference_table, written
+from evidence.experiments.commands.reference import NAME, PICTURE, compared, reference_table
 from evidence.experiments.commands.train import train_run
-from evidence.experiments.config import Compare, Estimation, Evaluate, Experiment, Reference, Train
+from evidence.experiments.config import (
+    Compare,
+    Estimation,
+    Evaluate,
+    Experiment,
+    Reading,
+    Reference,
+    Train,
+)
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.fits import over_fits, summary
 from evidence.experiments.reports.pictures import draw_comparison, draw_planes
 from evidence.experiments.reports.pictures_joint import draw_joint
-from evidence.experiments.reports.report import Row, is_of_data_set, table
+from evidence.experiments.reports.report import table
 from evidence.experiments.reports.verdicts import comparisons, to_json, verdict_table
-from evidence.experiments.setup.assembly import (
-    Assembly,
-    assemble,
-    load_run,
-    run_name,
-    say_unused,
-    with_guide,
-)
+from evidence.experiments.setup.assembly import Assembly, assemble, run_name, say_unused, with_guide
 from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.durations import fit_seconds, told
 from evidence.experiments.setup.labels import folder_name
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage import per_datum
+from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import History
 
@@ -61,7 +64,7 @@ def compare(config: Compare) -> None:
         folder.write_results("compare", rows, summary=summary(joined), comparisons=to_json(found))
         folder.write_text("table.md", text + "\n")
         first = f", seed {config.seed}" if config.seeds > 1 else ""
-        histories = {row["label"] + first: History.from_rows(row["history"]) for row in joined}
+        histories = {row.label + first: History.from_rows(row.history) for row in joined}
         draw_comparison(folder.path, joined, found, histories)
         _draw_planes(config, joined, folder.path)
         _draw_posteriors(config, joined, folder)
@@ -125,9 +128,9 @@ def _fit(config: Compare, number: int, path: Path) -> list[Row]:
 
 def _by_seed(rows: list[Row]) -> list[Row]:
     """The rows with their seeds in their labels, if there are several."""
-    if len({row["seed"] for row in rows}) == 1:
+    if len({row.seed for row in rows}) == 1:
         return rows
-    return [row | {"label": f"{row['label']}, seed {row['seed']}"} for row in rows]
+    return [replace(row, label=f"{row.label}, seed {row.seed}") for row in rows]
 
 
 def _train_model(config: Compare, path: Path) -> str:
@@ -143,49 +146,52 @@ def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> R
     return _evaluated(config, out)
 
 
+def _reading(config: Compare) -> Reading:
+    """Its classes are those on the command line: else it would have been refused as another run."""
+    return Reading(data_root=config.data_root, device=config.device, trust=True)
+
+
 def _evaluated(config: Compare, out: Path) -> Row:
     options = {field.name: getattr(config, field.name) for field in fields(Estimation)}
-    # Its classes are those on the command line: else it would have been refused as another run.
-    where = {"data_root": config.data_root, "device": config.device, "trust": True}
-    wanted = Evaluate(run=str(out), **where, **options)
+    wanted = Evaluate(run=str(out), **asdict(_reading(config)), **options)
     on_data = replace(wanted, estimator="ais") if config.estimator == "bdmc" else wanted
     row = _row_of(out)
-    if row is None or row["evaluation"] != settings(on_data) or not per_datum.is_of(out, row):
+    if row is None or row.evaluation != settings(on_data) or not per_datum.is_of(out, row):
         row = evaluate_run(on_data)
     if config.estimator == "bdmc" and not is_bracket_of(row, wanted):
         row = bracket_run(wanted)
-    for details in (row["annealing"], row["bracket"]):
+    for details in (row.annealing, row.bracket):
         remove_snapshots_of(RunFolder(out), details)
     return row
 
 
 def _row_of(out: Path) -> Row | None:
     document = RunFolder(out).read_results()
-    return None if document is None else document["rows"][0] | {"folder": str(out)}
+    return None if document is None else replace(document.rows[0], folder=str(out))
 
 
 def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     """The posterior of a datum and every guide's, for a model in the plane."""
-    if all(row["divergences"] is None for row in rows):
+    if all(row.divergences is None for row in rows):
         return
-    options = {"data_root": config.data_root, "device": config.device, "trust": True}
-    runs = {row["label"]: load_run(RunFolder(row["folder"]), **options)[0] for row in rows}
-    pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
-    datum = None if config.data == "none" else f"datum 0 of the {rows[0]['split']} data"
+    runs = {row.label: load_run(RunFolder(row.folder), _reading(config))[0] for row in rows}
+    suites = {label: pair.of_the_suite for label, pair in runs.items()}
+    pairs = {label: (*pair[:2], pair[2][:1]) for label, pair in suites.items() if pair}
+    datum = None if config.data == "none" else f"datum 0 of the {rows[0].split} data"
     draw_planes(path, pairs, datum)
 
 
 def _draw_posteriors(config: Compare, rows: list[Row], folder: RunFolder) -> None:
     """Every guide's draws, over those of NUTS if these are asked for."""
-    runs = [row["folder"] for row in rows]
-    where = {"data_root": config.data_root, "device": config.device, "trust": True}
+    runs = [row.folder for row in rows]
+    where = _reading(config)
     if config.reference:
-        document, figure = compared(Reference(runs=runs, seed=config.seed, **where))
+        document, figure = compared(Reference(runs=runs, seed=config.seed, **asdict(where)))
         print(f"\n{reference_table(document)}\n\n{document['verdict']}", flush=True)
-        written(folder, document, figure)
-    elif is_of_data_set(rows[0]):
-        loaded = (load_run(RunFolder(run), **where)[0] for run in runs)
-        pairs = {row["label"]: pair for row, pair in zip(rows, loaded, strict=True)}
+        plots.save_with(figure, PICTURE, folder, NAME, document)
+    elif rows[0].is_of_data_set:
+        loaded = (load_run(RunFolder(run), where)[0] for run in runs)
+        pairs = {row.label: pair for row, pair in zip(rows, loaded, strict=True)}
         plots.save(draw_joint(pairs, None, seed=config.seed), folder.path / "posterior.png")
 
 

@@ -32,9 +32,7 @@ def export(config: Export) -> None:
     """Draw, write the file in full or not at all, and print what is in it."""
     path = _free_path(config)
     with RunFolder(config.runs[0]).locked() if config.out is None else nullcontext():
-        pairs = load_runs(
-            config.runs, device=config.device, data_root=config.data_root, trust=config.trust
-        )
+        pairs = load_runs(config.runs, config)
         first = next(iter(pairs.values()))
         num_data = None if first.is_joint else config.num_data
         rows, x = chosen_data(first, num_data)

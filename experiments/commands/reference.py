@@ -21,12 +21,12 @@ from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.one_model import load_runs
-from evidence.experiments.storage.files import replaced
-from evidence.experiments.storage.numbers import json_number
+from evidence.experiments.storage.numbers import finite
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
 from evidence.inference.diagnostics.reference import Reference as Draws
 from evidence.inference.diagnostics.reference import nuts_reference
+from evidence.inference.programs.data import Batch
 
 REFERENCE_VERSION = 1
 NAME = "reference.json"
@@ -44,7 +44,7 @@ def reference(config: Reference) -> None:
         print(reference_table(document), flush=True)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            written(folder, document, figure)
+            plots.save_with(figure, PICTURE, folder, NAME, document)
             print(f"\nwrote {folder.path}: {NAME}, {PICTURE}")
         finally:
             print(f"\n{document['verdict']}")
@@ -56,9 +56,7 @@ def compared(config: Reference) -> tuple[dict[str, Any], Figure]:
     Raises:
         ValueError: bad options, runs of different models, or too few independent draws.
     """
-    pairs = load_runs(
-        config.runs, device=config.device, data_root=config.data_root, trust=config.trust
-    )
+    pairs = load_runs(config.runs, config)
     first = next(iter(pairs.values()))
     rows = _rows(first, config)
     x = first.x_test if first.is_joint else first.x_test[torch.tensor(rows, device=first.device)]
@@ -74,13 +72,6 @@ def compared(config: Reference) -> tuple[dict[str, Any], Figure]:
         return document, draw_joint(pairs, draws, seed=config.seed)
     guides = {label: pair.guide for label, pair in pairs.items()}
     return document, draw_reference(first.model, guides, draws, rows, seed=config.seed)
-
-
-def written(folder: RunFolder, document: dict[str, Any], figure: Figure) -> None:
-    """Put both into a folder, or neither."""
-    with replaced(folder.path / PICTURE) as picture:
-        plots.save(figure, picture)
-        folder.write_document(NAME, document)
 
 
 def _folder(config: Reference) -> Path:
@@ -118,7 +109,7 @@ def _rows(pair: Assembly, config: Reference) -> list[int]:
     return rows
 
 
-def _draw(pair: Assembly, x: Tensor, config: Reference) -> tuple[Draws, float]:
+def _draw(pair: Assembly, x: Batch, config: Reference) -> tuple[Draws, float]:
     """The reference, and the seconds it took.
 
     Raises:
@@ -192,6 +183,7 @@ def _document(
         ],
         **pair.fingerprint(),
     }
+    document = finite(document)
     return document | {"verdict": _verdict(document)}
 
 
@@ -225,7 +217,7 @@ def _of_guide(one: Discrepancy, names: list[str], draws: Draws, rows: list[int])
         "c2st": accuracy,
         "log_q_z": log_q,
         "told_apart_by": _told_apart_by(one, mean, spread) if draws.converged else None,
-        "per_datum": {n: [json_number(v) for v in t.tolist()] for n, t in per_datum.items()},
+        "per_datum": {n: t.tolist() for n, t in per_datum.items()},
     }
 
 
@@ -247,7 +239,7 @@ def _worst(
 def _mean(values: Tensor, errors: Tensor) -> dict[str, float | None]:
     """Over the data, whose draws are independent."""
     error = errors.square().sum().sqrt() / len(errors)
-    return {"mean": json_number(values.mean().item()), "se": json_number(error.item())}
+    return {"mean": values.mean().item(), "se": error.item()}
 
 
 def _told_apart_by(one: Discrepancy, mean: Mapping[str, Any], sd: Mapping[str, Any]) -> list[str]:

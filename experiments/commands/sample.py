@@ -6,16 +6,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from evidence.experiments.config import Sample
+from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.pictures import prior_means
-from evidence.experiments.setup.assembly import Assembly, load_run
-from evidence.experiments.setup.own_program import OwnProgram
+from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage.files import write
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.programs.data import takes
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import random_sites
+from evidence.models import AbstractModel
 
 
 @torch.no_grad()
@@ -23,9 +25,7 @@ def sample(config: Sample) -> None:
     """Draw from p(z) p(x | z) into the folder `samples` of the run."""
     folder = RunFolder(config.run)
     with folder.locked():
-        assembly, _ = load_run(
-            folder, device=config.device, data_root=config.data_root, trust=config.trust
-        )
+        assembly, _ = load_run(folder, config)
         is_own = isinstance(assembly.model, OwnProgram)
         tensors = (_data_sets if is_own else _data)(assembly, config)
         x = next(iter(tensors.values())).double()
@@ -37,6 +37,7 @@ def sample(config: Sample) -> None:
 
 def _data(assembly: Assembly, config: Sample) -> dict[str, Tensor]:
     """Data of a model of the suite, and their means given the latents."""
+    assert isinstance(assembly.model, AbstractModel)
     with isolated_rng(config.seed):
         x = assembly.model(None, size=config.num_samples)
     with isolated_rng(config.seed):

@@ -11,20 +11,15 @@ import torch
 
 from evidence.experiments.config import Train
 from evidence.experiments.reports.pictures import draw_run
-from evidence.experiments.reports.report import Row, table, training_row
-from evidence.experiments.setup.assembly import (
-    Assembly,
-    assemble,
-    changed_sources,
-    expect_config_of,
-    load_snapshot,
-    run_name,
-    say_unused,
-)
-from evidence.experiments.setup.catalogue import Spec, build_elbo
+from evidence.experiments.reports.report import table, training_row
+from evidence.experiments.setup import catalogue
+from evidence.experiments.setup.assembly import Assembly, assemble, run_name, say_unused
+from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.loading import changed_sources, load_snapshot
 from evidence.experiments.setup.optimizers import build_optimizer, build_scheduler
+from evidence.experiments.setup.trained import expect_config_of
 from evidence.experiments.storage import checkpoints
-from evidence.experiments.storage.results import is_of_weights
+from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.guides import Unamortized
 from evidence.inference import History, Snapshot, UntilFlat, fit
@@ -36,7 +31,7 @@ Announce = Callable[[Assembly, Row], None]
 def train(config: Train) -> None:
     """Train a pair into its run folder, draw its pictures and print its row."""
     row = train_run(config, announce=_announce)
-    print(f"\nwrote {row['folder']}")
+    print(f"\nwrote {row.folder}")
 
 
 def _announce(assembly: Assembly, row: Row) -> None:
@@ -76,11 +71,10 @@ def train_run(
         before = folder.read_results()  # what is wrong with it shows before anything is trained
         history = fit_assembly(assembly, folder)
         folder.set_aside()
-        row = training_row(assembly, history, label=label or config.guide)
-        row["folder"] = str(folder.path)
+        row = training_row(assembly, history, folder.path, label=label or config.guide)
         if announce is not None:
             announce(assembly, row)
-        if before is None or not is_of_weights(before["rows"][0], row):
+        if before is None or not before.rows[0].is_of_weights(row):
             folder.write_results("train", [row])
         with no_training(assembly.model, assembly.guide):
             draw_run(folder.path, assembly, history)
@@ -117,8 +111,8 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             lr=config.lr,
             lr_decay=config.lr_decay,
             optimizer=build_optimizer(Spec.parse(config.optimizer), lr=config.lr),
-            scheduler=config.scheduler and build_scheduler(Spec.parse(config.scheduler)),
-            elbo=build_elbo(Spec.parse(config.elbo)),
+            scheduler=build_scheduler(Spec.parse(config.scheduler)) if config.scheduler else None,
+            elbo=catalogue.elbo_of(config.elbo),
             x_test=None if assembly.is_joint else assembly.x_test,
             held_out=assembly.held_out,
             transform=assembly.transform,

@@ -1,13 +1,13 @@
 """Draws from the guides of one model whose latents the data share, beside those of NUTS."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from evidence.experiments.reports.plots_joint import MOST, corner
+from evidence.experiments.reports.plots_joint import MOST, corner, masses
 from evidence.experiments.setup.assembly import Assembly
 from evidence.inference.diagnostics.discrepancy import guide_draws, side_by_side
 from evidence.inference.diagnostics.reference import Reference
@@ -35,14 +35,15 @@ def draw_joint(pairs: Mapping[str, Assembly], reference: Reference | None, *, se
     chosen = _first_entries(names)
     truth = None if reference is None else reference.draws.flatten(0, 1)[:, 0, chosen]
     which = "all latents" if len(chosen) == len(names) else f"{len(chosen)} of {len(names)} latents"
-    title = f"{which}; lines hold 50% and 90% of the mass"
+    held = " and ".join(f"{share:.0%}" for share in sorted(masses(len(pairs))))
+    title = f"{which}; lines hold {held} of the mass"
     if reference is not None and not reference.converged:
         title += "\nNUTS has NOT CONVERGED"
     guides = {label: z[:, chosen] for label, z in drawn.items()}
     return corner(truth, guides, [names[entry] for entry in chosen], title=title)
 
 
-def entry_names(shapes: Mapping[str, torch.Size]) -> list[str]:
+def entry_names(shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """A name for every entry of the sites side by side, such as `mu`, `theta[3]` and `w[0, 2]`."""
     names = []
     for site, shape in shapes.items():

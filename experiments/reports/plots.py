@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evidence.experiments.setup.labels import wrapped
-from evidence.experiments.storage.files import write
+from evidence.experiments.storage.files import replaced, write
+from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import History
 from evidence.models import AbstractModel
 
@@ -263,6 +264,13 @@ def save(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1)
     write(path, picture.getvalue())
+
+
+def save_with(figure: Figure, picture: str, folder: RunFolder, name: str, document: Any) -> None:
+    """Write a document and its picture into a folder: both, or neither."""
+    with replaced(folder.path / picture) as path:
+        save(figure, path)
+        folder.write_document(name, document)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evidence.experiments.reports.report import Row, is_of_data_set
 from evidence.experiments.reports.shortfall import Shortfall, shortfalls
 from evidence.experiments.setup.estimators import ESTIMATORS
 from evidence.experiments.setup.labels import wrapped
+from evidence.experiments.storage.records import Estimate, Row
 from evidence.inference import Comparison
 
 _FONT = {"size": 13}
@@ -35,7 +35,7 @@ def evidence_bars(rows: Sequence[Row], found: Sequence[Comparison] = ()) -> Figu
         found: the comparisons of the rows, if there are any.
     """
     lacking = shortfalls(rows)
-    first_label = rows[0]["label"]
+    first_label = rows[0].label
     paired = [one for one in found if one.first == first_label and not one.is_of_one_number]
     count = 1 + (lacking is not None) + bool(paired)
     size = (4.6 * count + 2.2, max(0.62 * len(rows), 1.6) + 2.4)
@@ -46,9 +46,9 @@ def evidence_bars(rows: Sequence[Row], found: Sequence[Comparison] = ()) -> Figu
     if lacking is not None:
         _shortfalls(next(panels), lacking, _unit(rows))
     if paired:
-        _differences(next(panels), paired, [row["label"] for row in rows], _unit(rows))
-    labels = wrapped(row["label"] for row in rows)
-    first.set_yticks(range(len(rows)), [labels[row["label"]] for row in rows], fontsize=12)
+        _differences(next(panels), paired, [row.label for row in rows], _unit(rows))
+    labels = wrapped(row.label for row in rows)
+    first.set_yticks(range(len(rows)), [labels[row.label] for row in rows], fontsize=12)
     first.set_ylim(len(rows) - 0.4, -0.6)
     for axes in figure.axes:
         axes.grid(axis="x", alpha=0.3)
@@ -57,35 +57,39 @@ def evidence_bars(rows: Sequence[Row], found: Sequence[Comparison] = ()) -> Figu
 
 
 def _values(axes: Axes, rows: Sequence[Row]) -> None:
-    estimates = [{e["estimator"]: e for e in row["estimates"]} for row in rows]
+    estimates = [{e.estimator: e for e in row.estimates} for row in rows]
     shown = [name for name in ESTIMATORS if any(name in by_name for by_name in estimates)]
     hollow = False
     for number, name in enumerate(shown):
         offset = 0.18 * (number - (len(shown) - 1) / 2)
-        style = {"color": ESTIMATORS[name].colour, "marker": ESTIMATORS[name].marker}
+        style: dict[str, Any] = {
+            "color": ESTIMATORS[name].colour,
+            "marker": ESTIMATORS[name].marker,
+        }
         for place, by_name in enumerate(estimates):
-            if name in by_name and by_name[name]["nats"] is not None:
+            if name in by_name and by_name[name].nats is not None:
                 _estimate(axes, place + offset, by_name[name], style)
-                hollow |= not by_name[name]["reliable"]
+                hollow |= not by_name[name].reliable
         axes.plot([], [], linestyle="", label=ESTIMATORS[name].legend, **style)
     if hollow:
         axes.plot([], [], "o", color="0.4", markerfacecolor="none", label="NOT RELIABLE")
     bars = "± 2 SE of the test set,\nwhich all guides share"
-    if is_of_data_set(rows[0]):
+    if rows[0].is_of_data_set:
         bars = "± 2 Monte Carlo SE"
-    unit = _unit(rows, rows[0]["split"])
+    unit = _unit(rows, rows[0].split)
     _title(axes, f"estimates; {bars}", f"{unit}, larger is better")
     _legend(axes, len(shown) + hollow)
 
 
-def _estimate(axes: Axes, place: float, estimate: Mapping[str, Any], style: dict[str, str]) -> None:
+def _estimate(axes: Axes, place: float, estimate: Estimate, style: dict[str, Any]) -> None:
     """One estimate with its bar; hollow and without one if it is not reliable."""
-    if not estimate["reliable"]:
-        axes.plot(estimate["nats"], place, markerfacecolor="none", **style)
+    assert estimate.nats is not None
+    if not estimate.reliable:
+        axes.plot(estimate.nats, place, markerfacecolor="none", **style)
         return
-    bar = "mc_se" if estimate.get("unit") == "data set" else "data_se"
-    error = 2 * (estimate[bar] or 0.0)
-    axes.errorbar(estimate["nats"], place, xerr=error, capsize=4, **style)
+    bar = estimate.mc_se if estimate.unit == "data set" else estimate.data_se
+    error = 2 * (bar or 0.0)
+    axes.errorbar(estimate.nats, place, xerr=error, capsize=4, **style)
 
 
 def _title(axes: Axes, title: str, unit: str) -> None:
@@ -94,12 +98,13 @@ def _title(axes: Axes, title: str, unit: str) -> None:
 
 
 def _unit(rows: Sequence[Row], split: str = "") -> str:
-    if is_of_data_set(rows[0]):
-        return f"nats, all {rows[0]['num_train']:,} data together"
+    if rows[0].is_of_data_set:
+        return f"nats, all {rows[0].num_train:,} data together"
     return f"nats per {split} datum" if split else "nats per datum"
 
 
 def _legend(axes: Axes, num_entries: int) -> None:
+    assert isinstance(axes.figure, Figure)
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.2 * 5 / max(axes.figure.get_figheight(), 4)),
@@ -137,7 +142,7 @@ def _differences(axes: Axes, found: Sequence[Comparison], labels: Sequence[str],
         place, mean = labels.index(one.second), -one.difference.mean
         high, low = (-end for end in one.difference.interval())
         colour = _DIFFERENT if one.winner is not None else _ALIKE
-        hollow = {"markerfacecolor": "none"} if one.not_reliable is not None else {}
+        hollow: dict[str, Any] = {"markerfacecolor": "none"} if one.not_reliable is not None else {}
         axes.plot(mean, place, "o", color=colour, markersize=7, **hollow)
         if math.isfinite(high - low) and not hollow:
             axes.plot([low, high], [place, place], color=colour, linewidth=2.2)
@@ -159,7 +164,7 @@ def _differences(axes: Axes, found: Sequence[Comparison], labels: Sequence[str],
     _legend(axes, 2)
 
 
-def gap_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def gap_bars(rows: Sequence[Row]) -> Figure:
     """Approximation and amortization gap per guide, stacked, ± 2 Monte Carlo SE.
 
     Args:
@@ -169,14 +174,14 @@ def gap_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     base = np.zeros(len(rows))
     for number, part in enumerate(("approximation", "amortization")):
-        found = [row["gaps"][part] for row in rows]
-        widths = np.array([one["nats"] for one in found])
-        errors = [2 * (one["mc_se"] or 0.0) for one in found]
+        found = [getattr(row.gaps, part) for row in rows]
+        widths = np.array([one.nats for one in found])
+        errors = [2 * (one.mc_se or 0.0) for one in found]
         label = f"{part} gap: the {('family', 'encoder')[number]}"
         style: dict[str, Any] = {"height": 0.55, "color": ("#0072B2", "#E69F00")[number]}
         axes.barh(range(len(rows)), widths, left=base, xerr=errors, capsize=5, label=label, **style)
         base = base + widths
-    labels = wrapped(row["label"] for row in rows)
+    labels = wrapped(row.label for row in rows)
     axes.set_yticks(range(len(rows)), [_marked(row, labels) for row in rows], fontsize=12)
     axes.invert_yaxis()
     axes.set_xlabel("nats per datum, smaller is better", fontdict=_FONT)
@@ -187,7 +192,7 @@ def gap_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _marked(row: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def _marked(row: Row, labels: Mapping[str, str]) -> str:
     """The label, with a warning if the log p(x) of the gaps is not reliable."""
-    reliable = row["gaps"]["evidence"]["reliable"]
-    return labels[row["label"]] + ("" if reliable else "\nlog p(x) NOT RELIABLE")
+    reliable = row.gaps is None or row.gaps.evidence.reliable
+    return labels[row.label] + ("" if reliable else "\nlog p(x) NOT RELIABLE")

@@ -22,8 +22,8 @@ from evidence.experiments.setup.labels import PICTURE_WIDTH, shortened
 MOST = 6  # entries drawn
 
 _FONT = {"size": 12}
+_FEW = 3  # guides
 _CELLS = 80  # along a side of a pair
-_MASSES = (0.9, 0.5)
 _ENDS = (0.003, 0.993)
 
 
@@ -32,7 +32,7 @@ def corner(
 ) -> Figure:
     """Marginals on the diagonal, pairs below it: NUTS in grey, every guide in lines over it.
 
-    Lines of pairs hold 50% and 90% of the mass.
+    Lines of pairs hold 50% and 90% of the mass, of many guides 90% alone.
 
     Args:
         reference: draws of NUTS `[S, K]`, if there are any.
@@ -76,7 +76,7 @@ def _marginal(
     ends: tuple[float, float],
 ) -> None:
     if truth is not None:
-        axes.hist(truth[:, entry], np.linspace(*ends, 31), density=True, color="0.8")
+        axes.hist(truth[:, entry], np.linspace(*ends, 31).tolist(), density=True, color="0.8")
     for number, z in enumerate(samples.values()):
         axes.plot(*smoothed(z[:, entry], *ends), **_style(number))
     axes.set_ylim(bottom=0)
@@ -99,19 +99,30 @@ def _pair(
         axes.imshow(
             density, origin="lower", extent=extent, cmap="Greys", vmax=highest, aspect="auto"
         )
-        _outline(axes, density, ends, {"color": "0.3", "linestyle": "-", "linewidth": 0.8})
+        plain = {"color": "0.3", "linestyle": "-", "linewidth": 0.8}
+        _outline(axes, density, ends, plain, masses(len(samples)))
     for number, z in enumerate(samples.values()):
-        _outline(axes, _density(z[:, entries], ends), ends, _style(number))
+        density = _density(z[:, entries], ends)
+        _outline(axes, density, ends, _style(number), masses(len(samples)))
     axes.set_xlim(*ends[0])
     axes.set_ylim(*ends[1])
 
 
+def masses(num_guides: int) -> tuple[float, ...]:
+    """Of the regions that are outlined: lines of many guides would hide each other."""
+    return (0.9, 0.5) if num_guides <= _FEW else (0.9,)
+
+
 def _outline(
-    axes: Axes, density: np.ndarray, ends: Sequence[tuple[float, float]], style: dict[str, Any]
+    axes: Axes,
+    density: np.ndarray,
+    ends: Sequence[tuple[float, float]],
+    style: dict[str, Any],
+    shares: Sequence[float],
 ) -> None:
-    """Where 50% and 90% of the mass are."""
-    levels = _levels(density)
-    if levels[0] < levels[1]:
+    """Where so much of the mass is."""
+    levels = _levels(density, shares)
+    if levels[0] > 0 and levels == sorted(set(levels)):
         axes.contour(
             *(np.linspace(*end, 2 * _CELLS + 1)[1::2] for end in ends),
             density,
@@ -133,10 +144,10 @@ def _density(z: np.ndarray, ends: Sequence[tuple[float, float]]) -> np.ndarray:
     return smooth / max(smooth.sum(), 1e-300)
 
 
-def _levels(masses: np.ndarray) -> list[float]:
-    """Heights above which 90% and 50% of the mass are."""
-    descending = np.sort(masses, axis=None)[::-1]
-    places = np.searchsorted(descending.cumsum(), _MASSES)
+def _levels(density: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """Heights above which these shares of the mass are."""
+    descending = np.sort(density, axis=None)[::-1]
+    places = np.searchsorted(descending.cumsum(), shares)
     return [float(descending[min(place, descending.size - 1)]) for place in places]
 
 

@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 _SPELLED = {"±": "+/-", "−": "-", "–": "-", "‖": "||", "≥": ">=", "≤": "<=", "→": "->", "…": "...",
             "×": "x", "·": "*", "\u0302": "^", "√": "sqrt", "∞": "inf"}  # fmt: skip
@@ -83,6 +85,22 @@ def own_pictures() -> Generator[None]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
+        yield
+
+
+@contextmanager
+def plain_warnings() -> Generator[None]:
+    """A warning is one line on stderr, said once, without the place in the code."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in said:
+            said.add(text)
+            print(f"evidence: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # ty: ignore[invalid-assignment]  (the hook, to be replaced)
         yield
 
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evidence.experiments.config import ANNEALING
 from evidence.experiments.reports.fits import by_label
-from evidence.experiments.reports.report import Row, is_of_data_set, markdown
+from evidence.experiments.reports.report import markdown
 from evidence.experiments.reports.shortfall import share_a_model
 from evidence.experiments.setup.estimators import ESTIMATORS, Estimator
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.storage import per_datum
-from evidence.experiments.storage.numbers import json_number
+from evidence.experiments.storage.records import Bound, BracketRecord, Row
 from evidence.inference import (
     Comparison,
     Difference,
@@ -45,12 +44,13 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     if share_a_model(rows):
         found = compare_elbos(_all_of(records, "elbo"))
         weighed = [n for n in _shared(records) if _is_weighed(ESTIMATORS[n])]
-        if is_of_data_set(rows[0]) and weighed:
+        if rows[0].is_of_data_set and weighed:
             found += compare_estimates(_all_of(records, weighed[0]))
         return found
     name = _nearest(records)
     found = {label: [_gap(row, name) for row in rows] for label, rows in fits.items()}
-    gaps = {label: max(gaps) for label, gaps in found.items() if None not in gaps}
+    known = {label: [gap for gap in gaps if gap is not None] for label, gaps in found.items()}
+    gaps = {label: max(gaps) for label, gaps in known.items() if len(gaps) == len(found[label])}
     return compare_evidences(_all_of(records, name), gaps=gaps)
 
 
@@ -85,36 +85,36 @@ def _records(rows: Sequence[Row]) -> ByFit:
     found: ByFit = {}
     data: dict[str, list[int]] = {}
     for row in rows:
-        chosen, records = per_datum.read(Path(row["folder"]))
-        for estimate in row["estimates"]:  # reasons of other kinds than the weights show again
-            name = estimate["estimator"]
-            if not estimate["reliable"]:
-                records[name] = replace(records[name], caveat=estimate["reason"])
-        first = next(iter(data), row["label"])
+        chosen, records = per_datum.read(Path(row.folder))
+        for estimate in row.estimates:  # reasons of other kinds than the weights show again
+            name = estimate.estimator
+            if not estimate.reliable:
+                records[name] = replace(records[name], caveat=estimate.reason)
+        first = next(iter(data), row.label)
         if chosen != data.setdefault(first, chosen):
             raise ValueError(
-                f"{first} and {row['label']} were evaluated on different data: evaluate both with "
+                f"{first} and {row.label} were evaluated on different data: evaluate both with "
                 "the same --num_data"
             )
-        found.setdefault(row["label"], []).append(records)
+        found.setdefault(row.label, []).append(records)
     return found
 
 
 def _gap(row: Row, name: str) -> float | None:
     """The most that an estimate is likely to lie below log p(x): mean + 2 SE on simulated data."""
-    found = row["bracket"]
+    found = row.bracket
     if found is None:
         return None
-    part: Mapping[str, Any] | None = found.get(name)
+    part: BracketRecord | Bound | None
     if name == "ais":
-        same = all(found[option] == row["annealing"][option] for option in ANNEALING)
-        part = found if same else None
-    elif part is not None:
-        counts = {e["estimator"]: e["num_particles"] for e in row["estimates"]}
-        part = part if part["num_particles"] == counts[name] else None
-    if part is None or part["gap_se"] is None:
+        part = found if row.annealing is not None and found.is_like(row.annealing) else None
+    else:
+        bound: Bound | None = getattr(found, name, None)
+        counts = {str(e.estimator): e.num_particles for e in row.estimates}
+        part = bound if bound is not None and bound.num_particles == counts[name] else None
+    if part is None or part.gap_se is None:
         return None
-    return max(part["gap"], 0.0) + 2 * part["gap_se"]
+    return max(part.gap, 0.0) + 2 * part.gap_se
 
 
 def to_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:
@@ -125,12 +125,12 @@ def to_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:
             "second": one.second,
             "quantity": one.quantity,
             "difference": one.difference.mean,
-            "mc_se": json_number(one.difference.mc_se),
-            "data_se": json_number(one.difference.data_se),
-            "fit_se": json_number(one.difference.fit_se),
+            "mc_se": one.difference.mc_se,
+            "data_se": one.difference.data_se,
+            "fit_se": one.difference.fit_se,
             "num_fits": one.difference.num_fits,
-            "interval_95": [json_number(end) for end in one.difference.interval()],
-            "gap": json_number(one.gap),
+            "interval_95": list(one.difference.interval()),
+            "gap": one.gap,
             "winner": one.winner,
             "reliable": one.not_reliable is None,
             "verdict": one.verdict,

@@ -3,8 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +13,39 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor, nn
 
-from evidence.experiments.config import Experiment, Train, differences
-from evidence.experiments.setup import catalogue, datasets, optimizers
-from evidence.experiments.setup.catalogue import Spec
-from evidence.experiments.setup.datasets import Dataset, is_built_in
-from evidence.experiments.setup.labels import folder_name
-from evidence.experiments.setup.own_code import OwnCode, own_code
-from evidence.experiments.setup.own_data import (
-    digest_of,
+from evidence.experiments.config import Train
+from evidence.experiments.own.arguments import (
     each_tensor,
-    find_data,
-    own_vectors,
-    parts_of,
 )
-from evidence.experiments.setup.own_pair import (
+from evidence.experiments.own.code import OwnCode, own_code
+from evidence.experiments.own.pair import (
     AUTOGUIDES,
     has_joint_weights,
     is_autoguide,
     names_autoguide,
     own_guide,
-    own_model_on,
-    shares_latents,
 )
-from evidence.experiments.setup.own_program import OwnProgram
+from evidence.experiments.own.program import OwnProgram
+from evidence.experiments.setup import catalogue, datasets, optimizers
+from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.datasets import Dataset
+from evidence.experiments.setup.labels import folder_name
+from evidence.experiments.setup.model_and_data import Model, load_with_model
 from evidence.experiments.setup.preprocessing import prepare, resolve_binarization
+from evidence.experiments.setup.trained import freeze
 from evidence.experiments.storage import checkpoints
-from evidence.experiments.storage.runs import RunFolder
-from evidence.experiments.storage.schema import typed
 from evidence.experiments.storage.training_state import (
-    expect_history,
-    training_state,
     weights,
-    within,
 )
-from evidence.experiments.storage.trust import expect_trusted, trusted_root
 from evidence.experiments.storage.versions import RECORDED, version_of
 from evidence.guides import AbstractPosterior, Unamortized
-from evidence.inference import Snapshot, restore_tensors
+from evidence.inference.estimation.evidence import Unit
 from evidence.inference.programs.checks import base_distribution, check_density
 from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.parameters import evaluation_store
-from evidence.inference.programs.random_state import expect_rng_state, isolated_rng
+from evidence.inference.programs.random_state import isolated_rng
 from evidence.models import AbstractModel, Autoencoder
 from evidence.models.networks import expect_choice
-
-Model = AbstractModel | OwnProgram
-
-_SIMULATED_DIM = 20  # of data simulated from a model that may have any size
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class Assembly:
     x_train: Batch
     x_test: Batch
     held_out: Batch | None
-    transform: Callable[[Tensor], Tensor] | None
+    transform: Callable[[Any], Any] | None
     model: Model
     guide: nn.Module
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -102,9 +88,16 @@ class Assembly:
         return has_joint_weights(self.model, self.guide, self.x_test)
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """Of what an estimate is: "datum" or "data set"."""
         return "data set" if self.is_joint else "datum"
+
+    @property
+    def of_the_suite(self) -> tuple[AbstractModel, AbstractPosterior, Tensor] | None:
+        """Model, guide and evaluation data, where all are such as the suite has."""
+        model, guide, x = self.model, self.guide, self.x_test
+        is_suites = isinstance(model, AbstractModel) and isinstance(guide, AbstractPosterior)
+        return (model, guide, x) if is_suites and isinstance(x, Tensor) else None
 
     @property
     def device(self) -> torch.device:
@@ -168,7 +161,9 @@ def assemble(config: Train) -> Assembly:
     )
     assembly = _with_training_data(assembly)
     if config.frozen_model is not None:
-        _freeze(model, model_spec, Path(config.frozen_model), dataset)
+        freeze(model, model_spec, Path(config.frozen_model), dataset)
+    if isinstance(model, OwnProgram) and config.device == "auto":
+        return assembly  # whose tensors may all have been made on the CPU
     return _on(assembly, device)
 
 
@@ -233,8 +228,8 @@ def build_guide(config: Train, model: Model, x: Batch, code: OwnCode) -> tuple[n
 
 
 def _hold_out(
-    x_train: Tensor, share: float, transform: Callable[[Tensor], Tensor] | None, seed: int
-) -> tuple[Tensor, Tensor | None]:
+    x_train: Batch, share: float, transform: Callable[[Any], Any] | None, seed: int
+) -> tuple[Batch, Batch | None]:
     """What is left of the training data, and a share of them, drawn and transformed once."""
     if not 0 <= share < 1:
         raise ValueError(f"expected --held_out to be a share of at least 0, below 1, got {share}")
@@ -259,199 +254,12 @@ def _expect_point(model: Model, guide: nn.Module, name: str, x: Batch) -> None:
     if not isinstance(model, Autoencoder):
         return
     with torch.no_grad():
-        is_suites = isinstance(guide, AbstractPosterior)
+        is_suites = isinstance(guide, AbstractPosterior) and isinstance(x, Tensor)
         if not (is_suites and isinstance(base_distribution(guide.posterior(x[:1])), Delta)):
             raise ValueError(
                 f"Autoencoder has no prior p(z), so a density q(z | x) such as {name} has no "
                 "meaning beside it, nor has their loss: use --guide Delta, or --model VAE"
             )
-
-
-def load_with_model(config: Experiment, code: OwnCode | None = None) -> tuple[Dataset, Model, Spec]:
-    """The data, in the form that the model takes, the model, and its spec in full.
-
-    Args:
-        config: names both.
-        code: where the user's own come from.
-
-    Raises:
-        ValueError: no such data or model, or they do not fit.
-    """
-    spec, code = Spec.parse(config.model), code or OwnCode()
-    found = code.find("model", spec.name) if spec.is_elsewhere else catalogue.find_model(spec.name)
-    if isinstance(found, type) and issubclass(found, AbstractModel):
-        return _with_model_of_the_suite(config, spec, found, code)
-    return _with_own_model(config, spec, code)
-
-
-def _with_model_of_the_suite(
-    config: Experiment, spec: Spec, kind: type[AbstractModel], code: OwnCode
-) -> tuple[Dataset, AbstractModel, Spec]:
-    split = "test" if config.split == "auto" else config.split
-    if config.data == "simulated":
-        with isolated_rng(config.data_seed):  # the truth, where every fit starts
-            size = kind.fixed_data_dim or _SIMULATED_DIM
-            model, full = catalogue.build(kind, spec, partial(kind, data_dim=size))
-            return datasets.simulated(model, split=split), model, full
-    if is_built_in(config.data):
-        dataset = datasets.load(config.data, split=split, data_root=config.data_root)
-    else:
-        dataset = own_vectors(config.data, split, code)
-    if kind.responses and dataset.image_shape is not None:
-        height, width = dataset.image_shape
-        raise ValueError(
-            f"{spec.name} expects {kind.responses}, got images of {height} × {width} pixels "
-            f"({config.data}): choose --data simulated, or a model of images such as VAE"
-        )
-    if kind.labelled:
-        dataset = datasets.with_labels(dataset)
-    if spec.options.get("likelihood") == "discretized-logistic":
-        spec = Spec(spec.name, {"num_levels": dataset.num_levels, **spec.options})
-    return dataset, *catalogue.build(kind, spec, partial(kind, data_dim=dataset.data_dim))
-
-
-def _with_own_model(
-    config: Experiment, spec: Spec, code: OwnCode
-) -> tuple[Dataset, OwnProgram, Spec]:
-    if config.data == "simulated":
-        raise ValueError(
-            f"--data simulated are drawn from a model of the suite: {spec.name} needs its own data"
-        )
-    archive = None
-    if is_built_in(config.data):
-        archive = datasets.load(config.data, split="all", data_root=config.data_root)
-        found = (archive.x_train.numpy(),)
-    else:
-        found = find_data(config.data, code)
-    model, x, unused = own_model_on(found, spec, code, seed=config.seed)
-    split = config.split
-    if split == "auto":
-        split = "all" if shares_latents(model, x) else "test"
-    x_train, x_test = parts_of(x, split)
-    labels = [torch.zeros(len(part), dtype=torch.int64) for part in (x_train, x_test)]
-    dataset = Dataset(
-        name=config.data,
-        split=split,
-        x_train=x_train,
-        y_train=labels[0],
-        x_test=x_test,
-        y_test=labels[1],
-        image_shape=None,
-        num_levels=None if archive is None else archive.num_levels,
-        sha256=digest_of(found) if archive is None else archive.sha256,
-        unused=tuple(unused),
-    )
-    return dataset, model, spec
-
-
-def load_run(
-    folder: RunFolder,
-    *,
-    trust: bool = False,
-    data_root: str | None = None,
-    device: str | None = None,
-) -> tuple[Assembly, Snapshot]:
-    """The assembly of a trained run, with its trained weights.
-
-    Args:
-        folder: the run.
-        trust: whether its classes from elsewhere are imported, and its data_root is used.
-        data_root: folder with the archives of mnist or fashion, if not the default.
-        device: where to, if not as in training.
-
-    Raises:
-        ValueError: no run folder, no checkpoint, or one of other data or another model; or the run
-            asks for what the user has not named.
-    """
-    config = read_train_config(folder)
-    expect_trusted(config, folder.path, trust=trust)
-    newest = checkpoints.newest(folder.checkpoints)
-    if newest is None:
-        raise ValueError(f"{folder.path} has no checkpoint yet: train it first")
-    expect_config_of(newest, config)
-    # The checkpoint holds the fixed model too: the run that it came from is not needed any more.
-    root = trusted_root(config, data_root, trust=trust)
-    assembly = assemble(
-        replace(config, frozen_model=None, data_root=root, device=device or config.device)
-    )
-    resolved = replace(assembly.config, frozen_model=config.frozen_model)
-    assembly = replace(assembly, config=resolved)
-    if changed := changed_sources(newest, assembly):
-        print(
-            f"evidence: {', '.join(changed)} has changed since {folder.path} was trained: numbers "
-            "are of the model and the guide as they are now, with the parameters from then",
-            file=sys.stderr,
-        )
-    snapshot = load_snapshot(newest, assembly)
-    restore_tensors(snapshot, model=assembly.model.eval(), guide=assembly.guide.eval())
-    return assembly, snapshot
-
-
-def expect_config_of(checkpoint: Path, config: Train) -> None:
-    """Check that a configuration is the one that a checkpoint was trained with.
-
-    Raises:
-        ValueError: it is not, or the checkpoint has none.
-    """
-    try:
-        trained = typed(Train, checkpoints.read_meta(checkpoint).get("config"))
-    except ValueError as error:
-        raise ValueError(f"checkpoint {checkpoint} is of no training run: {error}") from None
-    if differing := differences("Train", asdict(config), asdict(trained)):
-        raise ValueError(
-            f"config.yaml is not what checkpoint {checkpoint} was trained with "
-            f"({'; '.join(differing)}): restore config.yaml"
-        )
-
-
-def load_snapshot(checkpoint: Path, assembly: Assembly) -> Snapshot:
-    """A checkpoint of just this data, model and guide; every tensor is checked before it is used.
-
-    Raises:
-        ValueError: it is corrupt, foreign, or of other data or another pair.
-    """
-    snapshot = load_of_data(checkpoint, assembly.dataset)
-    state = training_state(snapshot.tensors, assembly.model, assembly.guide)
-    checkpoints.expect_tensors(checkpoint, snapshot.tensors, state)
-    try:
-        expect_history(snapshot.meta["position"])
-        expect_rng_state(within("rng.", snapshot.tensors))
-    except ValueError as error:
-        raise ValueError(f"corrupt checkpoint {checkpoint}: {error}") from None
-    return snapshot
-
-
-def changed_sources(checkpoint: Path, assembly: Assembly) -> list[str]:
-    """The user's files that are not what they were when the checkpoint was made."""
-    recorded = checkpoints.read_meta(checkpoint).get("sources", {})
-    return sorted(n for n, sha256 in assembly.sources.items() if recorded.get(n) != sha256)
-
-
-def load_of_data(checkpoint: Path, dataset: Dataset) -> Snapshot:
-    """A checkpoint whose tensors are not checked yet.
-
-    Raises:
-        ValueError: it is corrupt, foreign, or of other data.
-    """
-    snapshot, meta = checkpoints.load(checkpoint)
-    if meta.get("data_sha256") != dataset.sha256:
-        raise ValueError(
-            f"checkpoint {checkpoint} was trained on other data: expected SHA-256 "
-            f"{dataset.sha256}, got {meta.get('data_sha256')}"
-        )
-    return snapshot
-
-
-def read_train_config(folder: RunFolder) -> Train:
-    """The configuration of a training run.
-
-    Raises:
-        ValueError: the folder is of another command or version.
-    """
-    config = folder.read_config()
-    if not isinstance(config, Train):
-        raise ValueError(f"{folder.path} is a comparison: name the folder of one of its guides")
-    return config
 
 
 def find_device(name: str) -> torch.device:
@@ -469,26 +277,6 @@ def find_device(name: str) -> torch.device:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used ({reason}): try --device cpu") from None
     return device
-
-
-def _freeze(model: AbstractModel, spec: Spec, run: Path, dataset: Dataset) -> None:
-    """Load the model of a trained run into `model` and keep it as it is."""
-    folder = RunFolder(run)
-    trained = read_train_config(folder)
-    if trained.model != str(spec):
-        raise ValueError(
-            f"--frozen_model {run} holds {trained.model}, got --model {spec}: pass the same model"
-        )
-    newest = checkpoints.newest(folder.checkpoints)
-    if newest is None:
-        raise ValueError(f"--frozen_model {run} has no checkpoint yet: train it first")
-    expect_config_of(newest, trained)
-    tensors = load_of_data(newest, dataset).tensors
-    of_model = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    expected = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    checkpoints.expect_tensors(newest, of_model, expected)
-    restore_tensors(Snapshot(of_model, {}), model=model)
-    model.requires_grad_(False)
 
 
 def say_unused(pair: Assembly) -> None:

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 from pyro.infer import (
-    ELBO,
     RenyiELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
@@ -23,7 +22,7 @@ from pyro.infer import (
 
 from evidence import guides, models
 from evidence.experiments.config import RANGES
-from evidence.experiments.setup.own_code import OwnCode
+from evidence.experiments.own.code import OwnCode
 from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.guides.model_guide import ModelGuide
@@ -38,11 +37,14 @@ from evidence.inference import (
     ReweightedWakeSleep,
     WakeSleep,
 )
+from evidence.inference.objectives.interface import Objective
 from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
 
+Kind = TypeVar("Kind")
+
 # Pyro's objectives whose loss is one number of nats per datum, and ours.
-OBJECTIVES: dict[str, type[ELBO]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     kind.__name__: kind
     for kind in (
         Trace_ELBO,
@@ -101,8 +103,7 @@ def build(kind: type, spec: Spec, make: Callable[..., Any]) -> tuple[Any, Spec]:
     Args:
         kind: the class.
         spec: its options.
-        make: what constructs it, if not the class itself.
-        given: the other arguments.
+        make: what constructs it, given its options.
 
     Returns:
         The object, and the spec with every option written out.
@@ -188,7 +189,17 @@ def _build_around(
     return around, Spec(spec.name, {"guide": inside, **full.options})
 
 
-def build_elbo(spec: Spec) -> ELBO:
+def elbo_of(text: str) -> Objective | None:
+    """The objective of this text; None for the plain one, which `fit` makes enumerate if needed.
+
+    Raises:
+        ValueError: as `build_elbo`.
+    """
+    spec = Spec.parse(text)
+    return None if spec == Spec("Trace_ELBO") else build_elbo(spec)
+
+
+def build_elbo(spec: Spec) -> Objective:
     """The objective of a spec, such as `TraceMeanField_ELBO(num_particles=4)` or `DReG`.
 
     Raises:
@@ -261,7 +272,7 @@ def _entry(kind: type, shared: set[tuple[str, str]]) -> str:
     )
 
 
-def _scan(package: ModuleType, base: type) -> dict[str, type]:
+def _scan(package: ModuleType, base: type[Kind]) -> dict[str, type[Kind]]:
     """The concrete classes below `base` that the modules of the package define or import."""
     return {
         class_name: kind

@@ -52,7 +52,14 @@ class Dataset:
     @property
     def data_dim(self) -> int:
         """D, the number of entries of one datum."""
-        return self.x_train.shape[1]
+        return self.vectors[0].shape[1]
+
+    @property
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Training and held-out data of one vector each, as models of the suite take them."""
+        assert isinstance(self.x_train, Tensor)
+        assert isinstance(self.x_test, Tensor)
+        return self.x_train, self.x_test
 
 
 def is_built_in(name: str) -> bool:
@@ -148,10 +155,9 @@ def with_labels(dataset: Dataset) -> Dataset:
     def join(x: Tensor, y: Tensor) -> Tensor:
         return torch.cat([x, torch.nn.functional.one_hot(y, num_classes).to(x)], 1)
 
+    x_train, x_test = dataset.vectors
     return replace(
-        dataset,
-        x_train=join(dataset.x_train, dataset.y_train),
-        x_test=join(dataset.x_test, dataset.y_test),
+        dataset, x_train=join(x_train, dataset.y_train), x_test=join(x_test, dataset.y_test)
     )
 
 
@@ -283,7 +289,7 @@ def _unpacked(archive: Path, md5: str) -> np.ndarray:
     return np.frombuffer(idx, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()
 
 
-def _how_to_get(archive_class: type, raw: Path, error: Exception) -> str:
+def _how_to_get(archive_class: Any, raw: Path, error: Exception) -> str:
     files = ", ".join(file_name for file_name, _ in archive_class.resources)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from evidence.experiments.own.arguments import each_tensor
+from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.setup.assembly import Assembly
-from evidence.experiments.setup.own_data import each_tensor
-from evidence.experiments.setup.own_program import OwnProgram
 from evidence.inference.programs.data import Batch
 
 _FEW = 1000  # parameters, of models without networks

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evidence.experiments.config import Compare, Estimation, Experiment
 from evidence.experiments.setup.assembly import Assembly
-from evidence.experiments.setup.catalogue import Spec, build_elbo
+from evidence.experiments.setup.catalogue import elbo_of
 from evidence.inference import estimate_evidence, fit
 from evidence.inference.annealing import hmc
 from evidence.inference.annealing.guide_path import path_of
@@ -74,10 +74,10 @@ def evaluation_seconds(
     return least, most
 
 
-def _weighting(model: Any, guide: Any, x: Tensor, num_particles: int) -> float:
+def _weighting(model: Any, guide: Any, x: Batch, num_particles: int) -> float:
     """Of all data, by one and by a few of them: checks of the pair take the same time for any."""
 
-    def seconds(few: Tensor) -> float:
+    def seconds(few: Batch) -> float:
         return _timed(lambda: estimate_evidence(model, guide, few, num_particles))
 
     few = x[:_TIMED_DATA]
@@ -136,7 +136,7 @@ def _training(pair: Assembly, config: Experiment) -> Span:
         num_epochs=2,
         batch_size=size,
         lr=config.lr,
-        elbo=build_elbo(Spec.parse(config.elbo)),
+        elbo=elbo_of(config.elbo),
         transform=pair.transform,
         progress=False,
     )

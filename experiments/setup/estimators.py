@@ -1,8 +1,9 @@
 """The estimates of log p(x): how each is called, drawn and judged, for whoever reports them."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from evidence.experiments.storage.records import Estimate
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,11 @@ class Estimator:
     is_exact: bool = False
     is_evidence: bool = True
 
-    def column(self, estimate: Mapping[str, Any]) -> str:
+    def column(self, estimate: Estimate) -> str:
         """The heading of an estimate's column."""
-        is_adaptive = "mean_num_particles" in estimate
-        return (
-            self.heading.format(estimate["num_particles"])
-            if not is_adaptive
-            else (self.heading.replace("-{}", ", adaptive"))
-        )
+        if estimate.mean_num_particles is not None:
+            return self.heading.replace("-{}", ", adaptive")
+        return self.heading.format(estimate.num_particles)
 
 
 # The nearest to log p(x) comes first: no reader should take a bound for it that stands before it.
@@ -49,7 +47,7 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def in_order(estimates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_order(estimates: Sequence[Estimate]) -> list[Estimate]:
     """Estimates, the nearest to log p(x) first."""
     names = list(ESTIMATORS)
-    return sorted(estimates, key=lambda estimate: names.index(estimate["estimator"]))
+    return sorted(estimates, key=lambda estimate: names.index(estimate.estimator))

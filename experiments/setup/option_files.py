@@ -7,7 +7,7 @@ from typing import Any
 
 from evidence.experiments.config import is_data_code
 from evidence.experiments.storage.schema import MAX_CONFIG_BYTES, parse_yaml, read_bytes
-from evidence.experiments.storage.trust import expect_named
+from evidence.experiments.storage.trust import expect_named, named_words
 
 _FLAG = "--config"
 
@@ -47,7 +47,7 @@ def expect_own_words(options: Mapping[str, Any], words: Sequence[str]) -> None:
         raise ValueError("trust is in the file of options: pass --trust true yourself")
     specs = [options.get(name) for name in ("model", "guide", "elbo")]
     data = options.get("data") or ""
-    if is_data_code(data) and data not in words and f"--data={data}" not in words:
+    if is_data_code(data) and data not in named_words(words):
         raise ValueError(
             f"the file of options asks for the data {data}, which runs its code: if you know what "
             "is in it, name it on the command line"

@@ -6,13 +6,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from evidence.experiments.storage.results import Row
+from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.schema import MAX_DOCUMENT_BYTES, read_bytes
 from evidence.inference import Evidence
+from evidence.inference.estimation.evidence import Estimator
 
 NAME = "per_datum.csv"
 _SIZE = "data_set_size"
@@ -59,7 +61,7 @@ def is_of(folder: Path, row: Row) -> bool:
         payload = read_bytes(folder / NAME, MAX_DOCUMENT_BYTES)
     except FileNotFoundError:
         return False
-    return hashlib.sha256(payload).hexdigest() == row["per_datum_sha256"]
+    return hashlib.sha256(payload).hexdigest() == row.per_datum_sha256
 
 
 def read(folder: Path) -> tuple[list[int], dict[str, Evidence]]:
@@ -75,8 +77,8 @@ def read(folder: Path) -> tuple[list[int], dict[str, Evidence]]:
         columns = {n: torch.tensor([float(line[n]) for line in lines]).double() for n in lines[0]}
         size = int(columns.pop(_SIZE).item()) if _SIZE in columns else None
         rows = columns.pop("datum").tolist() if size is None else range(size)
-        names = dict.fromkeys(name.removesuffix("_nats") for name in columns if "_nats" in name)
-        records = {name: _record(name, columns) for name in names}
+        known = [name for name in get_args(Estimator) if f"{name}_nats" in columns]
+        records = {name: _record(name, columns) for name in known}
         found = {n: replace(record, data_set_size=size) for n, record in records.items()}
         return [int(row) for row in rows], found
     except (OSError, KeyError, IndexError, TypeError, ValueError, csv.Error) as error:
@@ -85,7 +87,7 @@ def read(folder: Path) -> tuple[list[int], dict[str, Evidence]]:
         ) from None
 
 
-def _record(name: str, columns: dict[str, Tensor]) -> Evidence:
+def _record(name: Estimator, columns: dict[str, Tensor]) -> Evidence:
     nats, variance = columns[f"{name}_nats"], columns[f"{name}_variance"]
     if f"{name}_particles" not in columns:
         return Evidence.exact(nats)

@@ -47,7 +47,7 @@ class Spec:
                 raise ValueError("no name")
             if any(keyword.arg is None for keyword in keywords):
                 raise ValueError("options go by name")
-            options = {keyword.arg: _value(keyword.value) for keyword in keywords}
+            options = {word.arg: _value(word.value) for word in keywords if word.arg is not None}
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise ValueError(
                 f"expected Name or Name(option=value, ...), got {text[:100]!r}, "
@@ -100,7 +100,7 @@ def _tree(text: str) -> ast.expr:
     text = text.strip()
     path, colon, rest = text.partition(".py:")
     if colon and "(" not in path:  # a path of any characters
-        name = re.match(r"\w*", rest)[0]
+        name = re.split(r"\W", rest, maxsplit=1)[0]
         text = hidden(f"{path}{colon}{name}") + rest.removeprefix(name)
     text = _FILE.sub(lambda found: hidden(found[0]), text)
     tree = ast.parse(text, mode="eval").body

@@ -40,7 +40,7 @@ def expect_named(specs: Iterable[str], words: Sequence[str]) -> None:
     Raises:
         ValueError: one is in the file of options alone.
     """
-    typed = {name for word in _options(words) for name in foreign_names(word)}
+    typed = {name for word in named_words(words) for name in foreign_names(word)}
     if foreign := sorted({name for spec in specs for name in foreign_names(spec)} - typed):
         raise ValueError(
             f"the file of options asks for {foreign[0]}, which is no class of this suite: "
@@ -48,7 +48,7 @@ def expect_named(specs: Iterable[str], words: Sequence[str]) -> None:
         )
 
 
-def _options(words: Sequence[str]) -> Iterator[str]:
+def named_words(words: Sequence[str]) -> Iterator[str]:
     """The words that may name a class, `--flag=word` taken apart; paths may not."""
     flag = ""
     for word in words:

@@ -62,7 +62,9 @@ class Axes:
                     f"expected coords of dims among {sizes}, got {len(labels)} labels for {dim!r}"
                 )
         return {
-            group: ds.assign_coords({d: list(self.coords.get(d, range(sizes[d]))) for d in ds.dims})
+            group: ds.assign_coords(
+                {d: list(self.coords.get(d, range(sizes[d]))) for d in map(str, ds.dims)}
+            )
             for group, ds in datasets.items()
         }
 
@@ -104,7 +106,9 @@ class Axes:
 
 def arviz_object(datasets: Mapping[str, xarray.Dataset], attrs: Mapping[str, Any]) -> Any:
     """`arviz.InferenceData` (ArviZ 0.x) or `xarray.DataTree` (1.x) of these groups."""
-    groups = {name: dataset.assign_attrs(attrs) for name, dataset in datasets.items()}
+    groups: dict[str, Any] = {
+        name: dataset.assign_attrs(attrs) for name, dataset in datasets.items()
+    }
     if int(version("arviz").split(".")[0]) >= 1:
         return xarray.DataTree.from_dict(groups)
     with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from evidence.inference.diagnostics.two_samples import (
     distance_and_floor,
 )
 from evidence.inference.programs.broadcasting import agree
-from evidence.inference.programs.data import Batch, takes
+from evidence.inference.programs.data import Batch, takes, unwrapped
 from evidence.inference.programs.draws import Block, Record, visit_draws
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
@@ -161,8 +161,9 @@ def _log_q_z(model: Program, guide: Program, reference: Reference) -> Tensor:
         with evaluation_mode(model, guide):
             if not any(site["infer"].get("is_auxiliary") for site in sites.values()):
                 log_q = _score(guide, blocks[0], reference)
-            elif hasattr(guide, "posterior"):  # over all sites side by side
-                log_q = guide.posterior(x).log_prob(reference.draws.flatten(0, 1))
+            elif (over_all := getattr(unwrapped(guide), "posterior", None)) is not None:
+                posterior = takes(over_all, x)(x)  # of all sites side by side
+                log_q = posterior.log_prob(reference.draws.flatten(0, 1))
             else:
                 raise NotImplementedError
     except (KeyError, NotImplementedError):  # a transform without an inverse
@@ -178,10 +179,10 @@ def _score(guide: Program, block: Block, reference: Reference) -> Tensor:
         with Given(values):
             sites = random_sites(trace_of(guide, x, num_draws, layout)).values()
         size = num_draws or 1
-        total = sum(log_prob_of(site, size, len(x), layout) for site in sites)
-        return total.expand(size, layout.num_weights(len(x)))
+        parts = (log_prob_of(site, size, len(x), layout) for site in sites)
+        return sum(parts, torch.zeros(())).expand(size, layout.num_weights(len(x)))
 
-    num_draws = reference.draws.shape[:2].numel()
+    num_draws = math.prod(reference.draws.shape[:2])
 
     def alone(row: int) -> Tensor:
         return log_prob({n: v[row] for n, v in reference.site_values.items()}, None)

@@ -96,7 +96,7 @@ def _check_coverage(model: Program, guide: Program, x: Batch) -> Iterator[Findin
         yield from Coverage(model, guide, x, layout).faults()
 
 
-PROBES: tuple[tuple[str, Callable[[Program, Program, Tensor], Iterator[Finding]]], ...] = (
+PROBES: tuple[tuple[str, Callable[[Program, Program, Batch], Iterator[Finding]]], ...] = (
     ("weights", _check_weights),
     ("sites", _check_auxiliary),
     ("support", _check_coverage),

@@ -159,7 +159,7 @@ def log_joint(model: Program, x: Batch, packing: Packing, u: Tensor) -> Tensor:
     """Log p(x, T(u)) + log|det ∂T/∂u| in nats at one point u `[Z]`, scaled as the program is."""
     with Assignment(packing, u.reshape(1, 1, -1), has_chains=False) as assignment:
         trace = poutine.trace(model).get_trace(x)
-    total = trace.log_prob_sum()
+    total = torch.as_tensor(trace.log_prob_sum())
     for ladj in assignment.ladj.values():
         total = total + ladj.sum()
     return total

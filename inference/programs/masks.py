@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.sites import Site
+from evidence.inference.programs.sites import Site, sites_of
 
 
 class InFull(Messenger):
@@ -38,11 +38,11 @@ def without_effect(
     """The latents that the model masks, the guide does not, and on whose rest nothing depends."""
     masked = [
         site
-        for site in model_trace.nodes.values()
+        for site in sites_of(model_trace).values()
         if site["type"] == "sample"
         and not site["is_observed"]
         and isinstance(site["mask"], Tensor)
-        and (guide_trace is None or _is_in_full(guide_trace.nodes.get(site["name"])))
+        and (guide_trace is None or _is_in_full(sites_of(guide_trace).get(site["name"])))
     ]
     if not masked:
         return frozenset()
@@ -60,7 +60,7 @@ def _has_no_effect(model: Program, x: Batch, trace: Trace, site: Site) -> bool:
     try:
         changed = trace.copy()
         value = torch.where(mask.reshape(mask.shape + (1,) * fn.event_dim), site["value"], fn())
-        changed.nodes[site["name"]] = {**site, "value": value}
+        sites_of(changed)[site["name"]] = {**site, "value": value}
         again = poutine.trace(poutine.replay(model, trace=changed)).get_trace(x)
     except Exception:  # whatever a program raises
         return False
@@ -71,6 +71,6 @@ def _has_no_effect(model: Program, x: Batch, trace: Trace, site: Site) -> bool:
 def _all_but(name: str, trace: Trace) -> Iterator[Tensor]:
     """The masked log-probabilities of all other sites."""
     trace.compute_log_prob()
-    for other, site in trace.nodes.items():
+    for other, site in sites_of(trace).items():
         if site["type"] == "sample" and other != name:
             yield site["log_prob"]

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pyro
 import torch
 from pyro.distributions.transforms import transform_to
+from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
-from evidence.inference.programs.data import unwrapped
+from evidence.inference.programs.data import Program, unwrapped
 from evidence.inference.programs.modules import modules_of
 
 
@@ -81,18 +81,18 @@ def evaluation_store() -> Generator[Callable[[], None]]:
         yield refuse_new_names
 
 
-def _global_state(state: dict[str, Any]) -> dict[str, Any]:
+def _global_state(state: StateDict) -> StateDict:
     """The parameters that live in the store alone: `pyro.param`, not the weights of a module."""
     params = {n: p for n, p in state["params"].items() if not isinstance(p, nn.Parameter)}
     return {"params": params, "constraints": {n: state["constraints"][n] for n in params}}
 
 
-def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
+def named_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
     """Every unconstrained leaf tensor of the pair, once, by a name that does not change.
 
     Call it after the programs have run once, inside `own_parameter_store`.
     """
-    named = [
+    named: list[tuple[str, Tensor]] = [
         (f"{role}.{name}", parameter)
         for role, module in _modules(model, guide)
         for name, parameter in module.named_parameters()
@@ -103,7 +103,7 @@ def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in named if first[id(parameter)] == name}
 
 
-def trainable_parameters(model: object, guide: object) -> dict[str, Tensor]:
+def trainable_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
     """The parameters to train: those that require gradients and whose value is not a constant."""
     constant = set(_constants(model, guide))
     named = named_parameters(model, guide)
@@ -111,7 +111,7 @@ def trainable_parameters(model: object, guide: object) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _constants(model: object, guide: object) -> Iterator[str]:
+def _constants(model: Program, guide: Program) -> Iterator[str]:
     """Parameters that their constraint leaves one value, as the unit triangle of a 1 × 1 matrix."""
     for role, module in _modules(model, guide):
         for path, part in module.named_modules(prefix=role):
@@ -123,7 +123,7 @@ def _constants(model: object, guide: object) -> Iterator[str]:
                         yield f"{path}.{name}_unconstrained"
 
 
-def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
+def tensors_of(model: Program, guide: Program) -> dict[str, Tensor]:
     """All state of the pair, parameters and buffers, by name."""
     state = {
         f"{role}.{name}": tensor
@@ -134,14 +134,14 @@ def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
     return named | state | _held_buffers(model, guide)
 
 
-def _modules(model: object, guide: object) -> Iterator[tuple[str, nn.Module]]:
+def _modules(model: Program, guide: Program) -> Iterator[tuple[str, nn.Module]]:
     for role, program in (("model", model), ("guide", guide)):
         module = unwrapped(program)
         if isinstance(module, nn.Module):
             yield role, module
 
 
-def _held_buffers(model: object, guide: object) -> dict[str, Tensor]:
+def _held_buffers(model: Program, guide: Program) -> dict[str, Tensor]:
     """Buffers, such as running statistics, of modules that a program holds and is not itself."""
     whole = [part for _, module in _modules(model, guide) for part in module.modules()]
     buffers: dict[str, Tensor] = {}

@@ -27,6 +27,8 @@ def simulate(model: Program, size: int | None, like: Batch | None = None) -> tup
         raise ValueError(f"expected a size of at least 1, got {size}")
     with evaluation_mode(model):
         if like is None:
+            if size is None:
+                raise ValueError("expected a size or a batch to simulate another one like")
             return _simulated_alone(model, size)
         if size is not None:
             like = like[torch.arange(size, device=like.device) % len(like)]

@@ -1,6 +1,7 @@
 """Where a distribution has a density: its support, as it is declared and as it is."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -13,7 +14,12 @@ from evidence.inference.programs.checks import base_distribution, has_fixed_supp
 from evidence.inference.programs.sites import Site
 
 
-def support_of(fn: TorchDistribution) -> constraints.Constraint | None:
+def support_of(fn: TorchDistribution) -> constraints.Constraint:
+    """The support; all real numbers, of a distribution that does not say."""
+    return declared_support(fn) or constraints.independent(constraints.real, fn.event_dim)
+
+
+def declared_support(fn: TorchDistribution) -> constraints.Constraint | None:
     """The support, or None of a distribution that does not say."""
     try:
         return getattr(fn, "support", None)
@@ -21,7 +27,7 @@ def support_of(fn: TorchDistribution) -> constraints.Constraint | None:
         return None
 
 
-def entry_of(support: constraints.Constraint | None) -> constraints.Constraint | None:
+def entry_of(support: constraints.Constraint) -> constraints.Constraint:
     """The constraint on a single entry, or a single component."""
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
         support = support.base_constraint
@@ -30,8 +36,7 @@ def entry_of(support: constraints.Constraint | None) -> constraints.Constraint |
 
 def is_everywhere(fn: TorchDistribution) -> bool:
     """Whether the support is all real numbers, or not known."""
-    entry = entry_of(support_of(fn))
-    return entry is None or entry in (constraints.real, constraints.real_vector)
+    return entry_of(support_of(fn)) in (constraints.real, constraints.real_vector)
 
 
 def zero_outside(site: Site, log_p: Tensor) -> Tensor:
@@ -61,7 +66,7 @@ def has_narrow_image(fn: TorchDistribution) -> bool:
     return is_everywhere(fn) and any(entry_of(p.codomain) is not constraints.real for p in parts)
 
 
-def _parts(transforms: Iterable[Transform]) -> Iterator[Transform]:
+def _parts(transforms: Iterable[Any]) -> Iterator[Transform]:
     """The transforms that others are made of."""
     for transform in transforms:
         inside = getattr(transform, "parts", None) or getattr(transform, "transforms", None)

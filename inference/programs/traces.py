@@ -19,6 +19,7 @@ from evidence.inference.programs.masks import without_effect
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import (
     advice_on_discrete,
+    dim_of,
     latent_sites,
     plates_of,
     random_sites,
@@ -136,16 +137,16 @@ def common_plate(traces: Traces) -> CondIndepStackFrame | None:
     of different names in one program are different plates here.
     """
     in_both = _in_common(traces, _dim_and_size)
-    frames = _in_common([traces.model], lambda frame: frame)
-    frames = [f for f in frames if _dim_and_size(f) in in_both and f.name != PARTICLES]
-    return min(frames, key=lambda frame: frame.dim, default=None)
+    frames: set[CondIndepStackFrame] = _in_common([traces.model], lambda frame: frame)
+    shared = [f for f in frames if _dim_and_size(f) in in_both and f.name != PARTICLES]
+    return min(shared, key=dim_of, default=None)
 
 
 def outermost_dim(traces: Iterable[Trace]) -> int:
     """The leftmost dim of all plates, but for that of particles; 0 if there are none."""
     sites = [site for trace in traces for site in random_sites(trace).values()]
     frames = [f for s in sites for f in (*plates_of(s), *s["infer"].get("summed_plates", ()))]
-    return min((frame.dim for frame in frames if frame.name != PARTICLES), default=0)
+    return min((dim_of(frame) for frame in frames if frame.name != PARTICLES), default=0)
 
 
 def _in_common(traces: Iterable[Trace], key: Callable[[CondIndepStackFrame], Any]) -> set:
@@ -155,7 +156,7 @@ def _in_common(traces: Iterable[Trace], key: Callable[[CondIndepStackFrame], Any
 
 
 def _dim_and_size(frame: CondIndepStackFrame) -> tuple[int, int]:
-    return frame.dim, frame.size
+    return dim_of(frame), frame.size
 
 
 def checked_traces(model: Program, guide: Program, x: Batch) -> Traces:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 from torch.distributions import Distribution
 
 from evidence.inference.programs.data import Batch
@@ -39,7 +40,7 @@ class Unvalidated(Messenger):
         self._switched: list[Distribution] = []
         return super().__enter__()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         for fn in self._switched:
             fn._validate_args = True
         super().__exit__(*error)
@@ -86,6 +87,11 @@ def in_one_line(x: Batch) -> Generator[None]:
             raise
         mend = advice_on_scale(x) or "look at what its program makes of the data"
         raise InvalidArgumentError(f"{what}, got {_example(found['got'])}: {mend}") from None
+    except RuntimeError as error:
+        integers = isinstance(x, Tensor) and not x.is_floating_point()
+        if not (integers and "dtype" in str(error)):
+            raise
+        raise ValueError(f"expected floating-point data, got {x.dtype}: use x.float()") from None
 
 
 def advice_on_scale(x: Batch) -> str:

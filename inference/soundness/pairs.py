@@ -89,7 +89,7 @@ def expect_sound_draws(model: Program, guide: Program, x: Batch, traces: Traces)
             raise ValueError(str(finding))
 
 
-def _few(model: Program, guide: Program, x: Batch) -> Tensor:
+def _few(model: Program, guide: Program, x: Batch) -> Batch:
     """The first data, or all of them where they share latents or the pair runs on no others."""
     try:
         traces = trace_pair(model, guide, x[:_NUM_DATA])

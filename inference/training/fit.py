@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pyro
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
-from torch import Tensor
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.objectives.interface import Objective
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.enumeration import sums_out
@@ -41,10 +42,10 @@ def fit(
     lr_decay: float = 1.0,
     optimizer: MakeOptimizer = fused_adam,
     scheduler: MakeScheduler | None = None,
-    elbo: ELBO | None = None,
+    elbo: Objective | None = None,
     x_test: Batch | None = None,
     held_out: Batch | None = None,
-    transform: Callable[[Tensor], Tensor] | None = None,
+    transform: Callable[[Any], Any] | None = None,
     kl_warmup_epochs: float = 0.0,
     likelihood_warmup_epochs: float = 0.0,
     clip_norm: float | None = None,
@@ -156,7 +157,7 @@ def fit(
             return run.train(progress, on_snapshot)
 
 
-def _objective_for(traces: Traces, elbo: ELBO | None) -> ELBO:
+def _objective_for(traces: Traces, elbo: Objective | None) -> Objective:
     """The objective, by default the one that the pair needs.
 
     Raises:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, SVI
+from pyro.infer import SVI
 from pyro.poutine import Trace
 from torch import Tensor
 from tqdm import tqdm
 
 from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.objectives.interface import Differentiable, Objective
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.parameters import tensors_of, trainable_parameters
@@ -63,11 +64,11 @@ class TrainingData:
     """What is trained on, and what else there is to look at."""
 
     x_train: Batch
-    x_test: Tensor | None
-    held_out: Tensor | None
-    transform: Callable[[Tensor], Tensor] | None
+    x_test: Batch | None
+    held_out: Batch | None
+    transform: Callable[[Any], Any] | None
 
-    def batch(self, rows: Tensor | slice) -> Tensor:
+    def batch(self, rows: Tensor | slice) -> Batch:
         """Rows of the training data, as they are trained on."""
         x = self.x_train[rows]
         return x if self.transform is None else self.transform(x)
@@ -89,7 +90,7 @@ class TrainingRun:
         guide: Program,
         data: TrainingData,
         options: TrainingOptions,
-        elbo: ELBO,
+        elbo: Objective,
         makers: Makers,
         writer: ScalarWriter | None,
         first: Traces,
@@ -115,7 +116,7 @@ class TrainingRun:
         self.gradients = GradientWatch(_to_be_trained(self.parameters, elbo, first.guide))
         self.steps_per_epoch = math.ceil(len(data.x_train) / options.batch_size)
         self.best: dict[str, Tensor] | None = None  # where held-out data say which is
-        self.last_batch: Tensor | None = None
+        self.last_batch: Batch | None = None
         self.last_snapshot = time.monotonic()
         self._start_schedule([])
         for x in (data.x_test, data.held_out):
@@ -232,7 +233,7 @@ class TrainingRun:
         """
         num_data = self.plate_total or (len(self.data.x_train) if self.data_dims else len(x))
         with poutine.block(hide_types=["param"]), self._scaled(len(x)):
-            if not hasattr(self.elbo, "differentiable_loss"):
+            if not isinstance(self.elbo, Differentiable):
                 loss = self.elbo.loss_and_grads(model, guide, x) / num_data
                 for parameter in self.parameters.values():
                     if parameter.grad is not None:
@@ -409,7 +410,7 @@ class TrainingRun:
         return lower + (" or set clip_norm" if self.options.clip_norm is None else "")
 
 
-def _describe(elbo: ELBO) -> str:
+def _describe(elbo: Objective) -> str:
     """An objective and its options, as far as it tells them: Pyro's own do not."""
     if isinstance(elbo, AbstractObjective):
         return repr(elbo)
@@ -424,7 +425,7 @@ def _plate_total(model_trace: Trace, size: int) -> int | None:
     return next(subsampled, None)
 
 
-def _to_be_trained(names: Iterable[str], elbo: ELBO, guide_trace: Trace) -> list[str]:
+def _to_be_trained(names: Iterable[str], elbo: Objective, guide_trace: Trace) -> list[str]:
     """The parameters that the objective trains: some leave the model's alone."""
     if getattr(elbo, "trains_model", True):
         return list(names)

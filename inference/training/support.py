@@ -3,17 +3,17 @@
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from evidence.inference.programs.checks import (
     check_site_support,
     check_support,
     has_fixed_support,
-    is_deterministic,
 )
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.sites import observed_sites
+from evidence.inference.programs.sites import Site, is_deterministic, observed_sites
 from evidence.inference.programs.traces import Program, random_sites, trace_pair
 
 
@@ -24,7 +24,7 @@ class CheckSupport(Messenger):
         ValueError: as `check_support`.
     """
 
-    def _pyro_post_sample(self, msg: dict) -> None:
+    def _pyro_post_sample(self, msg: Site) -> None:
         if msg["is_observed"] and not is_deterministic(msg):
             check_site_support(msg["name"], msg["fn"], msg["value"])
 
@@ -49,7 +49,9 @@ def check_all_data(
         ValueError: as `check_support`.
     """
     observed = observed_sites(model_trace).values()
-    if all(site["value"] is batch and has_fixed_support(site["fn"]) for site in observed):
+    if isinstance(x, Tensor) and all(
+        site["value"] is batch and has_fixed_support(site["fn"]) for site in observed
+    ):
         for site in observed:
             check_site_support(site["name"], site["fn"], x)
         return

@@ -11,18 +11,19 @@ from pyro import poutine
 from pyro.infer import autoguide
 from torch import nn
 
-from evidence.experiments.setup.data_files import Columns
-from evidence.experiments.setup.own_code import OwnCode
-from evidence.experiments.setup.own_data import (
+from evidence.experiments.own.arguments import (
     Found,
     as_arguments,
     expect_numbers,
     in_types,
     matched,
 )
-from evidence.experiments.setup.own_program import OwnProgram, default_dtype, parameters_of
+from evidence.experiments.own.code import OwnCode
+from evidence.experiments.own.files import Columns
+from evidence.experiments.own.program import OwnProgram, default_dtype, parameters_of
 from evidence.experiments.storage.spec import Spec
 from evidence.inference.programs.data import Batch, takes
+from evidence.inference.programs.enumeration import is_enumerated
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.programs.random_state import isolated_rng
@@ -193,7 +194,7 @@ def _autoguide(
         name = expect_choice("init_loc_fn", options["init_loc_fn"], starts)
         options["init_loc_fn"] = starts[name]
     try:
-        return kind(model, **options)
+        return kind(poutine.block(model, hide_fn=is_enumerated), **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{spec} cannot be made: {error}") from None
 

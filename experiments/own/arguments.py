@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from evidence.experiments.config import is_data_file
-from evidence.experiments.setup.data_files import Columns, read_data_file
-from evidence.experiments.setup.datasets import Dataset
-from evidence.experiments.setup.own_code import OwnCode
+from evidence.experiments.own.code import OwnCode
+from evidence.experiments.own.files import Columns, read_data_file
 from evidence.experiments.storage.spec import Spec
 from evidence.inference.programs.data import Batch, Data
 
@@ -107,7 +106,11 @@ def as_one(found: Found) -> Any:
     Raises:
         ValueError: there are several arrays that are no table.
     """
-    arrays = dict(found.arrays) if isinstance(found, Columns) else dict(enumerate(found))
+    arrays: dict[str, Any] = (
+        dict(found.arrays)
+        if isinstance(found, Columns)
+        else {str(place): array for place, array in enumerate(found)}
+    )
     if len(arrays) == 1:
         return next(iter(arrays.values()))
     if not (isinstance(found, Columns) and found.is_table):
@@ -188,37 +191,12 @@ _PLAIN = {"f": np.float64, "i": np.int64, "u": np.int64, "b": np.bool_}
 
 def as_arguments(values: Mapping[str, Any], parameters: Parameters) -> Batch:
     """The data of a program: one tensor for a program that gets one, else arguments by name."""
-    first = next(iter(parameters), None)
+    first = next(iter(parameters), "")
     if list(values) == [first]:
         value = values[first]
         is_real = isinstance(value, Tensor) and value.is_floating_point()
         return value if is_real else Data((value,))
     return Data(kwargs=dict(values))
-
-
-def own_vectors(data: str, split: str, code: OwnCode) -> Dataset:
-    """A user's data as one vector of real numbers per datum, for the models of the suite.
-
-    Raises:
-        ValueError: they cannot be read, or are none.
-    """
-    found = find_data(data, code)
-    array = as_one(found)
-    expect_numbers({data: array})
-    x = torch.from_numpy(np.asarray(array, dtype=np.float32)).reshape(len(array), -1)
-    x_train, x_test = parts_of(x, split)
-    labels = [torch.zeros(len(part), dtype=torch.int64) for part in (x_train, x_test)]
-    return Dataset(
-        name=data,
-        split=split,
-        x_train=x_train,
-        y_train=labels[0],
-        x_test=x_test,
-        y_test=labels[1],
-        image_shape=None,
-        num_levels=None,
-        sha256=digest_of(found),
-    )
 
 
 def parts_of(x: Batch, split: str) -> tuple[Batch, Batch]:
