@@ -50,11 +50,14 @@ class Way(Enum):
     ONE_BY_ONE = auto()
 
 
+_DATA: Any = torch.Tensor.data
+
+
 class _UnderVmap(TorchFunctionMode):
     """What programs and Pyro do that `torch.vmap` refuses: `x.new_tensor(…)` and `value.data`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == torch.Tensor.data.__get__:
+        if func == _DATA.__get__:
             return args[0].detach()
         if func is torch.Tensor.new_tensor:
             like = {"dtype": args[0].dtype, "device": args[0].device}
@@ -135,10 +138,11 @@ class AbstractPath(ABC):
             return self._terms(z, len(z))
         if way is Way.VMAP:
             with _UnderVmap():
-                terms = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))(z)
-            return type(terms)(*(part.squeeze(1) for part in terms))
-        rows = [self._terms(row.unsqueeze(0), None) for row in z]
-        return type(rows[0])(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+                vectorized = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))
+                together: Any = vectorized(z)
+            return together._make(part.squeeze(1) for part in together)
+        rows: list[Any] = [self._terms(row.unsqueeze(0), None) for row in z]
+        return rows[0]._make(torch.cat(parts) for parts in zip(*rows, strict=True))
 
     @torch.no_grad()
     def sample(self, num_chains: int) -> Tensor:
