@@ -84,11 +84,12 @@ def plate_on_the_left(x):
 
 
 def crossed(x):
-    with pyro.plate("rows", len(x), dim=-2):
+    rows, columns = pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", 2, dim=-1)
+    with rows:
         row = pyro.sample("row", dist.Normal(ZERO, 1.0))
-    with pyro.plate("columns", 2, dim=-1):
+    with columns:
         column = pyro.sample("column", dist.Gamma(ZERO + 2.0, 1.0))
-    with pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", 2, dim=-1):
+    with rows, columns:
         pyro.sample("x", dist.Normal(row, column), obs=x)
 
 

@@ -78,8 +78,8 @@ def test_evidence_by_annealing_from_the_prior(name):
     assert abs(evidence.mean + 0.5 - exact()) > 4 * evidence.mc_se
 
 
-def test_check_finds_nothing_wrong():
-    assert check(uniform, inside, DATA) == []
+def test_check_finds_nothing_wrong_with_the_data():
+    assert "data" not in {finding.check for finding in check(uniform, around, DATA)}
 
 
 def standing(x):
