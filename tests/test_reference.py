@@ -16,6 +16,7 @@ from evidence.inference.diagnostics.two_samples import (
     distance_and_floor,
     sliced_wasserstein,
 )
+from tests import test_shared_latents as shared
 from tests.conftest import make_oracle
 from tests.known_evidences import pine_regression, pines
 
@@ -178,7 +179,7 @@ def test_several_sites_lie_side_by_side():
         assert worst(seen.mean_difference, seen.mean_se) < 5
         expected = -dist.MultivariateNormal(mean, covariance).entropy()
         assert worst(seen.log_q_z - expected, seen.log_q_z_se) < 5
-    wide = compare_to_reference(layers, lambda x: layers_guide(x, 1.5), found)
+    wide = compare_to_reference(layers, lambda x: layers_guide(x, 1.7), found)
     assert worst(wide.sd_difference, wide.sd_se) > 5
 
 
@@ -219,6 +220,19 @@ def pines_moments():
 
 
 def test_latents_that_the_data_share_are_one_posterior():
+    """However the model is written; the twin's mean is a standard deviation off."""
+    options = {"num_samples": 150, "num_warmup": 100, "num_chains": 2}
+    model, exact = shared.regression(shared.MEANS["X @ w"]), shared.posterior(shared.X, shared.Y)
+    found = nuts_reference(model, {"X": shared.X, "y": shared.Y}, **options)
+    assert found.draws.shape == (2, 150, 1, 2)
+    assert found.site_values["w"].shape == (300, 2)
+    se = diagnostic("mcse", found.draws)[0]
+    assert worst(found.site_values["w"].mean(0) - exact.mean, se) < 5
+    assert worst(found.site_values["w"].mean(0) - exact.mean - exact.stddev, se) > 5
+
+
+@pytest.mark.slow
+def test_scales_that_are_orders_of_magnitude_apart():
     """A precision of 1e-5 beside an intercept of 3,000; the twin is of the prior's scales."""
     options = {"num_samples": 150, "num_warmup": 150, "num_chains": 2}
     found = nuts_reference(pine_regression, pines(), **options)
