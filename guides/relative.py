@@ -104,7 +104,8 @@ class Quantile(Transform):
     def _call(self, x: Tensor) -> Tensor:
         match self.prior:
             case HalfCauchy():
-                angle = 0.25 * math.pi * torch.erfc(x.abs() / math.sqrt(2))
+                size = torch.where(x < 0, -x, x)  # as abs, which has no slope at zero
+                angle = 0.25 * math.pi * torch.erfc(size / math.sqrt(2))
                 ratio = torch.where(x < 0, angle.tan(), 1 / angle.tan())
                 return self.prior.scale * ratio
             case HalfNormal():

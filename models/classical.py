@@ -31,7 +31,7 @@ def linear_regression(
         pyro.sample("y", dist.Normal(mean, noise_scale), obs=y)
 
 
-def logistic_regression(features: Tensor, y: Tensor, *, prior_scale: float = 1.0) -> None:
+def logistic_regression(features: Tensor, y: Tensor, *, prior_scale: float = 2.0) -> None:
     """y_n ~ Bernoulli(sigmoid(wᵀφ_n)), with weights w ~ N(0, τ²I) that all data share.
 
     Args:

@@ -265,7 +265,7 @@ def test_effects_of_a_hierarchy_without_a_mode_are_in_units_of_their_prior():
     v = trace.nodes["_latent"]["value"].detach()
     angle = 0.5 * math.pi * norm.cdf(v[1])
     mu, tau = 4 * v[0], 5 * math.tan(angle)  # 4 is 5, to the nearest power of two
-    values = {"mu": mu, "tau": torch.tensor(tau).double(), "theta": mu + tau * v[2:]}
+    values = {"mu": mu, "tau": torch.tensor(tau, dtype=DOUBLE), "theta": mu + tau * v[2:]}
     for name, value in values.items():
         assert torch.allclose(trace.nodes[name]["value"], value, rtol=1e-8)
     log_slope = math.log(5 * 0.5 * math.pi * norm.pdf(v[1]) / math.cos(angle) ** 2)

@@ -76,19 +76,19 @@ def latents_of(model: Program, x: Batch) -> Latents:
     with isolated_rng(0, x.device), evaluation_mode(model):
         few, layout, trace = _looked_at(model, x)
         larger, again = trace_of_one_more(model, few), _drawn(prior_trace(model, few))
-    sites = _drawn(trace)
-    dims = {name: _dims(site, len(few)) for name, site in sites.items()}
+    sites, latents = _drawn(trace), _latents(trace)
+    dims = {name: _dims(site, len(few)) for name, site in latents.items()}
     if larger is not None:  # a plate of another kind does not grow along with the data
-        grown = _drawn(larger)
+        grown = _latents(larger)
         dims = {n: d & _dims(grown[n], len(few) + 1) if n in grown else d for n, d in dims.items()}
     data_dim = layout.data_dim
     if layout.is_joint:
         data_dim = max(set().union(*dims.values()), default=None)
-    local = frozenset(name for name, found in dims.items() if data_dim in found)
+    local = frozenset(name for name in sites if data_dim in dims[name])
     dependent = frozenset(name for name, site in sites.items() if _depends(site, again[name]))
     vary = any(_varies(site, again[name], name in local) for name, site in sites.items())
-    imputed = {name: site for name, site in _latents(trace).items() if _is_imputed(name, trace)}
-    enumerated = len(sites) + len(imputed) < len(_latents(trace))
+    imputed = {name: site for name, site in latents.items() if _is_imputed(name, trace)}
+    enumerated = len(sites) + len(imputed) < len(latents)
     return Latents(sites, layout, local, data_dim, imputed, dependent, enumerated, vary, few)
 
 
