@@ -71,7 +71,7 @@ def main() -> None:
 
 def _pair(name: str) -> tuple[VAE, AbstractPosterior]:
     model = VAE(784, latent_dim=50, hidden_dims=(200, 200))
-    return model, build_guide(Spec.parse(name), model)[0]
+    return model, build_guide(Spec.parse(name), model, torch.zeros(2, 784))[0]
 
 
 def _step(model: VAE, guide: AbstractPosterior, x: torch.Tensor) -> float:

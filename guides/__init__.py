@@ -1,7 +1,6 @@
 """q(z | x): how the posterior is approximated, as amortized Pyro guides."""
 
 from evidence.guides.base import AbstractGuide as AbstractGuide  # to subclass, not to pick
-from evidence.guides.base import AbstractPosterior as AbstractPosterior
 from evidence.guides.delta import Delta
 from evidence.guides.full_rank import FullRank
 from evidence.guides.hierarchical import Hierarchical
@@ -11,14 +10,15 @@ from evidence.guides.low_rank import LowRank
 from evidence.guides.maf import MAF
 from evidence.guides.mean_field import MeanField
 from evidence.guides.mixture import Mixture
+from evidence.guides.model_guide import ModelGuide as ModelGuide  # what for_model makes
 from evidence.guides.neural_spline import NeuralSpline
 from evidence.guides.planar import Planar
+from evidence.guides.posterior import AbstractPosterior as AbstractPosterior
 from evidence.guides.radial import Radial
 from evidence.guides.real_nvp import RealNVP
 from evidence.guides.refined import Refined
 from evidence.guides.sylvester import Sylvester
 from evidence.guides.unamortized import Unamortized
-from evidence.guides.unpacked import Unpacked as Unpacked  # applied where a model needs it
 
 __all__ = [
     "IAF",

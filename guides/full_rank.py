@@ -22,6 +22,8 @@ class FullRank(AbstractGuide):
         encoder: options of `AbstractGuide`: `hidden_dims`, `activation`, `site`, ...
     """
 
+    unit = "dense"  # a linear map of such Gaussians gives such Gaussians
+
     def __init__(self, latent_dim: int, data_dim: int, **encoder: Any) -> None:
         super().__init__(
             latent_dim,
@@ -33,7 +35,7 @@ class FullRank(AbstractGuide):
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x): batch shape `[B]`, event shape `[Z]`."""
         loc, log_diagonal, below_diagonal = self.encode(x)
-        row, column = torch.tril_indices(self.latent_dim, self.latent_dim, -1, device=x.device)
-        scale_tril = torch.diag_embed(log_diagonal.exp())  # [B, Z, Z]
-        scale_tril[:, row, column] = below_diagonal
+        row, column = torch.tril_indices(self.latent_dim, self.latent_dim, -1, device=loc.device)
+        scale_tril = torch.diag_embed(log_diagonal.exp())  # [..., Z, Z]
+        scale_tril[..., row, column] = below_diagonal
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)

@@ -2,16 +2,16 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from evidence.guides.base import AbstractGuide
 from evidence.models.chain import Chain, Factor, Values
-from evidence.models.networks import expect_choice, mlp
+from evidence.models.networks import expect_choice, last_layer, mlp
 
 Direction = Literal["bottom-up", "top-down"]
 
@@ -56,6 +56,11 @@ class Hierarchical(AbstractGuide):
                 f"expected a model with two or more latent layers, got {list(latents)}: choose "
                 "another guide, such as MeanField"
             )
+        if bounded := [n for n, (_, support) in latents.items() if not _is_real(support)]:
+            raise ValueError(
+                f"expected latents that are real, got {bounded[0]!r}: Hierarchical.for_model maps "
+                "onto the supports of a model"
+            )
         self.order = tuple(latents)
         top_down = direction == "top-down"
         drawn = self.order if top_down else self.order[::-1]
@@ -70,7 +75,14 @@ class Hierarchical(AbstractGuide):
         )
         for layer in self.layers.values():
             with torch.no_grad():
-                layer[-1].weight[layer[-1].out_features // 2 :] *= 0.1  # scales start near one
+                last = last_layer(layer)
+                last.weight[last.out_features // 2 :] *= 0.1  # scales start near one
+
+    @classmethod
+    def over(cls, dims: Mapping[str, int], data_dim: int, **options: Any) -> Self:
+        """The family on R^Z, a layer for each site, in the model's order."""
+        latents = {name: (dim, constraints.real_vector) for name, dim in dims.items()}
+        return super().over(dims, data_dim, latents=latents, **options)
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """All layers side by side, as in the model: batch shape `[B]`, event shape `[Z]`."""
@@ -83,7 +95,7 @@ class Hierarchical(AbstractGuide):
                 for before, name in itertools.pairwise(self.dims)
             },
         }
-        return Chain(self.dims, factors, order=self.order, batch_shape=x.shape[:1])
+        return Chain(self.dims, factors, order=self.order, batch_shape=loc.shape[:-1])
 
     def sample_sites(self, posterior: TorchDistribution) -> Tensor:
         """Draw every layer at its own site: `[B, Z]`."""
@@ -93,6 +105,12 @@ class Hierarchical(AbstractGuide):
         """The values of the model's latent sites in `z` of shape `[..., Z]`."""
         sizes = [self.dims[name] for name in self.order]
         return dict(zip(self.order, z.split(sizes, dim=-1), strict=True))
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
 
 
 class _Conditional:

@@ -1,15 +1,18 @@
 """Semi-amortized inference: the encoder's answer, improved for each datum."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from evidence.guides.base import AbstractPosterior
+from evidence.guides.base import AbstractGuide
 from evidence.guides.common_noise import CommonNoise
+from evidence.guides.full_rank import FullRank
+from evidence.guides.per_datum import per_datum
+from evidence.guides.posterior import AbstractPosterior
 
 
 class Refined(AbstractPosterior):
@@ -53,6 +56,33 @@ class Refined(AbstractPosterior):
         self._model = (model,)  # in a tuple, where torch does not take it for a part of the guide
         self.num_steps, self.lr, self.num_particles = num_steps, lr, num_particles
 
+    @classmethod
+    def for_model(
+        cls,
+        model: Callable[..., Any],
+        data: Any,
+        *,
+        guide: AbstractPosterior | type[AbstractGuide] = FullRank,
+        **options: Any,
+    ) -> Self:
+        """A family's guide of the model, refined.
+
+        Args:
+            model: called with a batch; scores it.
+            data: one tensor `[N, D]`.
+            guide: the guide to refine, or its family.
+            options: of the constructor.
+
+        Raises:
+            ValueError: the data share a latent, or are not one tensor.
+        """
+        return cls(per_datum(guide, model, data, cls.__name__), model, **options)
+
+    def forward(self, x: Tensor) -> Any:
+        """Sample every latent given the batch `x`, as the guide inside does."""
+        self.register()
+        return self.given(self.local_parameters(x))(x)
+
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x) at the refined parameters: batch shape `[B]`, event shape `[Z]`."""
         return self.given(self.local_parameters(x)).posterior(x)
@@ -65,10 +95,6 @@ class Refined(AbstractPosterior):
     def given(self, local_parameters: Tensor) -> AbstractPosterior:
         """The guide inside for one batch whose local parameters, `[B, P]`, are given."""
         return self.guide.given(local_parameters)
-
-    def sample_sites(self, posterior: TorchDistribution) -> Tensor:
-        """As the guide inside does."""
-        return self.guide.sample_sites(posterior)
 
     def site_values(self, z: Tensor) -> dict[str, Tensor]:
         """As the guide inside does."""

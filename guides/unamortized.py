@@ -1,10 +1,17 @@
 """Inference without amortization: parameters for every datum, and no encoder."""
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from evidence.guides.base import AbstractPosterior
+from evidence.guides.base import AbstractGuide
+from evidence.guides.full_rank import FullRank
+from evidence.guides.per_datum import per_datum
+from evidence.guides.posterior import AbstractPosterior
+from evidence.inference.programs.data import as_data
 
 
 class Unamortized(AbstractPosterior):
@@ -31,6 +38,33 @@ class Unamortized(AbstractPosterior):
         # The first of equal rows speaks for all of them.
         self._row_of = {key: row for row, key in reversed(list(enumerate(_keys(x))))}
 
+    @classmethod
+    def for_model(
+        cls,
+        model: Callable[..., Any],
+        data: Any,
+        *,
+        guide: AbstractPosterior | type[AbstractGuide] = FullRank,
+    ) -> Self:
+        """A family's guide of the model, with parameters for every datum in its encoder's place.
+
+        Args:
+            model: called with a batch; scores it.
+            data: one tensor `[N, D]`.
+            guide: the guide whose family is meant, or the family.
+
+        Raises:
+            ValueError: the data share a latent, or are not one tensor.
+        """
+        inside, x = per_datum(guide, model, data, cls.__name__), as_data(data)
+        assert isinstance(x, Tensor)  # or `per_datum` had refused it
+        return cls(inside, x)
+
+    def forward(self, x: Tensor) -> Any:
+        """Sample every latent given the batch `x`, as the guide inside does."""
+        self.register()
+        return self.given(self.local_parameters(x))(x)
+
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x) for rows of the data, in any order: batch shape `[B]`, event shape `[Z]`."""
         return self.given(self.local_parameters(x)).posterior(x)
@@ -53,10 +87,6 @@ class Unamortized(AbstractPosterior):
     def given(self, local_parameters: Tensor) -> AbstractPosterior:
         """The guide inside for one batch whose local parameters, `[B, P]`, are given."""
         return self.guide.given(local_parameters)
-
-    def sample_sites(self, posterior: TorchDistribution) -> Tensor:
-        """As the guide inside does."""
-        return self.guide.sample_sites(posterior)
 
     def site_values(self, z: Tensor) -> dict[str, Tensor]:
         """As the guide inside does."""

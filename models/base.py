@@ -1,7 +1,7 @@
 """What every model of the suite has in common: latents and observations, datum by datum."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -94,9 +94,22 @@ class AbstractModel(RegisteredModule, ABC):
         """Size and support of every latent site, in the order in which they lie side by side."""
         return {"z": Latent(self.latent_dim, constraints.real_vector)}
 
+    @property
+    def encoder_options(self) -> dict[str, Any]:
+        """What an encoder is like that mirrors the model: options of a guide."""
+        return {
+            "hidden_dims": list(reversed(self.hidden_dims)),
+            "activation": self.activation,
+            "channels": list(reversed(self.channels)),
+        }
+
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """Log p(x, z) in nats for `x` `[B, D]` and all latents `z` `[..., B, Z]`: `[..., B]`."""
         return self.prior().log_prob(z) + self.likelihood(z).log_prob(x)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Log p(x) in nats and float64 of a model that `knows_evidence`: `[B, D] -> [B]`."""
+        raise NotImplementedError(f"{type(self).__name__} does not know log p(x)")
 
     @abstractmethod
     def prior(self) -> TorchDistribution:

@@ -45,9 +45,8 @@ from torchvision.utils import make_grid
 from evidence.experiments.setup.datasets import load
 from evidence.experiments.setup.preprocessing import prepare
 from evidence.guides import Delta, FullRank, MeanField, Planar
-from evidence.guides.unpacked import Unpacked
 from evidence.inference import estimate_evidence, fit
-from evidence.models import VAE, Autoencoder, Energy2D, LinearGaussian
+from evidence.models import VAE, Autoencoder, LinearGaussian
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12
@@ -286,7 +285,7 @@ print(tabulate([["ln Z (nats)", *log_z.tolist()]], headers=["", *names], floatfm
 #
 # The waves U2 to U4 go on for ever to the left and right: only on a square have they a normalizer.
 # So z is uniform on the square, with density 1/64, and the factor is 64 exp(−U). The flow lives on
-# the whole plane; `Unpacked` maps its draws into the square and keeps account of the volume.
+# the whole plane; `for_model` maps its draws into the square and keeps account of the volume.
 #
 # Amortization serves us well. Let the "data" be the four energies, as one-hot vectors. Then the
 # suite's `Planar` with no hidden layer looks up one set of flow parameters per energy, and `fit`
@@ -312,7 +311,7 @@ one_of_each = torch.eye(4)
 def fit_flow(num_flows, num_epochs, *, warmup_epochs):
     """A planar guide with K layers, fitted to all four energies."""
     pyro.set_rng_seed(0)
-    guide = Unpacked(Planar(2, 4, num_flows=num_flows, hidden_dims=()), Energy2D(4).latents)
+    guide = Planar.for_model(target, one_of_each, num_flows=num_flows, hidden_dims=())
     fit(
         target,
         guide,

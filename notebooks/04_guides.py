@@ -51,7 +51,6 @@ from evidence.guides import (
     Planar,
     Refined,
 )
-from evidence.guides.unpacked import Unpacked
 from evidence.inference import estimate_evidence, fit
 from evidence.inference.diagnostics.divergences import grid_divergences, square_grid
 from evidence.inference.estimation.evidence import Evidence
@@ -349,7 +348,7 @@ for axes, start in zip(panels, ("middle", "above"), strict=True):
 # The energy U₁ of Rezende & Mohamed 2015 (table 1): $p(z \mid x) \propto e^{-U_1(z)}$ on the square
 # [−4, 4]², two crescents of a ring, of equal mass. Here log p(x) is ln Z, and x plays no part.
 #
-# The square needs one new thing: `Unpacked` maps the draws of any guide from the plane into the
+# The square needs one new thing: `for_model` maps the draws of any family from the plane into the
 # support of the model's latents. (x is 1, not 0: what the encoder says about the layers starts as
 # weights times x, and at u = w = 0 a planar layer has no gradient.)
 #
@@ -366,7 +365,7 @@ ring_grid = square_grid(-RING_REACH, RING_REACH, SIZE).float().unsqueeze(1)
 
 def new_on_ring(family, **options):
     pyro.set_rng_seed(0)
-    return Unpacked(family(2, 1, hidden_dims=(), **options), ring.latents)
+    return family.for_model(ring, one, hidden_dims=(), standardize="none", **options)
 
 
 def on_the_right(guide):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("models", "guides", "inference", "experiments")
 ALLOWED = {
     "models": {"models"},
-    "guides": {"guides", "models.networks", "models.chain"},
+    "guides": {"guides", "models.networks", "models.chain", "inference.programs"},
     "inference": {"inference"},
     "experiments": {"experiments", "inference", "guides", "models"},
 }
@@ -26,7 +26,7 @@ ORDERS = {
         "estimation",
         "diagnostics",
     ),
-    "experiments": ("config", "storage", "setup", "reports", "commands", "cli", "zoo"),
+    "experiments": ("config", "storage", "own", "setup", "reports", "commands", "cli", "zoo"),
 }
 
 

@@ -7,9 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from evidence.inference.annealing import hmc
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
 from evidence.models import VAE, Autoencoder
+from tests import test_shared_latents as shared
 from tests.conftest import make_oracle
 from tests.test_annealing import (
     LATENT_DIMS,
@@ -20,6 +22,7 @@ from tests.test_annealing import (
     auxiliary_guide,
     gamma_exponential,
     gamma_exponential_evidence,
+    mapped_guide,
     mean_field_of,
     model_of_z,
     planted_adaptation,
@@ -28,7 +31,6 @@ from tests.test_annealing import (
     planted_order,
     planted_shift,
     positive_model,
-    unpacked_guide,
     z_scores,
 )
 
@@ -65,8 +67,8 @@ def test_reverse_weights_average_to_the_inverse_evidence(data_dim, from_guide):
 
 def gamma_bracket():
     options = {"num_temperatures": 20, "num_leapfrog_steps": 2, "num_chains": 1}
-    template = torch.ones(20_000, dtype=torch.float64)
-    bracket = bidirectional_evidence(gamma_exponential, template=template, **ROUGH | options)
+    like = torch.ones(20_000, dtype=torch.float64)
+    bracket = bidirectional_evidence(gamma_exponential, like=like, **ROUGH | options)
     return bracket, gamma_exponential_evidence(bracket.x)
 
 
@@ -100,6 +102,23 @@ def test_reverse_chains_that_start_elsewhere_give_no_upper_bound(monkeypatch):
     assert upper < -5
 
 
+@pytest.mark.parametrize("form", ["tuple", "dict"])
+def test_a_data_set_that_shares_latents_is_simulated_and_bracketed(form):
+    """X is kept, y drawn anew; exact for the new y, and not, the twin, for the old one."""
+    like = (shared.X, shared.Y) if form == "tuple" else {"y": shared.Y, "X": shared.X}
+    options = {"num_chains": 100, "num_temperatures": 100}
+    model = shared.regression(shared.MEANS["X @ w"])
+    bracket = bidirectional_evidence(model, like=like, **options)
+    X, y = bracket.x.args if form == "tuple" else (bracket.x.kwargs["X"], bracket.x.kwargs["y"])
+    assert torch.equal(X, shared.X)
+    assert not torch.equal(y, shared.Y)
+    exact = shared.regression_evidence(X, y)
+    assert abs(bracket.lower - exact) < 0.3
+    assert abs(bracket.upper - exact) < 0.3
+    assert abs(bracket.lower - shared.regression_evidence(X, shared.Y)) > 0.3
+    assert "(a simulated data set of 12, 100 chains)" in str(bracket)
+
+
 def spread(bracket):
     """Standard deviation of upper − lower; its relative error is 1/√(2B)."""
     return bracket.gap_se * math.sqrt(len(bracket.x))
@@ -129,8 +148,8 @@ def test_the_gap_vanishes_with_many_temperatures():
 
 def test_a_planted_standstill_keeps_the_gap_open(monkeypatch):
     """Chains that do not move get the weights of the prior's draws, whatever the schedule."""
-    move = AnnealingRun._move
-    monkeypatch.setattr(AnnealingRun, "_move", lambda *args: move(*args[:-1], 0 * args[-1]))
+    step = hmc.step
+    monkeypatch.setattr(hmc, "step", lambda s, p, size, **options: step(s, p, 0 * size, **options))
     short, long = brackets_of({10: 500, 100: 500})
     assert long.gap > 0.05
     assert not spread(short) > 2 * spread(long)
@@ -181,20 +200,20 @@ def pairs(x):
 
 
 BAD = {
-    "no size": (lambda: bidirectional_evidence(VAE(10, 3)), "either a size or a template"),
+    "no size": (lambda: bidirectional_evidence(VAE(10, 3)), "either a size, or data"),
     "size of none": (lambda: bidirectional_evidence(VAE(10, 3), size=0), "size of at least 1"),
-    "plain model": (lambda: bidirectional_evidence(model_of_z, size=3), "pass a template"),
+    "plain model": (lambda: bidirectional_evidence(model_of_z, size=3), "pass a batch to simulate"),
     "flat simulation": (lambda: bidirectional_evidence(Autoencoder(10, 3), size=3), "no prior"),
     "two observed sites": (
-        lambda: bidirectional_evidence(pairs, template=torch.zeros(3)),
+        lambda: bidirectional_evidence(pairs, like=torch.zeros(3)),
         "one site that observes x as it is, got 1 of 2",
     ),
-    "unpacked guide": (
-        lambda: bidirectional_evidence(positive_model, template=POSITIVE_X, guide=unpacked_guide()),
+    "mapped guide": (
+        lambda: bidirectional_evidence(positive_model, like=POSITIVE_X, guide=mapped_guide()),
         "cannot be found from the latents",
     ),
     "auxiliary guide": (
-        lambda: bidirectional_evidence(positive_model, template=POSITIVE_X, guide=auxiliary_guide),
+        lambda: bidirectional_evidence(positive_model, like=POSITIVE_X, guide=auxiliary_guide),
         "cannot be found from the latents",
     ),
 }

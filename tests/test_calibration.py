@@ -8,10 +8,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions import constraints
 from scipy.stats import chi2
 
-from evidence.guides import MeanField, Unpacked
+from evidence.guides import MeanField
 from evidence.inference.diagnostics.calibration import (
     LOG_P_X,
     LOG_Q_Z,
@@ -166,11 +165,12 @@ class ExactPair(MeanField):
 
 @pytest.mark.parametrize("factor", [1.0, 0.8])
 def test_sites_drawn_through_an_auxiliary_one_are_scored(factor):
-    """log q(z* | x) of `Unpacked` is had by its posterior(x), the Jacobian included."""
-    inside = ExactPair(3, 3)
-    inside.scale *= factor
-    latents = {"a": (1, constraints.real), "b": (2, constraints.positive)}
-    calibration = simulation_based_calibration(pair_model, Unpacked(inside, latents))
+    """log q(z* | x) is had by the guide's posterior(x), the Jacobian included."""
+    guide = ExactPair.for_model(pair_model, torch.randn(9, 3).double(), standardize="none")
+    guide.guide.scale *= factor
+    guide.inputs.loc.zero_()
+    guide.inputs.scale.fill_(1.0)
+    calibration = simulation_based_calibration(pair_model, guide)
     assert set(calibration.ranks) == {"a[0]", "b[0]", "b[1]", LOG_P_X, LOG_Q_Z}
     assert (failures(calibration) == set()) == (factor == 1)
     z_scores = calibration.coverage().z_scores

@@ -10,28 +10,28 @@ from evidence.guides import Planar, Refined, Unamortized
 from evidence.models import VAE
 
 MODEL = VAE(8, 3, hidden_dims=(16, 4))
+X = torch.rand(5, 8).bernoulli()
 
 
 def test_a_guide_around_a_guide_is_built_inside_out():
     text = "Refined(guide=Planar(num_flows=4), num_steps=5)"
-    guide, spec = catalogue.build_guide(Spec.parse(text), MODEL)
+    guide, spec = catalogue.build_guide(Spec.parse(text), MODEL, X)
     assert isinstance(guide, Refined)
     assert isinstance(guide.guide, Planar)
     assert (guide.num_steps, guide.guide.num_flows) == (5, 4)
     assert guide.guide.encoder[0].out_features == 4  # mirrors the decoder, as without a wrapper
-    again, _ = catalogue.build_guide(Spec.parse(str(spec)), MODEL)
+    again, _ = catalogue.build_guide(Spec.parse(str(spec)), MODEL, X)
     assert str(spec).startswith("Refined(guide=Planar(num_flows=4, hidden_dims=[4, 16]")
     assert again.guide.num_flows == 4
 
 
 def test_a_bare_name_inside_will_do():
-    guide, _ = catalogue.build_guide(Spec.parse("Refined(guide=MeanField)"), MODEL)
+    guide, _ = catalogue.build_guide(Spec.parse("Refined(guide=MeanField)"), MODEL, X)
     assert type(guide.guide).__name__ == "MeanField"
 
 
 def test_a_guide_without_an_encoder_is_given_the_data():
-    x = torch.rand(5, 8)
-    guide, _ = catalogue.build_guide(Spec.parse("Unamortized(guide=MeanField)"), MODEL, x)
+    guide, _ = catalogue.build_guide(Spec.parse("Unamortized(guide=MeanField)"), MODEL, X)
     assert isinstance(guide, Unamortized)
     assert guide.table.shape == (5, 6)
 
@@ -43,18 +43,18 @@ def test_a_guide_without_an_encoder_is_given_the_data():
         ("Refined(guide=Planr)", "did you mean 'Planar'"),
         ("Refined(guide=MeanField, num_step=3)", "did you mean 'num_steps'"),
         ("Refined(guide=MeanField(hidden=3))", "unknown option of MeanField"),
-        ("Unpacked(guide=MeanField)", "unknown guide 'Unpacked'"),
+        ("ModelGuide(guide=MeanField)", "unknown guide 'ModelGuide'"),
         ("Hierarchical", "two or more latent layers"),
         ("MeanField(latent_dim=3)", "unknown option of MeanField 'latent_dim'"),
     ],
 )
 def test_mistakes_inside_are_named(text, message):
     with pytest.raises(ValueError, match=message):
-        catalogue.build_guide(Spec.parse(text), MODEL)
+        catalogue.build_guide(Spec.parse(text), MODEL, X)
 
 
 def test_options_in_results_are_plain():
-    _, spec = catalogue.build_guide(Spec.parse("Refined(guide=MeanField)"), MODEL)
+    _, spec = catalogue.build_guide(Spec.parse("Refined(guide=MeanField)"), MODEL, X)
     assert spec.plain_options()["guide"].startswith("MeanField(hidden_dims=[4, 16]")
 
 
@@ -78,4 +78,4 @@ def test_the_list_shows_what_a_guide_can_be_told(capsys):
     assert "Planar(num_flows=8)" in text
     assert "Refined(guide=MeanField, num_steps=10, lr=0.05, num_particles=8)" in text
     assert "https://arxiv.org/abs/1505.05770, eqs. 10-15." in text
-    assert "Unpacked" not in text
+    assert "ModelGuide" not in text

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 
-from evidence.guides import FullRank, MeanField, Unamortized, Unpacked
+from evidence.guides import FullRank, MeanField, Unamortized
 from evidence.inference import fit, log_weights
 from evidence.models import (
     BayesianLinearRegression,
@@ -212,10 +212,7 @@ def test_the_elbo_of_a_guide_over_the_schools_is_below_the_evidence():
     """Within 5 SE, and by half a nat; without the Jacobian of tau = exp(u) it would be above."""
     model = EightSchools(8, centred=False)
     x = SCHOOLS[:1].float()
-    inside = Unamortized(FullRank(10, 8, hidden_dims=()), x)
-    with torch.no_grad():
-        inside.table.zero_()  # the effects are too large for an encoder that has learnt nothing
-    guide = Unpacked(inside, model.latents)
+    guide = Unamortized.for_model(model, x)
     fit(
         model, guide, x, num_epochs=700, lr=0.02, batch_size=1, progress=False,
         elbo=Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1),
@@ -300,7 +297,7 @@ def test_draws_of_an_energy_have_its_moments(energy):
 def test_a_guide_of_an_energy_stays_in_the_square_and_below_ln_z():
     model = Energy2D(1, energy="U2")
     x = torch.zeros(256, 1)
-    guide = Unpacked(FullRank(2, 1, hidden_dims=()), model.latents)
+    guide = FullRank.for_model(model, x, hidden_dims=())
     fit(model, guide, x, num_epochs=150, lr=0.03, batch_size=256, progress=False)
     log_w = log_weights(model, guide, x, 100)
     z = guide.posterior(x).sample((20,))

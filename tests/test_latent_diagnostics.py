@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from evidence.guides import FullRank, Hierarchical, MeanField, Unpacked
+from evidence.guides import FullRank, Hierarchical, MeanField
 from evidence.inference import log_prob_terms
 from evidence.inference.diagnostics.latent_diagnostics import latent_diagnostics
 from evidence.models import VAE, EightSchools, HierarchicalVAE
@@ -67,10 +67,10 @@ def test_a_guide_that_is_not_factorized_has_one_number_per_site(oracle, data):
 def test_kl_adds_up_to_the_term_of_the_elbo(seed):
     """Layers, sites drawn through an auxiliary one, and plates inside of the data's."""
     layered = HierarchicalVAE(8, latent_dims=(3, 2), hidden_dims=(8,), layer_hidden_dims=(8,))
-    schools = EightSchools(8)
+    schools, effects = EightSchools(8), torch.randn(9, 8)
     pairs = {
         "layers": (layered, Hierarchical(5, 8, latents=layered.latents), torch.ones(9, 8), 2),
-        "constrained": (schools, Unpacked(FullRank(10, 8), schools.latents), torch.randn(9, 8), 1),
+        "constrained": (schools, FullRank.for_model(schools, effects), effects, 1),
         "functions": (layered_model, layered_guide, torch.randn(9, 4).double(), 2),
     }
     for model, guide, x, num_entries in pairs.values():

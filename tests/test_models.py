@@ -165,7 +165,7 @@ def test_the_state_is_all_there_is(model):
 def test_any_guide_gives_weights(model):
     """Through the packing of sites and the constraints on them."""
     x = simulate(model, 4)
-    guide, _ = build_guide(Spec.parse("MeanField(hidden_dims=[])"), model)
+    guide, _ = build_guide(Spec.parse("MeanField(hidden_dims=[])"), model, x)
     guide = guide.double()
     with torch.no_grad():
         for parameter in guide.parameters():
@@ -286,8 +286,10 @@ def test_images_of_given_labels():
 
 def test_a_datum_without_its_label_is_refused_in_one_line():
     model = make(CONDITIONAL)
-    guide, _ = build_guide(Spec.parse("MeanField"), model)
     x = torch.zeros(2, 12).double()
+    x[:, -1] = 1
+    guide, _ = build_guide(Spec.parse("MeanField"), model, x)
+    x[:, -1] = 0
     with pytest.raises(ValueError, match=r"8 pixels \(Boolean\(\)\) beside a one-hot label"):
         log_weights(model, guide.double(), x)
 

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.poutine.messenger import Messenger
 from torch.distributions import kl_divergence
 
-from evidence.guides import FullRank, MeanField, Planar, Unpacked
+from evidence.guides import FullRank, MeanField, Planar
 from evidence.inference import (
     IWAE,
     STL,
@@ -950,8 +950,8 @@ def test_an_objective_of_ones_own_is_a_few_lines(oracle, untrained):
 def test_flows_and_guides_through_auxiliary_draws_train(kind):
     model, x = make_oracle(10, 2), make_oracle(10, 2)(None, size=16)
     flow = Planar(2, 10, num_flows=2, hidden_dims=()).double()
-    latents = {"z": (2, dist.constraints.real_vector)}
-    for guide in (flow, Unpacked(MeanField(2, 10, hidden_dims=()).double(), latents)):
+    scaled = MeanField.for_model(model, x[:, None] if x.ndim == 1 else x, hidden_dims=())
+    for guide in (flow, scaled):
         kind(num_particles=3)(model, guide)(x).backward()
         gradients = [p.grad for p in guide.parameters()]
         assert all(g is not None and g.isfinite().all() for g in gradients)

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
-from evidence.guides import FullRank, MeanField, Unpacked
+from evidence.guides import FullRank, MeanField
 from evidence.inference import (
     adaptive_evidence,
     annealed_evidence,
@@ -53,7 +53,7 @@ ESTIMATORS = {
     "adaptive": adaptive_evidence,
     "weights": lambda m, g, x: log_weights(m, g, x, 5),
     "ais": lambda m, g, x: annealed_evidence(m, x, guide=g, num_temperatures=5),
-    "bdmc": lambda m, g, x: bidirectional_evidence(m, template=x, guide=g, num_temperatures=5),
+    "bdmc": lambda m, g, x: bidirectional_evidence(m, like=x, guide=g, num_temperatures=5),
 }
 
 
@@ -170,6 +170,26 @@ def test_a_pair_whose_weights_mean_nothing_is_refused(wrong, estimator):
     assert "\n" not in str(caught.value)
 
 
+def test_a_leak_among_several_tensors_is_refused():
+    def regression(x, offset):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z + offset, 1.0), obs=x)
+
+    def guide(x, offset):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - offset) / 2, 0.8))
+
+    def centred(x, offset):
+        guide(x, offset - offset.mean())
+
+    data = (X + 2, torch.full_like(X, 2.0).index_fill(0, torch.tensor([3]), 2.5))
+    evidence = importance_weighted_evidence(regression, guide, data, 5000)
+    assert z_score(evidence, exact(data[0] - data[1])) < 4
+    with pytest.raises(ValueError, match="leak 'z': row"):
+        importance_weighted_evidence(regression, centred, data, 500)
+
+
 @pytest.mark.parametrize("wrong", WRONG)
 def test_check_finds_the_same(wrong):
     model, guide, _ = WRONG[wrong]
@@ -224,7 +244,7 @@ def test_autoguides_and_several_sites_are_accepted():
     importance_weighted_evidence(positive_model, auto, X, 10)
     schools = EightSchools(8).double()
     x = schools(None, size=5).double()
-    guide = Unpacked(MeanField(schools.latent_dim, 8).double(), schools.latents)
+    guide = MeanField.for_model(schools, x)
     importance_weighted_evidence(schools, guide, x, 10)
 
 
@@ -298,7 +318,7 @@ def test_a_guide_wider_than_the_prior_gives_the_right_number(prior):
     assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(len(x))
     assert abs(ratio.mean() - 1) < 0.2
     options |= {"num_chains": 16, "num_pilot_temperatures": 50}
-    bracket = bidirectional_evidence(model, template=x, guide=wide, **options)
+    bracket = bidirectional_evidence(model, like=x, guide=wide, **options)
     gaps = bracket.log_px_upper - bracket.log_px_lower
     some = gaps[gaps.isfinite()]  # where all chains of a datum began outside, the bound is −inf
     assert some.mean() > -5 * some.std() / math.sqrt(len(some))
@@ -319,8 +339,8 @@ def edge_model(x):
 
 
 def edge_guide(dtype):
-    guide = Unpacked(MeanField(1, 1, hidden_dims=()), {"z": (1, constraints.unit_interval)})
-    guide = guide.to(dtype)
+    x = torch.tensor([[0.0], [1.0]], dtype=dtype)
+    guide = MeanField.for_model(edge_model, x, hidden_dims=(), standardize="none")
     with torch.no_grad():
         guide.guide.encoder[-1].weight.zero_()
         guide.guide.encoder[-1].bias.copy_(torch.tensor([0.0, math.log(12.0)]))

@@ -1,4 +1,4 @@
-"""Guides around guides: refined, unamortized, unpacked; and guides of several layers."""
+"""Guides around guides: refined and unamortized; and guides of several sites."""
 
 import contextlib
 import copy
@@ -23,13 +23,12 @@ from evidence.guides import (
     Planar,
     Refined,
     Unamortized,
-    Unpacked,
 )
 from evidence.guides.common_noise import CommonNoise
 from evidence.inference import estimate_evidence, fit, log_weights
+from evidence.inference.programs.data import Data
 from tests.conftest import make_oracle
 
-LATENTS = {"mu": (1, constraints.real), "tau": (1, constraints.positive)}
 LAYERS = {"z2": (2, constraints.real_vector), "z1": (3, constraints.real_vector)}
 
 
@@ -250,24 +249,31 @@ def test_unamortized_names_data_it_does_not_know(data, untrained):
         guide.posterior(torch.cat([data[:1], data[:1] + 1e-9]))
 
 
+def location_and_scale(x):
+    with pyro.plate("data", len(x)):
+        mu = pyro.sample("mu", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        tau = pyro.sample("tau", dist.LogNormal(x.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(mu.expand(*mu.shape[:-1], 8), tau).to_event(1), obs=x)
+
+
 @pytest.mark.parametrize("kind", [MeanField, FullRank, Planar])
-def test_an_unpacked_density_has_the_jacobian(kind):
+def test_a_density_over_several_sites_has_the_jacobian(kind):
     """log q(mu, tau) = log q(mu, log tau) − log tau."""
-    guide = Unpacked(kind(2, 8, hidden_dims=(16,)).double(), LATENTS)
     x = torch.rand(5, 8).double()
+    guide = kind.for_model(location_and_scale, x, hidden_dims=(16,), standardize="none")
     z = guide.posterior(x).sample((4,))
     assert (z[..., 1] > 0).all()
     u = torch.stack([z[..., 0], z[..., 1].log()], -1)
-    inside = guide.guide.posterior(x).log_prob(u)
+    inside = guide.guide.posterior(guide.inputs(Data((x,)))).log_prob(u)
     got = guide.posterior(x).log_prob(z.clone())
     assert torch.allclose(got, inside - z[..., 1].log(), atol=1e-9)
     assert not torch.allclose(got, inside, atol=1e-3)  # the planted error: no Jacobian
 
 
-def test_an_unpacked_guide_samples_the_models_sites():
-    guide = Unpacked(FullRank(2, 8, hidden_dims=(16,)), LATENTS)
-    trace = poutine.trace(guide).get_trace(torch.rand(5, 8))
-    assert set(trace.stochastic_nodes) == {"_unpacked", "mu", "tau", "data"}
+def test_a_guide_over_several_sites_samples_each():
+    x = torch.rand(5, 8).double()
+    trace = poutine.trace(FullRank.for_model(location_and_scale, x)).get_trace(x)
+    assert set(trace.stochastic_nodes) == {"_latent", "mu", "tau", "data"}
     assert trace.nodes["tau"]["value"].shape == (5, 1)
     assert (trace.nodes["tau"]["value"] > 0).all()
 
@@ -284,7 +290,8 @@ def gamma_model(x):
 def test_weights_over_a_constrained_site_estimate_the_evidence():
     """log p(x) = log Γ(2 + n)/Γ(2) − (2 + n) log(1 + Σx), in closed form."""
     x = torch.rand(6, 4).double() + 0.1
-    guide = Unpacked(MeanField(1, 4, hidden_dims=()).double(), {"tau": (1, constraints.positive)})
+    guide = MeanField.for_model(gamma_model, x, hidden_dims=(), standardize="none")
+    guide.guide.encoder[-1].weight.data *= 0.1
     log_w = log_weights(gamma_model, guide, x, 20_000)
     exact = math.lgamma(6.0) - 6 * (1 + x.sum(1)).log()
     estimate = log_w.logsumexp(0) - math.log(20_000)
@@ -311,13 +318,23 @@ def test_layers_are_drawn_at_their_sites_in_the_order_of_the_direction(direction
     assert not torch.allclose(guide.posterior(x).log_prob(swapped), expected, atol=1e-3)
 
 
+def shared(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0).expand([2]).to_event(1), obs=x)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: Hierarchical(3, 8, latents={"z": (3, constraints.real)}), "two or more latent"),
         (lambda: Hierarchical(5, 8, latents=LAYERS, direction="botom-up"), "did you mean"),
-        (lambda: Unpacked(MeanField(3, 8), LATENTS), "expected a guide over 2 latents"),
-        (lambda: Unpacked(MeanField(2, 8), {"p": (2, constraints.simplex)}), "one by one"),
+        (
+            lambda: Hierarchical(2, 8, latents={**LAYERS, "z1": (1, constraints.positive)}),
+            "real, got 'z1': Hierarchical.for_model maps",
+        ),
+        (lambda: Refined.for_model(shared, torch.ones(3, 2)), "the data share a latent"),
+        (lambda: Unamortized.for_model(shared, (torch.ones(3, 2),)), "data of one tensor"),
         (lambda: Refined(MeanField(3, 8), print, num_steps=0), "num_steps of at least 1, got 0"),
         (lambda: Refined(MeanField(3, 8), print, lr=0.0), "lr > 0, got 0.0"),
     ],

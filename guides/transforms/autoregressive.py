@@ -1,5 +1,6 @@
 """Autoregressive layers."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -52,7 +53,8 @@ class Autoregressive(AbstractTransform):
         self, start: Tensor, through: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Entries that the network sees as soon as they are found, and Σ of log-slopes."""
-        entries, found, log_slopes = start.flatten(0, -2).unbind(-1), [], []
+        points = start.reshape(math.prod(start.shape[:-1]), start.shape[-1])
+        entries, found, log_slopes = points.unbind(-1), [], []
 
         def solve(i: int, parameters: Tensor) -> Tensor:
             end, log_slope = through(entries[i], parameters)

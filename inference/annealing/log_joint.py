@@ -6,10 +6,11 @@ inside `evaluation_mode`.
 
 from abc import ABC, abstractmethod
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
@@ -41,12 +42,27 @@ class PriorTerms(NamedTuple):
         return self.log_p_z + self.log_p_x
 
 
-class _Way(Enum):
+class Way(Enum):
     """How several chains are run: under a plate, by `torch.vmap`, or one after the other."""
 
     PLATE = auto()
     VMAP = auto()
     ONE_BY_ONE = auto()
+
+
+_DATA: Any = torch.Tensor.data
+
+
+class _UnderVmap(TorchFunctionMode):
+    """What programs and Pyro do that `torch.vmap` refuses: `x.new_tensor(…)` and `value.data`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _DATA.__get__:
+            return args[0].detach()
+        if func is torch.Tensor.new_tensor:
+            like = {"dtype": args[0].dtype, "device": args[0].device}
+            return torch.tensor(args[1], **like | (kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 class AbstractPath(ABC):
@@ -72,28 +88,28 @@ class AbstractPath(ABC):
     ) -> None:
         self.model, self.x = model, x
         self.layout, self.packing = layout, packing
-        self._way: _Way | None = None
+        self._way: Way | None = None
 
     @property
-    def way(self) -> "_Way":
+    def way(self) -> Way:
         """How several chains are run."""
         if self._way is None:
             with isolated_rng(device=self.x.device), torch.no_grad():
                 self._way = self._probed_way()
         return self._way
 
-    def _probed_way(self) -> "_Way":
+    def _probed_way(self) -> Way:
         """The fastest way in which three chains are what each of them is alone."""
         z = torch.cat([self._draw(None) for _ in range(3)])
-        alone = self._terms_by(_Way.ONE_BY_ONE, z)
-        for way in (_Way.PLATE, _Way.VMAP):
+        alone = self._terms_by(Way.ONE_BY_ONE, z)
+        for way in (Way.PLATE, Way.VMAP):
             try:
                 together = self._terms_by(way, z)
             except Exception:  # whatever a program raises that was not written for it
                 continue
             if all(agree(*terms) for terms in zip(together, alone, strict=True)):
                 return way
-        return _Way.ONE_BY_ONE
+        return Way.ONE_BY_ONE
 
     @property
     def dim(self) -> int:
@@ -117,26 +133,28 @@ class AbstractPath(ABC):
         """The two terms at `z` `[C, B, Z]`, each `[C, B]`."""
         return self._terms_by(self.way, z)
 
-    def _terms_by(self, way: "_Way", z: Tensor) -> tuple[Tensor, Tensor]:
-        if way is _Way.PLATE:
+    def _terms_by(self, way: Way, z: Tensor) -> tuple[Tensor, Tensor]:
+        if way is Way.PLATE:
             return self._terms(z, len(z))
-        if way is _Way.VMAP:
-            terms = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))(z)
-            return type(terms)(*(part.squeeze(1) for part in terms))
-        rows = [self._terms(row.unsqueeze(0), None) for row in z]
-        return type(rows[0])(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+        if way is Way.VMAP:
+            with _UnderVmap():
+                vectorized = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))
+                together: Any = vectorized(z)
+            return together._make(part.squeeze(1) for part in together)
+        rows: list[Any] = [self._terms(row.unsqueeze(0), None) for row in z]
+        return rows[0]._make(torch.cat(parts) for parts in zip(*rows, strict=True))
 
     @torch.no_grad()
     def sample(self, num_chains: int) -> Tensor:
         """Draws from f_0: `[C, B, Z]`."""
-        if self.way is _Way.PLATE:
+        if self.way is Way.PLATE:
             return self._draw(num_chains)
         return torch.cat([self._draw(None) for _ in range(num_chains)])
 
     @torch.no_grad()
     def site_values(self, z: Tensor) -> dict[str, Tensor]:
         """The model's latents at `z` `[C, B, Z]` by site name, `[C, B, *plates, *event_shape]`."""
-        if self.way is _Way.PLATE:
+        if self.way is Way.PLATE:
             return self._values(z, len(z))
         rows = [self._values(row.unsqueeze(0), None) for row in z]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

@@ -118,9 +118,7 @@ class AbstractObjective(ELBO):
         return f"{type(self).__name__}({options})"
 
     def _value(self, loss: Tensor) -> float:
-        value = loss.item()
-        warn_if_nan(value, "loss")
-        return value
+        return warn_if_nan(loss.detach(), "loss").item()
 
     def _particle_dim(self, model: Program, guide: Program, data: Batch) -> int | None:
         """Left of all plates of a pair that broadcasts over particles, which is asked once."""

@@ -89,8 +89,8 @@ def _averaged(draws: Draws) -> Iterator[_SiteKL]:
     for name in per_run[0]:
         parts = [kls[name] for kls in per_run]
         yield _SiteKL(
-            sum(part.kl for part in parts) / num_particles,
-            sum(part.num_data for part in parts) / num_particles,
+            sum((part.kl for part in parts), torch.zeros(())) / num_particles,
+            sum((part.num_data for part in parts), torch.zeros(())) / num_particles,
         )
 
 

@@ -7,10 +7,9 @@ import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from evidence.inference.programs.sites import Site
+from evidence.inference.programs.sites import Site, is_subsample, sites_of
 from evidence.inference.programs.traces import Layout
 
 
@@ -46,6 +45,8 @@ class PathScale:
 
     def _aligned(self, run: int, site: Site) -> Tensor:
         """The weights in the shape of the values of a site, with ones where they differ."""
+        assert self._weights is not None  # see `set_weights`
+        assert self._layout is not None
         weights, event_dim = self._weights.chunk(self._num_runs)[run], site["fn"].event_dim
         aligned = self._layout.align(weights, site["value"].ndim - event_dim)
         return aligned.reshape(aligned.shape + (1,) * event_dim)
@@ -71,10 +72,10 @@ def gradient_only(value: Tensor) -> Tensor:
 def subset(trace: Trace, keep: Callable[[Site], bool], value: Callable[[Site], Any]) -> Trace:
     """Those draws of a trace that are to be kept, with other values; subsamples stay."""
     subset = Trace()
-    for name, site in trace.nodes.items():
+    for name, site in sites_of(trace).items():
         if site["type"] != "sample" or site["is_observed"]:
             continue
-        if site_is_subsample(site):
+        if is_subsample(site):
             subset.add_node(name, **site)
         elif keep(site):
             subset.add_node(name, **{**site, "value": value(site)})

@@ -8,15 +8,14 @@ fail; by chance of sizes others go on, and their numbers are wrong.
 import warnings
 
 import torch
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import LogProbs, terms_of
-from evidence.inference.programs.sites import latent_sites
+from evidence.inference.programs.sites import is_subsample, latent_sites, random_sites, sites_of
 from evidence.inference.programs.traces import Layout, Program, Traces, trace_pair
-from evidence.inference.programs.unconstrained import Given
+from evidence.inference.programs.unconstrained import Given, is_point
 
 _NUM_PROBED = 3
 
@@ -59,17 +58,21 @@ def values_of_particle(
 ) -> dict[str, Tensor] | None:
     """The latents of one particle, as a run of one has them; None if they do not fit.
 
-    And the data that a program draws of all by itself.
+    And the data that a program draws of all by itself. What the guide makes of its other draws
+    (`Delta`) it makes anew: repeated, it would have to be the same to the last bit.
     """
-    values = {}
+    values: dict[str, Tensor] = {}
+    made = {name for name, site in random_sites(traces.guide).items() if is_point(site)}
     for trace, single in zip(traces, alone, strict=True):
         values |= {
             name: site["value"]
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and site_is_subsample(site)
+            for name, site in sites_of(trace).items()
+            if site["type"] == "sample" and is_subsample(site)
         }
         shapes = {name: site["value"].shape for name, site in latent_sites(single).items()}
         for name, site in latent_sites(trace).items():
+            if name in made:
+                continue
             value, event_dim = site["value"], site["fn"].event_dim
             if value.ndim - event_dim == -layout.particle_dim and value.shape[0] > 1:
                 value = value[row]

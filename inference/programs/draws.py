@@ -14,7 +14,7 @@ from evidence.inference.programs.checks import check_data, check_support
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.scoring import LogProbs, log_prob_per_datum, terms_of
-from evidence.inference.programs.sites import latent_sites, observed_sites
+from evidence.inference.programs.sites import Site, latent_sites, observed_sites, sites_of
 from evidence.inference.programs.traces import (
     Layout,
     Program,
@@ -64,29 +64,29 @@ class Block:
         return terms_of(traces, self.num_particles, len(self.x), self.layout)
 
     @property
-    def latents(self) -> dict[str, dict]:
+    def latents(self) -> dict[str, Site]:
         """The model's latent sites, by name."""
         return latent_sites(self.model)
 
     @property
-    def observed(self) -> dict[str, dict]:
+    def observed(self) -> dict[str, Site]:
         """The model's observed sites, by name."""
         return observed_sites(self.model)
 
-    def sites(self, names: Iterable[str]) -> dict[str, dict]:
+    def sites(self, names: Iterable[str]) -> dict[str, Site]:
         """The model's sites of these names."""
-        return {name: self.model.nodes[name] for name in names}
+        return {name: sites_of(self.model)[name] for name in names}
 
-    def log_prob(self, site: dict) -> Tensor:
+    def log_prob(self, site: Site) -> Tensor:
         """The site's log-probability in nats, over all but particles and weights: `[s, m]`."""
         log_p = log_prob_per_datum(site, self.num_particles, len(self.x), self.layout)
         return log_p.expand(self.num_particles, self.num_weights)
 
-    def value(self, site: dict) -> Tensor:
+    def value(self, site: Site) -> Tensor:
         """The value at a site: `[s, m, *other plates, *event]`."""
         return self.lay_out(site, site["value"], site["fn"].event_dim)
 
-    def lay_out(self, site: dict, tensor: Tensor, event_dim: int) -> Tensor:
+    def lay_out(self, site: Site, tensor: Tensor, event_dim: int) -> Tensor:
         """A tensor in the batch dimensions of a site: `[s, m, *other plates, *event]`."""
         depth = -self.layout.particle_dim
         tensor = tensor.reshape((1,) * (depth + event_dim - tensor.ndim) + tensor.shape)
@@ -229,7 +229,7 @@ class _Engine:
                 self.may_broadcast = False
                 continue
             if done == 0:
-                check_support(traces.model)
+                check_support(traces.model, lambda: trace_pair(self.model, self.guide, x).model)
             rows = slice(done, done + size)
             yield Block(rows, columns, x, traces.guide, traces.model, self.layout)
             done += size

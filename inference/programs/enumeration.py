@@ -1,12 +1,12 @@
 """Discrete latents of a model summed out exactly, by Pyro's enumeration."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution, Unit
+from pyro.distributions import TorchDistribution, Unit, constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evidence.inference.programs.checks import check_support
 from evidence.inference.programs.data import Batch, Program
-from evidence.inference.programs.sites import Site, plates_of, random_sites
+from evidence.inference.programs.sites import Site, dim_of, plates_of, random_sites, sites_of
 from evidence.inference.programs.supports import zero_outside
 
 _FIRST_DIM = -13  # of enumeration: left of the plates of any program, and of that of particles
@@ -35,12 +35,12 @@ class SummedOut(TorchDistribution):
         super().__init__(log_sum.shape, base_dist.event_shape, validate_args=False)
 
     @property
-    def support(self) -> object:  # type: ignore[override]
+    def support(self) -> constraints.Constraint | None:
         """That of the value."""
         return self.base_dist.support
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         """It is not drawn from."""
         return False
 
@@ -49,7 +49,7 @@ class SummedOut(TorchDistribution):
         return self.log_sum
 
 
-def is_enumerated(site: Site) -> bool:
+def is_enumerated(site: Mapping[str, Any]) -> bool:
     """Whether a latent site asks to be summed out."""
     is_latent = site["type"] == "sample" and not site["is_observed"]
     return is_latent and site["infer"].get("enumerate") == "parallel"
@@ -84,7 +84,7 @@ def trace_summed_out(model: Program, x: Batch, latents: Trace | None = None) -> 
 def given(truth: Trace) -> Trace:
     """The draws of a run of the model that are to be given when the others are summed out."""
     kept = Trace()
-    for name, site in truth.nodes.items():
+    for name, site in sites_of(truth).items():
         if not is_enumerated(site):
             kept.add_node(name, **site)
     return kept
@@ -105,7 +105,7 @@ class _Component(NamedTuple):
 
 def _without_enumerated(trace: Trace) -> Trace:
     sites = random_sites(trace)
-    check_support(trace)
+    check_support(trace, lambda: trace)
     for site in sites.values():
         site["log_prob"] = site["unscaled_log_prob"] = _log_prob(site)
     trace.pack_tensors()
@@ -116,7 +116,7 @@ def _without_enumerated(trace: Trace) -> Trace:
         if carrier is not None:
             changed[carrier["name"]] = _summed(trace, component, carrier)
     result = Trace()
-    for name, site in trace.nodes.items():
+    for name, site in sites_of(trace).items():
         kept = changed.get(name, site)
         if kept is not None:
             result.add_node(name, **kept)
@@ -127,9 +127,9 @@ def _log_prob(site: Site) -> Tensor:
     """Masked and unscaled, in the shape of its plates, which Pyro's contraction relies on."""
     log_p = zero_outside(site, site["fn"].log_prob(site["value"]))
     log_p = scale_and_mask(log_p, 1.0, site["mask"])
-    shape = [1] * -min((frame.dim for frame in plates_of(site)), default=0)
+    shape = [1] * -min((dim_of(frame) for frame in plates_of(site)), default=0)
     for frame in plates_of(site):
-        shape[frame.dim] = frame.size
+        shape[dim_of(frame)] = frame.size
     return log_p.expand(torch.broadcast_shapes(log_p.shape, shape))
 
 

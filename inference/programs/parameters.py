@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pyro
+import torch
+from pyro.distributions.transforms import transform_to
+from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
-from evidence.inference.programs.data import unwrapped
+from evidence.inference.programs.data import Program, unwrapped
 from evidence.inference.programs.modules import modules_of
 
 
@@ -79,18 +81,18 @@ def evaluation_store() -> Generator[Callable[[], None]]:
         yield refuse_new_names
 
 
-def _global_state(state: dict[str, Any]) -> dict[str, Any]:
+def _global_state(state: StateDict) -> StateDict:
     """The parameters that live in the store alone: `pyro.param`, not the weights of a module."""
     params = {n: p for n, p in state["params"].items() if not isinstance(p, nn.Parameter)}
     return {"params": params, "constraints": {n: state["constraints"][n] for n in params}}
 
 
-def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
+def named_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
     """Every unconstrained leaf tensor of the pair, once, by a name that does not change.
 
     Call it after the programs have run once, inside `own_parameter_store`.
     """
-    named = [
+    named: list[tuple[str, Tensor]] = [
         (f"{role}.{name}", parameter)
         for role, module in _modules(model, guide)
         for name, parameter in module.named_parameters()
@@ -101,20 +103,27 @@ def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in named if first[id(parameter)] == name}
 
 
-def trainable_parameters(model: object, guide: object) -> dict[str, Tensor]:
-    """The parameters to train.
-
-    Raises:
-        ValueError: there are none.
-    """
+def trainable_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
+    """The parameters to train: those that require gradients and whose value is not a constant."""
+    constant = set(_constants(model, guide))
     named = named_parameters(model, guide)
-    trainable = {name: p for name, p in named.items() if p.requires_grad}
-    if not trainable:
-        raise ValueError("model and guide have no trainable parameters: there is nothing to fit")
-    return trainable
+    return {name: p for name, p in named.items() if p.requires_grad and name not in constant}
 
 
-def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
+@torch.no_grad()
+def _constants(model: Program, guide: Program) -> Iterator[str]:
+    """Parameters that their constraint leaves one value, as the unit triangle of a 1 × 1 matrix."""
+    for role, module in _modules(model, guide):
+        for path, part in module.named_modules(prefix=role):
+            for name, (constraint, _) in getattr(part, "_pyro_params", {}).items():
+                free = part._parameters.get(f"{name}_unconstrained")
+                if free is not None and free.numel() == 1:
+                    to = transform_to(constraint)
+                    if torch.equal(to(free), to(free + 1)):
+                        yield f"{path}.{name}_unconstrained"
+
+
+def tensors_of(model: Program, guide: Program) -> dict[str, Tensor]:
     """All state of the pair, parameters and buffers, by name."""
     state = {
         f"{role}.{name}": tensor
@@ -125,14 +134,14 @@ def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
     return named | state | _held_buffers(model, guide)
 
 
-def _modules(model: object, guide: object) -> Iterator[tuple[str, nn.Module]]:
+def _modules(model: Program, guide: Program) -> Iterator[tuple[str, nn.Module]]:
     for role, program in (("model", model), ("guide", guide)):
         module = unwrapped(program)
         if isinstance(module, nn.Module):
             yield role, module
 
 
-def _held_buffers(model: object, guide: object) -> dict[str, Tensor]:
+def _held_buffers(model: Program, guide: Program) -> dict[str, Tensor]:
     """Buffers, such as running statistics, of modules that a program holds and is not itself."""
     whole = [part for _, module in _modules(model, guide) for part in module.modules()]
     buffers: dict[str, Tensor] = {}

@@ -39,12 +39,13 @@ def log_prob_per_datum(
         num_particles: S.
         num_data: entries of the plate over the data.
         layout: where data and particles are among the batch dimensions.
-        scaled: as an objective takes it; masks always apply.
+        scaled: as an objective takes it; masks apply, but for those of `Layout.in_full`.
         value: to score instead of the site's own.
     """
     log_p = zero_outside(site, site["fn"].log_prob(site["value"] if value is None else value))
     scale = _scale(site, layout) if scaled else 1.0
-    log_p = scale_and_mask(log_p, scale, site["mask"])
+    counts_in_full = site["name"] in layout.in_full and not site["is_observed"]
+    log_p = scale_and_mask(log_p, scale, None if counts_in_full else site["mask"])
     depth = -layout.particle_dim
     if log_p.ndim > depth:
         raise ValueError(

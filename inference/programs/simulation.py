@@ -11,36 +11,46 @@ from evidence.inference.programs.traces import Program, random_sites
 
 
 @torch.no_grad()
-def simulate(model: Program, size: int, x: Tensor | None = None) -> tuple[Trace, Tensor]:
-    """The trace of `size` simulations from the model, and their data `[N, *data_shape]`.
+def simulate(model: Program, size: int | None, like: Batch | None = None) -> tuple[Trace, Batch]:
+    """The trace of a simulation of `size` data from the model, and these data.
 
     Args:
-        model: called as `model(None, size=N)`; or, given `x`, with a batch.
-        size: N.
-        x: a batch to simulate another one like; its rows are used in turn.
+        model: called as `model(None, size=N)`; or, given `like`, with a batch.
+        size: N; by default as many as `like` has.
+        like: a batch to simulate another one like; its rows are used in turn, and what is observed
+            of them is drawn anew.
 
     Raises:
         ValueError: the model cannot be simulated so.
     """
+    if size is not None and size < 1:
+        raise ValueError(f"expected a size of at least 1, got {size}")
     with evaluation_mode(model):
-        if x is None:
-            try:
-                trace = poutine.trace(model).get_trace(None, size=size)
-            except TypeError as error:
-                raise ValueError(
-                    f"the model cannot be called as model(None, size=N) ({error}): pass x, a batch "
-                    "to simulate another one like"
-                ) from error
-            data = trace.nodes["_RETURN"]["value"]
-            if not isinstance(data, Tensor) or data.shape[:1] != (size,):
-                raise ValueError(
-                    f"expected model(None, size={size}) to return data of shape ({size}, ...), got "
-                    f"{tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__}"
-                )
-            return trace, data
-        like = x[torch.arange(size, device=x.device) % len(x)]
+        if like is None:
+            if size is None:
+                raise ValueError("expected a size or a batch to simulate another one like")
+            return _simulated_alone(model, size)
+        if size is not None:
+            like = like[torch.arange(size, device=like.device) % len(like)]
         trace = poutine.trace(poutine.uncondition(model)).get_trace(like)
     return trace, observed_like(trace, like)
+
+
+def _simulated_alone(model: Program, size: int) -> tuple[Trace, Tensor]:
+    try:
+        trace = poutine.trace(model).get_trace(None, size=size)
+    except TypeError as error:
+        raise ValueError(
+            f"the model cannot be called as model(None, size=N) ({error}): pass a batch to "
+            "simulate another one like"
+        ) from error
+    data = trace.nodes["_RETURN"]["value"]
+    if not isinstance(data, Tensor) or data.shape[:1] != (size,):
+        raise ValueError(
+            f"expected model(None, size={size}) to return data of shape ({size}, ...), got "
+            f"{tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__}"
+        )
+    return trace, data
 
 
 def observed_like(trace: Trace, like: Batch) -> Batch:

@@ -1,13 +1,12 @@
 """The sample sites of a trace."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
-
-from evidence.inference.programs.checks import is_deterministic
 
 Site = dict[str, Any]  # of a Pyro trace
 
@@ -26,9 +25,30 @@ def random_sites(trace: Trace) -> dict[str, Site]:
     """The sample sites that have a density, by name; neither subsamples nor deterministic ones."""
     return {
         name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
+        for name, site in sites_of(trace).items()
+        if site["type"] == "sample" and not is_subsample(site) and not is_deterministic(site)
     }
+
+
+def sites_of(trace: Trace) -> dict[str, Site]:
+    """All the nodes of a trace by name; by Pyro's types any entry of theirs may be missing."""
+    return cast("dict[str, Site]", trace.nodes)
+
+
+def is_subsample(site: Site) -> bool:
+    """Whether the site holds the rows that a plate has drawn."""
+    return site_is_subsample(cast("Message", site))
+
+
+def is_deterministic(site: Site) -> bool:
+    """Whether the site was made by `pyro.deterministic`."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def dim_of(plate: CondIndepStackFrame) -> int:
+    """Its dim, counted from the right, of one that `plates_of` gives: others have none."""
+    assert plate.dim is not None
+    return plate.dim
 
 
 def plates_of(site: Site) -> list[CondIndepStackFrame]:

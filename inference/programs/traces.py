@@ -15,9 +15,11 @@ from torch import Tensor
 from evidence.inference.programs.checks import check_density, check_support
 from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.enumeration import trace_summed_out
+from evidence.inference.programs.masks import without_effect
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import (
     advice_on_discrete,
+    dim_of,
     latent_sites,
     plates_of,
     random_sites,
@@ -45,10 +47,12 @@ class Layout:
     Args:
         data_dim: of the plate over the data; None for a joint weight.
         particle_dim: left of all plates.
+        in_full: latents that are scored as if the model did not mask them; see `masks`.
     """
 
     data_dim: int | None
     particle_dim: int
+    in_full: frozenset[str] = frozenset()
 
     @property
     def is_joint(self) -> bool:
@@ -73,13 +77,20 @@ class Layout:
         return aligned.reshape(aligned.shape[aligned.ndim - num_dims :])
 
 
-def layout_of(model: Program, guide: Program, x: Batch, *, require_density: bool) -> Layout:
+def layout_of(
+    model: Program,
+    guide: Program,
+    x: Batch,
+    *,
+    require_density: bool,
+) -> Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
         traces = checked_traces(model, guide, x)
     if require_density:
         check_density(traces.guide, traces.model)
-    return Layout(_data_dim(model, x, traces), outermost_dim(traces) - 1)
+    in_full = without_effect(model, x, traces.model, traces.guide)
+    return Layout(_data_dim(model, x, traces), outermost_dim(traces) - 1, in_full)
 
 
 def _data_dim(model: Program, x: Batch, traces: Traces) -> int | None:
@@ -126,16 +137,16 @@ def common_plate(traces: Traces) -> CondIndepStackFrame | None:
     of different names in one program are different plates here.
     """
     in_both = _in_common(traces, _dim_and_size)
-    frames = _in_common([traces.model], lambda frame: frame)
-    frames = [f for f in frames if _dim_and_size(f) in in_both and f.name != PARTICLES]
-    return min(frames, key=lambda frame: frame.dim, default=None)
+    frames: set[CondIndepStackFrame] = _in_common([traces.model], lambda frame: frame)
+    shared = [f for f in frames if _dim_and_size(f) in in_both and f.name != PARTICLES]
+    return min(shared, key=dim_of, default=None)
 
 
 def outermost_dim(traces: Iterable[Trace]) -> int:
     """The leftmost dim of all plates, but for that of particles; 0 if there are none."""
     sites = [site for trace in traces for site in random_sites(trace).values()]
     frames = [f for s in sites for f in (*plates_of(s), *s["infer"].get("summed_plates", ()))]
-    return min((frame.dim for frame in frames if frame.name != PARTICLES), default=0)
+    return min((dim_of(frame) for frame in frames if frame.name != PARTICLES), default=0)
 
 
 def _in_common(traces: Iterable[Trace], key: Callable[[CondIndepStackFrame], Any]) -> set:
@@ -145,14 +156,14 @@ def _in_common(traces: Iterable[Trace], key: Callable[[CondIndepStackFrame], Any
 
 
 def _dim_and_size(frame: CondIndepStackFrame) -> tuple[int, int]:
-    return frame.dim, frame.size
+    return dim_of(frame), frame.size
 
 
 def checked_traces(model: Program, guide: Program, x: Batch) -> Traces:
     """Run the pair once under validation, and check its data, its shapes and its sites."""
     with validated(x):
         traces = trace_pair(model, guide, x)
-    check_support(traces.model)
+    check_support(traces.model, lambda: trace_pair(model, guide, x).model)
     check_batch_shapes(traces)
     check_sites(traces)
     return traces

@@ -68,6 +68,11 @@ class Packing:
         if not self._parts:
             raise ValueError("expected a program with latent sites, got none")
 
+    @property
+    def dims(self) -> dict[str, int]:
+        """The entries of every site in a vector, in their order."""
+        return {name: part.size for name, part in self._parts.items()}
+
     def _part(self, site: Site) -> _Part:
         _check_latent(site)
         transform = self.transform(site)

@@ -145,11 +145,11 @@ class Coverage:
 
     def _any_per_datum(self, found: Tensor) -> Tensor:
         """Whether it is found in any other batch dimension: `[...batch] -> [B]`."""
-        if self.layout.is_joint:
-            return found.any().reshape(1)
         depth = -self.layout.particle_dim
-        found = found.reshape((1,) * (depth - found.ndim) + found.shape)
-        found = found.movedim(depth + self.layout.data_dim, 0)
+        axis = self.layout.data_axis(depth)
+        if axis is None:
+            return found.any().reshape(1)
+        found = found.reshape((1,) * (depth - found.ndim) + found.shape).movedim(axis, 0)
         return found.flatten(1).any(1).expand(len(self.x))
 
 

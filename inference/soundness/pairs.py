@@ -1,6 +1,6 @@
 """What must hold of a pair for its weights to average to p(x): checked before any are drawn."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from evidence.inference.programs.unconstrained import is_point
 from evidence.inference.soundness.auxiliary import check_auxiliary
 from evidence.inference.soundness.coverage import Coverage
 from evidence.inference.soundness.findings import Finding
-from evidence.inference.soundness.leaks import check_leaks
+from evidence.inference.soundness.leaks import check_leaks, check_positions
 
 # Enough to see what is wrong with a program.
 _NUM_DATA = 64
@@ -89,7 +89,7 @@ def expect_sound_draws(model: Program, guide: Program, x: Batch, traces: Traces)
             raise ValueError(str(finding))
 
 
-def _few(model: Program, guide: Program, x: Batch) -> Tensor:
+def _few(model: Program, guide: Program, x: Batch) -> Batch:
     """The first data, or all of them where they share latents or the pair runs on no others."""
     try:
         traces = trace_pair(model, guide, x[:_NUM_DATA])
@@ -102,10 +102,16 @@ def _few(model: Program, guide: Program, x: Batch) -> Tensor:
 def _faults(coverage: Coverage) -> Iterator[Finding]:
     model, guide, x = coverage.model, coverage.guide, coverage.x
     yield from check_priors(coverage.traces)
-    yield from check_masks(coverage.traces)
+    yield from check_masks(coverage.traces, coverage.layout.in_full)
     yield from check_auxiliary(guide, coverage.traces, x, coverage.layout)
     yield from coverage.faults()
+    yield from _dependent_rows(model, guide, x)
+
+
+def _dependent_rows(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
+    """A guide may have parameters of each row; to score others with them is its own affair."""
     yield from check_leaks(model, guide, x)
+    yield from check_positions(model, guide, x, roles=["model"])
 
 
 def expect_sound_model(model: Program, x: Batch) -> None:
@@ -116,7 +122,7 @@ def expect_sound_model(model: Program, x: Batch) -> None:
     """
     prior = prior_of(model)
     with isolated_rng(device=x.device), evaluation_mode(model), torch.no_grad():
-        for finding in check_leaks(model, prior, _few(model, prior, x)):
+        for finding in _dependent_rows(model, prior, _few(model, prior, x)):
             raise ValueError(str(finding))
 
 
@@ -128,11 +134,16 @@ def check_priors(traces: Traces) -> Iterator[Finding]:
             yield Finding("prior", name, problem, "give it a proper one, however wide")
 
 
-def check_masks(traces: Traces) -> Iterator[Finding]:
-    """Latents whose density is masked out in one of the two programs alone."""
+def check_masks(traces: Traces, in_full: Collection[str]) -> Iterator[Finding]:
+    """Latents whose density is masked out in one of the two programs alone.
+
+    Args:
+        traces: of the pair.
+        in_full: latents whose mask in the model does not count; see `masks`.
+    """
     guided = random_sites(traces.guide)
     for name, site in latent_sites(traces.model).items():
-        if name not in guided:
+        if name not in guided or name in in_full:
             continue
         # What a Delta repeats was drawn, and counted, at an auxiliary site without its mask.
         theirs = torch.tensor(True) if is_point(guided[name]) else _mask(guided[name])

@@ -2,17 +2,19 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pyro
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
-from torch import Tensor
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 from evidence.inference.objectives.base import AbstractObjective
 from evidence.inference.objectives.draws import is_reparameterized
+from evidence.inference.objectives.interface import Objective
 from evidence.inference.objectives.kl import BetaELBO
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.enumeration import sums_out
+from evidence.inference.programs.masks import InFull, without_effect
 from evidence.inference.programs.parameters import own_parameter_store
 from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.random_state import isolated_rng
@@ -20,8 +22,6 @@ from evidence.inference.programs.traces import (
     Program,
     Traces,
     checked_traces,
-    common_dims,
-    common_plate,
     outermost_dim,
 )
 from evidence.inference.programs.validation import validated
@@ -37,6 +37,7 @@ from evidence.inference.training.support import check_all_data
 
 # Draws in the ELBO whose iterates are averaged: their noise is what an average has to overcome.
 _NUM_AVERAGED = 16
+_UNTIL_FLAT = UntilFlat()
 
 
 def fit(
@@ -46,17 +47,17 @@ def fit(
     *,
     num_epochs: int | None = None,
     num_steps: int | None = None,
-    until: UntilFlat | UntilConverged | None = None,
+    until: UntilFlat | UntilConverged = _UNTIL_FLAT,
     max_steps: int = 100_000,
     batch_size: int = 128,
-    lr: float | None = None,
+    lr: float = 1e-3,
     lr_decay: float = 1.0,
     optimizer: MakeOptimizer = fused_adam,
     scheduler: MakeScheduler | None = None,
-    elbo: ELBO | None = None,
+    elbo: Objective | None = None,
     x_test: Batch | None = None,
     held_out: Batch | None = None,
-    transform: Callable[[Tensor], Tensor] | None = None,
+    transform: Callable[[Any], Any] | None = None,
     kl_warmup_epochs: float = 0.0,
     likelihood_warmup_epochs: float = 0.0,
     clip_norm: float | None = None,
@@ -82,13 +83,12 @@ def fit(
             for `model(*x)` or as a mapping for `model(**x)`.
         num_epochs: passes over the data, or
         num_steps: training steps; None of the two for as many as it takes.
-        until: what ends training then: `UntilConverged` where data share latents, which averages
-            the iterates at ever smaller learning rates; `UntilFlat` elsewhere, and with `held_out`,
-            `scheduler` or `lr_decay`.
+        until: what ends training then: `UntilFlat`, or, of models whose latents the data share,
+            `UntilConverged`, which averages the iterates at ever smaller learning rates.
         max_steps: the most steps to take, in whole epochs, if nothing else ends training.
         batch_size: data per step; the last batch of an epoch may be smaller. Where data share
             latents, the terms inside the plate over the data are scaled by N/B.
-        lr: learning rate; 0.02 to begin with under `UntilConverged`, else 0.001.
+        lr: learning rate; the first one under `UntilConverged`, for which 0.01 is a good one.
         lr_decay: factor on the learning rate after each epoch.
         optimizer: makes the optimizer as torch's classes do, `optimizer(tensors, lr=lr)`; options
             by `functools.partial(torch.optim.AdamW, weight_decay=0.01)`. A fused Adam by default.
@@ -142,6 +142,11 @@ def fit(
     )
     if scheduler is not None and lr_decay != 1:
         raise ValueError("expected lr_decay or a scheduler, got both: leave lr_decay out")
+    if options.averages and not (held_out is None and scheduler is None and lr_decay == 1):
+        raise ValueError(
+            "UntilConverged sets the learning rate and averages the iterates by itself: leave out "
+            "scheduler, lr_decay and held_out"
+        )
     x_train = as_data(x_train)
     model, guide = takes(model, x_train), takes(guide, x_train)
     check_data(x_train, "x_train")
@@ -166,17 +171,15 @@ def fit(
         refuse_taken_names()
         data = TrainingData(x_train, x_test, held_out, transform)
         makers = Makers(optimizer, scheduler)
-        is_per_datum = common_plate(traces) or common_dims(traces, len(batch))
-        may_average = held_out is None and scheduler is None and lr_decay == 1
-        options = options.chosen_for(shares_latents=not is_per_datum, may_average=may_average)
-        elbo = _objective_for(traces, elbo, averages=isinstance(options.until, UntilConverged))
+        elbo = _objective_for(traces, elbo, averages=options.averages)
         run = TrainingRun(model, guide, data, options, elbo, makers, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
-        return run.train(progress, on_snapshot)
+        with InFull(without_effect(model, batch, traces.model, traces.guide)):
+            return run.train(progress, on_snapshot)
 
 
-def _objective_for(traces: Traces, elbo: ELBO | None, *, averages: bool) -> ELBO:
+def _objective_for(traces: Traces, elbo: Objective | None, *, averages: bool) -> Objective:
     """The objective, by default the one that the pair and the end of training need.
 
     Raises:

@@ -1,13 +1,10 @@
 """The options of training that are numbers, checked."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.stopping import UntilFlat
-
-_LR = 1e-3
-_LR_AVERAGED = 0.02  # to begin with: it is halved as long as that gains something
 
 
 @dataclass(frozen=True)
@@ -20,10 +17,10 @@ class TrainingOptions:
 
     num_epochs: int | None
     num_steps: int | None
-    until: UntilFlat | UntilConverged | None
+    until: UntilFlat | UntilConverged
     max_steps: int
     batch_size: int
-    lr: float | None
+    lr: float
     lr_decay: float
     kl_warmup_epochs: float
     likelihood_warmup_epochs: float
@@ -38,7 +35,7 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"expected {name} of at least 1, got {value}")
-        if self.lr is not None and not 0 < self.lr < math.inf:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"expected a finite lr > 0, got {self.lr}")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"expected a factor lr_decay > 0 of at most 1, got {self.lr_decay}")
@@ -59,22 +56,10 @@ class TrainingOptions:
             return self.num_epochs
         return math.ceil((self.num_steps or self.max_steps) / steps_per_epoch)
 
-    def chosen_for(self, *, shares_latents: bool, may_average: bool) -> "TrainingOptions":
-        """The options with the rule and the learning rate that the pair needs, where none is given.
-
-        Args:
-            shares_latents: whether data share latents.
-            may_average: whether nothing else sets the learning rate or keeps the best epoch.
-        """
-        averages = shares_latents and may_average and self.is_until
-        until = self.until or (UntilConverged() if averages else UntilFlat())
-        if isinstance(until, UntilConverged) and not may_average:
-            raise ValueError(
-                "UntilConverged sets the learning rate and averages the iterates by itself: leave "
-                "out scheduler, lr_decay and held_out"
-            )
-        is_averaged = self.is_until and isinstance(until, UntilConverged)
-        return replace(self, until=until, lr=self.lr or (_LR_AVERAGED if is_averaged else _LR))
+    @property
+    def averages(self) -> bool:
+        """Whether training ends with an average of its iterates."""
+        return self.is_until and isinstance(self.until, UntilConverged)
 
     @property
     def warmup_epochs(self) -> float:
