@@ -100,9 +100,10 @@ class AnnealingRun:
     ) -> None:
         self.model, self.guide, self.options = model, guide, options
         self.num_data = len(x)
-        size = max(1, options.chunk_size // options.num_chains)
         # What is wrong with data or programs shows here, before hours of work.
         self.is_joint = self._path(x).layout.is_joint
+        self.num_chains = options.chains(is_joint=self.is_joint)
+        size = max(1, options.chunk_size // self.num_chains)
         self.blocks = [x] if self.is_joint else list(x.split(size))
         self.exact = [] if exact is None else exact.split(size)
         self.stages = ["pilot", "forward"] + ([] if exact is None else ["reverse"])
@@ -173,13 +174,13 @@ class AnnealingRun:
         if stage == "pilot" or before is None:
             return Pilot.begin(path, self.options)
         plan = before.plan(self.options) if isinstance(before, Pilot) else before.plan
-        z = path.sample(self.options.num_chains) if stage == "forward" else self._exact_draws()
+        z = path.sample(self.num_chains) if stage == "forward" else self._exact_draws()
         return Measured.begin(path, z, plan)
 
     def _exact_draws(self) -> Tensor:
         """Every chain of a datum starts at the datum's own posterior draw: `[C, b, Z]`."""
         exact = self.exact[self.position.block]
-        return exact.expand(self.options.num_chains, *exact.shape)
+        return exact.expand(self.num_chains, *exact.shape)
 
     def _advance(self, stage: str, path: AbstractPath, chains: Pilot | Measured, step: int) -> None:
         if isinstance(chains, Pilot):
@@ -228,7 +229,7 @@ class AnnealingRun:
     def _share_on_edge(self, path: AbstractPath, z: Tensor) -> Tensor:
         """Where the chains began, or ended: the larger share of either, `[1, b]`."""
         with isolated_rng(device=z.device):
-            ends = path.sample(self.options.num_chains), z
+            ends = path.sample(self.num_chains), z
         return torch.stack([path.share_on_edge(end) for end in ends]).amax(0, keepdim=True)
 
     def _keep(self, results: dict[str, Tensor]) -> None:
@@ -267,7 +268,7 @@ class AnnealingRun:
         before = self._num_weights(block)
         forward = self._num_weights(block + (stage > self.stages.index("forward")))
         reverse = before if "reverse" in self.stages else None
-        expect_done(self.done, self.options.num_chains, forward=forward, reverse=reverse)
+        expect_done(self.done, self.num_chains, forward=forward, reverse=reverse)
         self.position = Position(**position)
         if block < len(self.blocks):
             self._restore_chains(self.stages[stage], tensors)
@@ -292,4 +293,5 @@ class AnnealingRun:
         """What must agree for a run to be gone on with."""
         options = {k: v for k, v in asdict(self.options).items() if k != "snapshot_every"}
         kind = {"stages": self.stages, "from_guide": self.guide is not None}
-        return {**options, **kind, "num_data": self.num_data}
+        sizes = {"num_chains": self.num_chains, "num_data": self.num_data}
+        return {**options, **kind, **sizes}
