@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from evidence.guides.model_guide import Standardize, guide_of
+from evidence.guides.building import guide_of
 from evidence.guides.posterior import AbstractPosterior
+from evidence.guides.standardization import Standardize
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.models.networks import encoder_network, expect_vectors, last_layer
 
@@ -82,19 +83,23 @@ class AbstractGuide(AbstractPosterior):
         model: Callable[..., Any],
         data: Any,
         *,
+        amortized: bool | None = None,
         standardize: Standardize = "auto",
         seed: int | None = None,
         **options: Any,
     ) -> AbstractPosterior:
         """A guide of this family for any Pyro model, called with the same arguments as the model.
 
-        Where every datum has latents of its own, an encoder of the data's rows gives λ; where data
-        share a latent there is one λ, for all latents side by side. Discrete latents that the model
-        enumerates are left to Pyro. See `ModelGuide` for sites and supports.
+        Where every datum has latents of its own alone, an encoder of the data's rows gives λ. Where
+        the data share a latent there is one λ for all latents side by side, of all data; or, with
+        `amortized` and by default above 1,000 entries, one for what they share and an encoder for
+        the rest, which serves minibatches. Discrete latents that the model enumerates are left to
+        Pyro. See `ModelGuide` for sites and supports, `TwoLevel` for the encoder.
 
         Args:
             model: called with the data; scores them.
             data: a tensor; a tuple, `model(*data)`; or a mapping, `model(**data)`, see `fit`.
+            amortized: whether λ of latents of each datum is an encoder's.
             standardize: the unit of the unconstrained space, see `guides.standardization`.
             seed: of the first parameters; by default they are drawn as those of any torch module.
             options: the family's own, and the encoder's where there is one.
@@ -106,7 +111,7 @@ class AbstractGuide(AbstractPosterior):
         mirrored = {name: option for name, option in of_model.items() if cls._takes(name)}
         make = partial(cls.over, **mirrored | options)
         with nullcontext() if seed is None else isolated_rng(seed):
-            return guide_of(make, model, data, standardize=standardize)
+            return guide_of(make, model, data, amortized=amortized, standardize=standardize)
 
     @classmethod
     def _takes(cls, name: str) -> bool:

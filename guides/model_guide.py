@@ -1,7 +1,7 @@
 """The guide of any model: a density on R^Z, mapped onto the model's latent sites."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import pyro
@@ -10,20 +10,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from evidence.guides.inputs import Inputs
-from evidence.guides.placement import Placement
+from evidence.guides.placement import Placement, Plates, plates_of
 from evidence.guides.posterior import AbstractPosterior
-from evidence.guides.standardization import (
-    Standardization,
-    Standardize,
-    Standardized,
-    standardization,
-)
+from evidence.guides.standardization import Standardization, Standardized
 from evidence.inference.programs.checks import base_distribution
-from evidence.inference.programs.data import Batch, Data, as_data, takes
-from evidence.inference.programs.latents import latents_of
-
-# Makes a family on R^Z from the entries of every site and the size of what its encoder sees.
-MakeFamily = Callable[[Mapping[str, int], int], AbstractPosterior]
+from evidence.inference.programs.data import Data
 
 
 class ModelGuide(AbstractPosterior):
@@ -60,13 +51,10 @@ class ModelGuide(AbstractPosterior):
         self.register()
         data = Data(args, kwargs)
         self.placement.expect_size(len(data))
+        plates = plates_of((self.placement,), len(data))
         posterior = self._over_v(data, self._outer_dims)
-        plates = self.placement.plates(len(data))
-        if isinstance(base_distribution(posterior), dist.Delta):  # a point has no density to keep
-            return self.placement.sample(self.unit(posterior.rsample()), None, data, plates)
-        with self.placement.inside_data(plates):
-            v = pyro.sample("_latent", posterior, infer={"is_auxiliary": True})
-        return self.placement.sample(self.unit(v), self.unit.log_slopes, data, plates)
+        _, values = draw("_latent", posterior, self.placement, self.unit, data, plates)
+        return values
 
     @property
     def _outer_dims(self) -> tuple[int, ...]:
@@ -117,26 +105,33 @@ class ModelGuide(AbstractPosterior):
         return self.placement.values(z)
 
 
-def guide_of(
-    make: MakeFamily, model: Callable[..., Any], data: Any, *, standardize: Standardize
-) -> AbstractPosterior:
-    """A family as the guide of a model: see `AbstractGuide.for_model`."""
-    x = as_data(data)
-    program = takes(model, x)
-    latents = latents_of(program, x)
-    by_datum = not latents.layout.is_joint
-    placement = Placement(model, latents, frozenset(latents.sites), by_datum=by_datum)
-    inputs = Inputs(model, _arguments(x)) if by_datum else None
-    guide = make(placement.dims, inputs.dim if inputs else 0).to(latents.like)
-    kind: Standardize = getattr(guide, "unit", "diagonal") if standardize == "auto" else standardize
-    kind = "prior" if by_datum and kind != "none" else kind
-    unit = standardization(program, x, latents, placement.packing, kind)
-    if isinstance(x, Tensor) and x.ndim == 2 and unit.is_identity and placement.is_plain:
-        guide.site = next(iter(placement.sites))
-        if guide.site_values(unit.loc.expand(0, -1)).keys() == placement.dims.keys():
-            return guide  # it draws the model's own sites: there is nothing to map
-    return ModelGuide(guide, placement, unit, inputs).to(latents.like)
+def draw(
+    name: str,
+    posterior: TorchDistribution,
+    placement: Placement,
+    unit: Standardization,
+    data: Data,
+    plates: Plates,
+    known: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draw v at an auxiliary site, and put what is made of it at the model's.
 
+    Args:
+        name: of the auxiliary site.
+        posterior: q(v).
+        placement: of u.
+        unit: of u.
+        data: the arguments of the model.
+        plates: of the model.
+        known: the values of latents drawn before.
 
-def _arguments(x: Batch) -> Data:
-    return x if isinstance(x, Data) else Data((x,))
+    Returns:
+        v, and the values of the sites.
+    """
+    if isinstance(base_distribution(posterior), dist.Delta):  # a point has no density to keep
+        v, log_slopes = posterior.rsample(), None
+    else:
+        with placement.inside_data(plates):
+            v = pyro.sample(name, posterior, infer={"is_auxiliary": True})
+        log_slopes = unit.log_slopes
+    return v, placement.sample(unit(v), log_slopes, data, plates, known or {})

@@ -1,6 +1,6 @@
 """From vectors of R^Z to the latent sites of a model: shapes, supports and plates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,12 +12,19 @@ from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
+from evidence.guides.relative import Relative, is_of_location_and_scale, is_of_scales
 from evidence.guides.transforms.base import AbstractTransform
 from evidence.inference.programs.data import Data
 from evidence.inference.programs.latents import Latents
 from evidence.inference.programs.sites import sites_of
 from evidence.inference.programs.traces import Layout
-from evidence.inference.programs.unconstrained import Assignment, Packing, Site, log_jacobian_of
+from evidence.inference.programs.unconstrained import (
+    Assignment,
+    Given,
+    Packing,
+    Site,
+    log_jacobian_of,
+)
 
 Plates = Mapping[str, pyro.plate]
 
@@ -25,29 +32,44 @@ Plates = Mapping[str, pyro.plate]
 class Placement:
     """Where the entries of an unconstrained vector u belong among a model's latent sites.
 
-    z = T(u) takes each site's part into its support by `biject_to`. If a support depends on other
-    latents, the model is run on them to say what it is.
+    z = T(u) takes each site's part into its support by `biject_to`. If a support or a unit depends
+    on other latents, the model is run on them to say what it is.
 
     Args:
         model: called as the guide is.
         latents: of the model.
         names: of the sites that u is for.
         by_datum: whether every datum has a u of its own, or all data one.
+        imputes: whether what `obs_mask` leaves unobserved is drawn, too.
+        relative: whether latents whose priors depend on others are in units of these priors.
     """
 
     def __init__(
-        self, model: Callable[..., Any], latents: Latents, names: frozenset[str], *, by_datum: bool
+        self,
+        model: Callable[..., Any],
+        latents: Latents,
+        names: frozenset[str],
+        *,
+        by_datum: bool,
+        relative: bool = False,
+        imputes: bool = True,
     ) -> None:
         self.sites = {name: site for name, site in latents.sites.items() if name in names}
         self.data_dim = latents.data_dim if by_datum else None
         self.layout = Layout(self.data_dim, latents.layout.particle_dim)
-        self.packing = Packing(self.sites, self.layout)
+        of_prior = frozenset(relative_sites(latents)) & names if relative else frozenset()
+        self.packing = (
+            Relative(self.sites, self.layout, of_prior)
+            if of_prior
+            else Packing(self.sites, self.layout)
+        )
+        self.imputed = latents.imputed if imputes else {}
         self.num_data = len(latents.x) if names & latents.local and not by_datum else None
         # In a tuple, where torch does not take it for a part of the guide.
-        self._model = (model,) if latents.supports_vary else ()
+        self._model = (model,) if latents.supports_vary or of_prior or self.imputed else ()
         self._frames = {
             frame.name: frame
-            for site in self.sites.values()
+            for site in (*self.sites.values(), *self.imputed.values())
             for frame in site["cond_indep_stack"]
             if frame.vectorized
         }
@@ -68,15 +90,12 @@ class Placement:
             for site in self.sites.values()
         )
 
-    def plates(self, num_data: int) -> dict[str, pyro.plate]:
-        """The model's plates that the sites are in, for so many data, by name."""
+    def plate_sizes(self, num_data: int) -> dict[str, tuple[int, int]]:
+        """Size and dim of the model's plates that the sites are in, for so many data, by name."""
         return {
-            name: pyro.plate(name, num_data if self._grows(frame) else frame.size, dim=frame.dim)
-            for name, frame in self._frames.items()
+            name: (num_data if (f.dim, f.size) == self._growing else f.size, f.dim)
+            for name, f in self._frames.items()
         }
-
-    def _grows(self, frame: Any) -> bool:
-        return (frame.dim, frame.size) == self._growing
 
     def expect_size(self, num_data: int) -> None:
         """Check that there are as many data as there are latents of them.
@@ -99,7 +118,12 @@ class Placement:
         return stack
 
     def sample(
-        self, u: Tensor, log_slopes: Tensor | None, data: Data, plates: Plates
+        self,
+        u: Tensor,
+        log_slopes: Tensor | None,
+        data: Data,
+        plates: Plates,
+        known: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """Put z = T(u) at the model's sites, with −log|det ∂z/∂v| for its log-density.
 
@@ -107,7 +131,8 @@ class Placement:
             u: `[..., Z]`, with the batch dimensions of the site it was drawn at.
             log_slopes: log of the diagonal of ∂u/∂v, `[Z]`; None of a point, which has no density.
             data: the arguments of the model.
-            plates: of `plates`.
+            plates: of `plates_of`.
+            known: the values of latents drawn before.
 
         Returns:
             The values of the sites.
@@ -115,28 +140,41 @@ class Placement:
         rows, has_chains = self._rows(u)
         assignment = Assignment(self.packing, rows, has_chains=has_chains)
         assignment.values = self._shaped(u)
-        sites, values = self._assigned(assignment, data), {}
+        runs, values = self._assigned(assignment, data, known), {}
         slopes = None if log_slopes is None else self._shaped(log_slopes.expand_as(u))
-        for name, site in sites.items():
+        for name in self.sites:
+            site = runs[name]
             value, event_dim = site["value"], site["fn"].event_dim
             log_density: Tensor | float = 0.0
             if slopes is not None:
                 of_units = sum_rightmost(slopes[name], slopes[name].ndim + event_dim - value.ndim)
                 log_density = -of_units - assignment.ladj.get(name, 0.0)
-            with ExitStack() as stack:
-                for frame in self.sites[name]["cond_indep_stack"]:
-                    if frame.vectorized:
-                        stack.enter_context(plates[frame.name])
+            with self._inside(self.sites[name], plates):
                 point = dist.Delta(value, log_density=log_density, event_dim=event_dim)
                 values[name] = pyro.sample(name, point)
+        for name, site in self.imputed.items():  # by the model: there is nothing to learn of it
+            now = runs[name]
+            with self._inside(site, plates), poutine.mask(mask=now["mask"]):
+                values[name] = pyro.sample(name, now["fn"])
         return values
 
-    def _assigned(self, assignment: Assignment, data: Data) -> dict[str, Site]:
+    def _inside(self, site: Site, plates: Plates) -> ExitStack:
+        """The plates of a site."""
+        stack = ExitStack()
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized:
+                stack.enter_context(plates[frame.name])
+        return stack
+
+    def _assigned(
+        self, assignment: Assignment, data: Data, known: Mapping[str, Tensor]
+    ) -> dict[str, Site]:
         """The sites with their values: as one run of the model had them, or as they are now."""
         if self._model:
-            with poutine.block(), poutine.trace() as tracer, assignment:
+            with poutine.block(), poutine.trace() as tracer, Given(dict(known)), assignment:
                 self._model[0](*data.args, **data.kwargs)
-            return {name: sites_of(tracer.trace)[name] for name in self.sites}
+            sites = sites_of(tracer.trace)
+            return {name: sites[name] for name in (*self.sites, *self.imputed)}
         sites = {name: dict(site) for name, site in self.sites.items()}
         for site in sites.values():
             assignment.assign(site)
@@ -169,11 +207,11 @@ class Placement:
         """T, from u to the values of all sites side by side.
 
         Raises:
-            NotImplementedError: a support depends on other latents.
+            NotImplementedError: a support, or a unit, depends on other latents.
         """
         if self._model:
             raise NotImplementedError(
-                "expected supports that stay the same, got one that depends on other latents: "
+                "expected priors that stay the same, got one that depends on other latents: "
                 "there is no density of all sites side by side"
             )
         return OntoSites(self)
@@ -185,6 +223,21 @@ class Placement:
             for name, site in self.sites.items()
         }
         return Packing(self.sites, self.layout, real)
+
+
+def plates_of(placements: Iterable[Placement], num_data: int) -> dict[str, pyro.plate]:
+    """The model's plates that the sites are in, each made once, for so many data, by name."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for placement in placements:
+        sizes |= placement.plate_sizes(num_data)
+    return {name: pyro.plate(name, size, dim=dim) for name, (size, dim) in sizes.items()}
+
+
+def relative_sites(latents: Latents) -> list[str]:
+    """The sites in units of their priors, if some of these depend on other latents."""
+    priors = {name: site["fn"] for name, site in latents.sites.items()}
+    linked = [name for name in latents.dependent if is_of_location_and_scale(priors[name])]
+    return [*linked, *(name for name, fn in priors.items() if linked and is_of_scales(fn))]
 
 
 class OntoSites(AbstractTransform):

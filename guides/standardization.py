@@ -92,41 +92,44 @@ class Standardized(AbstractTransform):
 
 
 @torch.no_grad()
-def standardization(
-    model: Callable[..., Any],
-    x: Batch,
-    latents: Latents,
-    packing: Packing,
-    kind: Standardize,
-) -> Standardization:
-    """From the mode and the curvature of the joint density there, or from draws of the prior.
+def by_mode(
+    model: Callable[..., Any], x: Batch, latents: Latents, packing: Packing, *, dense: bool
+) -> Standardization | None:
+    """From the mode of the joint density and its curvature there; None where there is none.
 
-    Prior draws, by their medians and median absolute deviations, stand in where latents are of each
-    datum, where the model sums latents out, and where there is no mode that says anything: in a
-    hierarchy the density may grow without end as a scale goes to zero.
-
-    Random state and parameter store are left as they were.
+    In a hierarchy the density may grow without end as a scale goes to zero; or L-BFGS, from the
+    prior's median, ends where the density is no peak. Random state and parameter store are left as
+    they were.
 
     Args:
         model: called with the data.
         x: the data.
         latents: of the model.
         packing: how they lie side by side.
-        kind: "dense" and "diagonal" by the mode, "prior" or "none".
+        dense: whether L is triangular, or diagonal.
     """
-    loc, scale = latents.like.new_zeros(packing.dim), latents.like.new_ones(packing.dim)
-    if kind == "none":
-        return Standardization(loc, scale)
+    if packing.dim > _MOST_CURVED or latents.is_enumerated:
+        return None
     with isolated_rng(0, x.device), evaluation_mode(model):
         loc, scale = _of_prior(model, latents, packing)
-        found = None
-        if kind in ("dense", "diagonal") and packing.dim <= _MOST_CURVED:
-            found = _of_mode(lambda w: -log_joint(model, x, packing, loc + scale * w), loc, kind)
+        found = _of_mode(lambda w: -log_joint(model, x, packing, loc + scale * w), loc, dense)
     if found is None:
-        return Standardization(*_rounded(loc, scale))
+        return None
     mode, spread = found
     rows = scale if spread.ndim == 1 else scale.unsqueeze(1)
     return Standardization(loc + scale * mode, rows * spread)
+
+
+@torch.no_grad()
+def by_prior(model: Callable[..., Any], latents: Latents, packing: Packing) -> Standardization:
+    """From draws of the prior, by their medians and median absolute deviations; see `by_mode`."""
+    with isolated_rng(0, latents.x.device), evaluation_mode(model):
+        return Standardization(*_rounded(*_of_prior(model, latents, packing)))
+
+
+def identity(latents: Latents, packing: Packing) -> Standardization:
+    """U = v."""
+    return Standardization(latents.like.new_zeros(packing.dim), latents.like.new_ones(packing.dim))
 
 
 def _of_prior(
@@ -154,7 +157,7 @@ def _rounded(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_mode(
-    energy: Callable[[Tensor], Tensor], like: Tensor, kind: Standardize
+    energy: Callable[[Tensor], Tensor], like: Tensor, dense: bool
 ) -> tuple[Tensor, Tensor] | None:
     """The mode and the spread about it, `[Z]` or a factor `[Z, Z]`; None if there is none."""
     try:
@@ -169,9 +172,8 @@ def _of_mode(
     if not (slope @ off.to(slope) < _NEAR**2):
         return None
     eye = torch.eye(len(mode), dtype=torch.float64, device=mode.device)
-    if kind == "diagonal":
-        spread = curvature.diagonal().rsqrt()
-    else:
+    spread = curvature.diagonal().rsqrt()
+    if dense:
         spread = torch.linalg.cholesky(torch.cholesky_inverse(factor) + 1e-12 * eye)
     if not spread.isfinite().all():
         return None

@@ -26,6 +26,7 @@ from evidence.experiments.own.code import OwnCode
 from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.guides.model_guide import ModelGuide
+from evidence.guides.two_level import TwoLevel
 from evidence.inference import (
     IWAE,
     STL,
@@ -92,7 +93,7 @@ def all_models() -> dict[str, type[AbstractModel]]:
 def all_guides() -> dict[str, type[AbstractPosterior]]:
     """Every guide class in the package `guides`, by name, but the one that is applied by itself."""
     found = _scan(guides, AbstractPosterior)
-    return {name: kind for name, kind in found.items() if kind is not ModelGuide}
+    return {name: kind for name, kind in found.items() if kind not in (ModelGuide, TwoLevel)}
 
 
 def build(kind: type, spec: Spec, make: Callable[..., Any]) -> tuple[Any, Spec]:

@@ -53,6 +53,8 @@ class Made(nn.Module):
         after = [*degrees, torch.arange(dim).repeat_interleave(num_outputs)]
         for k, (inside, outside) in enumerate(zip(before, after, strict=True)):
             self.register_buffer(f"mask{k}", outside[:, None] >= inside, persistent=False)
+        if dim == 1:  # no output sees a single input
+            self.layers[0].weight.requires_grad_(False)
         self._start_calmly()
 
     @property

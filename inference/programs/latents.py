@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.distributions.transforms import biject_to
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine import Trace
 from torch import Tensor
 
+from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
@@ -29,6 +31,9 @@ class Latents:
         layout: where the data are among the batch dimensions; joint if the data share a latent.
         local: those of each datum, inside the plate over the data, where the data share others.
         data_dim: of that plate; None where there is no such latent.
+        imputed: what `obs_mask` leaves unobserved, which has no likelihood: no part of `sites`.
+        dependent: those whose location or scale depends on other latents.
+        is_enumerated: whether the model has others, discrete, that are summed out.
         supports_vary: whether a support depends on other latents, or on the rows of a batch.
         x: the data that the run was on.
     """
@@ -37,6 +42,9 @@ class Latents:
     layout: Layout
     local: frozenset[str]
     data_dim: int | None
+    imputed: dict[str, Site]
+    dependent: frozenset[str]
+    is_enumerated: bool
     supports_vary: bool
     x: Batch
 
@@ -68,25 +76,35 @@ def latents_of(model: Program, x: Batch) -> Latents:
     with isolated_rng(0, x.device), evaluation_mode(model):
         few, layout, trace = _looked_at(model, x)
         larger, again = trace_of_one_more(model, few), _drawn(prior_trace(model, few))
-    sites = _drawn(trace)
-    dims = {name: _dims(site, len(few)) for name, site in sites.items()}
+    sites, latents = _drawn(trace), _latents(trace)
+    dims = {name: _dims(site, len(few)) for name, site in latents.items()}
     if larger is not None:  # a plate of another kind does not grow along with the data
-        grown = _drawn(larger)
+        grown = _latents(larger)
         dims = {n: d & _dims(grown[n], len(few) + 1) if n in grown else d for n, d in dims.items()}
     data_dim = layout.data_dim
     if layout.is_joint:
         data_dim = max(set().union(*dims.values()), default=None)
-    local = frozenset(name for name, found in dims.items() if data_dim in found)
+    local = frozenset(name for name in sites if data_dim in dims[name])
+    dependent = frozenset(name for name, site in sites.items() if _depends(site, again[name]))
     vary = any(_varies(site, again[name], name in local) for name, site in sites.items())
-    return Latents(sites, layout, local, data_dim, vary, few)
+    imputed = {name: site for name, site in latents.items() if _is_imputed(name, trace)}
+    enumerated = len(sites) + len(imputed) < len(latents)
+    return Latents(sites, layout, local, data_dim, imputed, dependent, enumerated, vary, few)
 
 
 def prior_trace(model: Program, x: Batch) -> Trace:
-    """A run of the model; latents that cannot be drawn from their prior are at feasible values."""
-    try:
-        return poutine.trace(model).get_trace(x)
-    except NotImplementedError:  # an improper prior
-        return poutine.trace(InitMessenger(init_to_feasible)(model)).get_trace(x)
+    """A run of the model; latents that cannot be drawn from their prior are somewhere inside."""
+
+    def inside(site: Site) -> Tensor:
+        fn = site["fn"]
+        try:
+            return fn.sample()
+        except NotImplementedError:  # an improper prior
+            transform = biject_to(fn.support)
+            shape = transform.inverse_shape(fn.shape())
+            return transform(torch.zeros(shape, dtype=x.dtype, device=x.device))
+
+    return poutine.trace(InitMessenger(inside)(model)).get_trace(x)
 
 
 def _looked_at(model: Program, x: Batch) -> tuple[Batch, Layout, Trace]:
@@ -119,12 +137,12 @@ def _drawn(trace: Trace) -> dict[str, Site]:
     Raises:
         ValueError: there are none, or a discrete one that is not summed out.
     """
-    latents = {n: s for n, s in random_sites(trace).items() if not s["is_observed"]}
+    latents = _latents(trace)
     if not latents:
         raise ValueError("expected a model with latent sites, got none: there is nothing to infer")
     found = {}
     for name, site in latents.items():
-        if site["infer"].get("enumerate") == "parallel":
+        if site["infer"].get("enumerate") == "parallel" or _is_imputed(name, trace):
             continue
         if getattr(site["fn"].support, "is_discrete", False):
             raise ValueError(
@@ -137,9 +155,28 @@ def _drawn(trace: Trace) -> dict[str, Site]:
     return found
 
 
+def _latents(trace: Trace) -> dict[str, Site]:
+    return {n: s for n, s in random_sites(trace).items() if not s["is_observed"]}
+
+
+def _is_imputed(name: str, trace: Trace) -> bool:
+    """Whether it is one of the two sites that Pyro makes of one with an `obs_mask`."""
+    return name.endswith("_unobserved") and f"{name.removesuffix('_unobserved')}_observed" in trace
+
+
 def _dims(site: Site, size: int) -> set[int]:
     frames = site["cond_indep_stack"]
     return {frame.dim for frame in frames if frame.vectorized and frame.size == size}
+
+
+def _depends(site: Site, again: Site) -> bool:
+    """Whether the location or the scale of a prior is another one in another run."""
+    one, other = (base_distribution(of["fn"]) for of in (site, again))
+    return any(
+        not torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("loc", "scale", "scale_tril")
+        if isinstance(getattr(one, name, None), Tensor)
+    )
 
 
 def _varies(site: Site, again: Site, is_local: bool) -> bool:
