@@ -10,16 +10,24 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # A worker per core, each with one thread and about 1 GB of memory.
 WORKERS := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo test test-slow test-all test-lowest test-newer lint notebooks planted bench zoo clean
+.PHONY: demo test types test-slow test-all test-lowest test-newer lint notebooks planted bench zoo clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
 	$(BIN)/evidence compare --config experiments/demo.yaml --out runs/demo
 
-test: $(INSTALLED)  ## lint and tests
+test: $(INSTALLED)  ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
 	$(BIN)/pytest $(WORKERS) -m "not slow"
+
+# A type checker cannot follow the path that evidence/__init__.py extends: it reads the wheel.
+types: $(INSTALLED)  ## types
+	rm -rf build/typed
+	$(BIN)/python -m hatchling build --target wheel --directory build/typed
+	$(BIN)/python -m zipfile -e build/typed/*.whl build/typed
+	$(BIN)/ty check --python $(VENV) build/typed/evidence
 
 test-slow: $(INSTALLED)  ## the tests that `make test` leaves out
 	$(BIN)/pytest $(WORKERS) -m slow
@@ -30,7 +38,7 @@ test-all: $(INSTALLED)  ## every test, the notebooks, the oldest dependencies an
 test-lowest:  ## the tests with the lower bounds of pyproject.toml (Python 3.11)
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
-		pytest pytest-xdist tensorboard --constraint tests/lowest-requirements.txt
+		hatchling pytest pytest-xdist tensorboard --constraint tests/lowest-requirements.txt
 	.venv-lowest/bin/python -m pytest $(WORKERS) -W default  # old libraries warn of each other
 
 test-newer:  ## the export and all that asks ArviZ, with ArviZ 1.x (Python 3.12 or newer)

@@ -2,8 +2,8 @@
 
 The 784-200-200-50 Bernoulli VAE on made-up binary pixels, in float32: 16 chains for each of 100
 data, 1,000 temperatures, 10 leapfrog steps, the pilot run included. Each measurement runs in a
-process of its own and reads the peak resident set from the operating system. The least that this
-costs is beside it: as many gradients of the same log-density by hand, without Pyro.
+process of its own and reads the peak resident set from the operating system. Beside it: the most
+gradients that this may take, of the same log-density by hand, without Pyro.
 
     python benchmarks/annealing.py [num_data] [num_chains] [num_temperatures]
 """
@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from evidence.inference.annealing.schedule import MAX_PILOT_CHAINS, NUM_WARMUP_STEPS
+from evidence.inference.annealing.pilot import MAX_PILOT_CHAINS, NUM_WARMUP_STEPS
 from evidence.inference.estimation.annealed import anneal
 from evidence.inference.programs.precision import fast_matmul
 from evidence.models import VAE
@@ -32,7 +32,7 @@ def make(num_data):
 
 
 def by_hand(model, x, num_chains, num_temperatures):
-    """As many gradients as the measured and the pilot run take, of the whole batch at once."""
+    """The most gradients that measured and pilot run may take, of the whole batch at once."""
     model.requires_grad_(False)
     pilot = (PILOT_TEMPERATURES + NUM_WARMUP_STEPS) * min(num_chains, MAX_PILOT_CHAINS)
     num_gradients = LEAPFROG_STEPS * (num_temperatures + math.ceil(pilot / num_chains))

@@ -30,7 +30,7 @@ from evidence.experiments.setup.option_files import expect_own_words, expect_pla
 from evidence.experiments.setup.words import at_home, prepared, understandable
 from evidence.experiments.storage.versions import version_of
 
-COMMANDS: dict[str, type] = {
+COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "compare": Compare,
@@ -95,7 +95,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def _command_parser(options: type) -> Parser:
+def _command_parser(options: type[Any]) -> Parser:
     command = Parser(description=_summary(options), allow_abbrev=False)
     command.add_argument("--config", action=ActionConfigFile, help="YAML file of options.")
     lists = {f.name: f.default_factory for f in fields(options) if f.default_factory is not MISSING}
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, options: Any) -> None:
     # The module of a command bears its name, and holds the function of that name.
     command = getattr(importlib.import_module(f"evidence.experiments.commands.{name}"), name)
-    with terminal.own_pictures():
+    with terminal.own_pictures(), terminal.own_dtype(), terminal.plain_warnings():
         command(options)
     if sys.stdout is not None:
         sys.stdout.flush()

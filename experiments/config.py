@@ -8,6 +8,7 @@ Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
 Estimator = Literal["elbo", "iw", "ais", "bdmc"]
 Start = Literal["prior", "guide"]
 Dtype = Literal["auto", "float32", "float64"]
+Split = Literal["auto", "test", "validation", "all"]
 
 # The least and the most that an option may be, wherever it stands. What else must hold of them is
 # said by whoever uses them. A seed is numpy's, and some are added to it.
@@ -25,6 +26,17 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # Read from files; the others are bundled or simulated.
 FROM_FILES = ("mnist", "fashion")
+DATA_SUFFIXES = (".npy", ".npz", ".csv", ".parquet", ".safetensors")
+
+
+def is_data_file(data: str) -> bool:
+    """Whether `--data` names a file of one of the known kinds."""
+    return data.lower().endswith(DATA_SUFFIXES)
+
+
+def is_data_code(data: str) -> bool:
+    """Whether `--data` names a callable, whose code is run."""
+    return "." in data and not is_data_file(data)
 
 
 def default_root() -> str:
@@ -58,10 +70,15 @@ class Experiment(Options):
     """What is modelled, on which data, and how it is trained.
 
     Args:
-        model: model with its options, such as VAE or "VAE(latent_dim=50, hidden_dims=[200, 200])".
+        model: model with its options, such as VAE or "VAE(latent_dim=50, hidden_dims=[200, 200])";
+            or any Pyro program, class or factory of your own, such as pines.py:density.
         data: digits (bundled), mnist, fashion (by torchvision), toy (simulated), simulated
-            (drawn from the model itself) or none (for densities without data).
-        split: data to evaluate on; "validation" holds out training data and leaves test data alone.
+            (drawn from the model itself) or none (for densities without data); or a file of your
+            own (.npy, .npz, .csv, .parquet, .safetensors), or a callable, such as my_data.py:load,
+            whose columns go to the model's parameters of the same names.
+        split: data to evaluate on; "validation" holds out training data and leaves test data alone,
+            "all" holds out none; auto is test or, for a model with latents that the data share,
+            all.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         binarize: how grey pixels become binary; auto is dynamic for Bernoulli decoders, else none
             (then pixels are dequantized).
@@ -84,14 +101,15 @@ class Experiment(Options):
         seed: decides every random choice of the training: first weights, order of the data, noise.
         data_seed: decides the data: the binarized or dequantized pixels to evaluate on, simulated
             data, and which of them num_data takes. Runs of one data_seed can be compared.
-        device: auto, cpu, cuda, cuda:1, ...
+        device: auto, cpu, cuda, cuda:1, ...; auto is cuda if there is any, and cpu for a model of
+            your own.
         checkpoint_every: training steps between checkpoints.
         tensorboard: write a TensorBoard log into the run folder.
     """
 
     model: str = "VAE"
     data: str = "digits"
-    split: Literal["test", "validation"] = "test"
+    split: Split = "auto"
     data_root: str | None = None
     binarize: Binarization = "auto"
     num_epochs: int | None = None
@@ -118,7 +136,8 @@ class Train(Experiment):
     """Train a model and a guide.
 
     Args:
-        guide: guide with its options, such as MeanField or "Planar(num_flows=16)".
+        guide: guide with its options, such as MeanField or "Planar(num_flows=16)"; one of Pyro's,
+            such as "AutoNormal(init_scale=0.01)"; or your own, such as pines.py:guide.
         frozen_model: run folder whose trained p(x | z) is kept fixed; only the guide is fitted.
         out: run folder [default: runs/MODEL-GUIDE-DATA].
         resume: go on from the newest checkpoint of the run folder.
@@ -171,39 +190,52 @@ class Compare(Experiment, Estimation):
     With the estimator bdmc the data are annealed too, as with ais.
 
     Args:
-        guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)".
+        guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)", see
+            train.
         decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
             with the first guide, then every guide is fitted anew to that same p(x | z).
+        reference: draw from the posterior by NUTS too, for a table and a picture of the guides
+            beside it; of guides of one model.
         seeds: fit everything so often, with the seeds seed, seed + 1, ... Their spread is the third
             error bar, and verdicts then hold for other fits too; more can be added later.
         out: run folder [default: runs/compare-MODEL-DATA].
     """
 
     guides: list[str] = field(default_factory=lambda: ["MeanField", "FullRank", "Planar"])
+    reference: bool = False
     decoder: Literal["joint", "frozen"] = "joint"
     seeds: int = 1
     out: str | None = None
 
 
-@dataclass
-class Evaluate(Estimation):
-    """Estimate the ELBO and the evidence of a trained run, in one of four ways.
+@dataclass(kw_only=True)
+class Reading(Options):
+    """What the commands that read trained runs have in common.
 
     Args:
-        run: run folder.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
         device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
+        trust: use the run's classes from elsewhere, which runs their code, and its data.
     """
 
-    run: str
     data_root: str | None = None
     device: str = "auto"
     trust: bool = False
 
 
 @dataclass
-class Gaps(Options):
+class Evaluate(Estimation, Reading):
+    """Estimate the ELBO and the evidence of a trained run, in one of four ways.
+
+    Args:
+        run: run folder.
+    """
+
+    run: str
+
+
+@dataclass
+class Gaps(Reading):
     """Say why the ELBO of trained runs falls short of the evidence: the family, or the encoder.
 
     Args:
@@ -211,22 +243,16 @@ class Gaps(Options):
         num_data: so many data, chosen by the runs' data_seed.
         num_particles: draws per datum for every term.
         max_steps: the most steps of the search for each datum's best member of the family.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     runs: list[str] = field(default_factory=list)
     num_data: int = 100
     num_particles: int = 1000
     max_steps: int = 10_000
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass
-class Calibrate(Options):
+class Calibrate(Reading):
     """Check a guide's posteriors by simulation-based calibration: ranks, bands, coverage.
 
     Writes calibration.json and calibration.png into the run folder.
@@ -236,22 +262,16 @@ class Calibrate(Options):
         num_simulations: data simulated from the model, each with the latents that made it.
         num_draws: draws from the guide for each of them.
         seed: decides every random choice.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     run: str
     num_simulations: int = 1000
     num_draws: int = 99
     seed: int = 0
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass
-class Reference(Options):
+class Reference(Reading):
     """Compare the guides of runs that share one model with NUTS, on a few chosen data.
 
     Writes reference.json and reference.png.
@@ -266,9 +286,6 @@ class Reference(Options):
         target_accept_prob: nearer to 1 for smaller steps, against divergences.
         classifier: what is to tell the guide's draws from those of NUTS.
         seed: decides every random choice.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -280,13 +297,10 @@ class Reference(Options):
     target_accept_prob: float = 0.8
     classifier: Literal["knn", "logistic", "mlp"] = "knn"
     seed: int = 0
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass
-class Export(Options):
+class Export(Reading):
     """Save draws, predictions and weights of runs that share one model as netCDF, for ArviZ.
 
     A file is written in full or not at all; one that is there is kept, unless told otherwise.
@@ -297,13 +311,10 @@ class Export(Options):
         overwrite: replace the file if there is one.
         num_draws: draws per chain and datum.
         num_chains: chains; draws of a guide are independent, and have chains for ArviZ's sake.
-        num_data: so many evaluation data, chosen by the runs' data_seed.
+        num_data: so many evaluation data, chosen by the runs' data_seed; all that share latents.
         prior: draw from the prior too.
         predictive: draw data too, which take the most room.
         seed: decides every draw.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -315,9 +326,6 @@ class Export(Options):
     prior: bool = True
     predictive: bool = True
     seed: int = 0
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass
@@ -344,24 +352,18 @@ class Check(Options):
 
 
 @dataclass
-class Sample(Options):
+class Sample(Reading):
     """Simulate data from the model of a trained run: a picture, and a file of tensors.
 
     Args:
         run: run folder.
-        num_samples: number of data.
+        num_samples: number of data; of a model of your own, of data sets like the run's.
         seed: decides the draws.
-        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
-        device: auto, cpu, cuda, cuda:1, ...
-        trust: use the run's classes from elsewhere, which runs their code, and its data_root.
     """
 
     run: str
     num_samples: int = 100
     seed: int = 0
-    data_root: str | None = None
-    device: str = "auto"
-    trust: bool = False
 
 
 @dataclass
@@ -380,7 +382,7 @@ _ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
 _MAY_DIFFER = {
     "Train": _ANYWHERE | {"num_epochs", "max_steps", "resume", "frozen_model"},
     "Compare": _ANYWHERE
-    | {"guides", "seeds", "max_steps"}
+    | {"guides", "seeds", "max_steps", "reference"}
     | {option.name for option in fields(Estimation)},
 }
 

@@ -26,7 +26,9 @@ from evidence.experiments.config import Compare
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.plane import plane_of
 from evidence.experiments.reports.report import cells, markdown
-from evidence.experiments.setup.assembly import load_run
+from evidence.experiments.reports.shortfall import shortfalls
+from evidence.experiments.setup.loading import load_run
+from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.guides import FullRank
 from evidence.inference import IWAE, STL, DReG, fit, gradient_signal_to_noise
@@ -91,7 +93,7 @@ def plane(out: Path) -> None:
     for name, model in targets.items():
         results = _compare(out / "plane" / name, model, GUIDES, PLANE_FIT)
         _add_divergences(lines, name, results)
-        rows[name] = _densities([row for row in results if row["label"] in PICTURED])
+        rows[name] = _densities([row for row in results if row.label in PICTURED])
     results = _compare(
         out / "plane" / "mixture", "GaussianMixture2D", GUIDES, MIXTURE_FIT, data="simulated"
     )
@@ -129,7 +131,7 @@ def _ratios(kind: type[ELBO]) -> list[tuple[float, float]]:
     found = []
     for k in PARTICLES:
         noise = gradient_signal_to_noise(
-            kind(num_particles=k, vectorize_particles=True),
+            kind(num_particles=k),
             model,
             guide,
             x[:1],
@@ -144,37 +146,36 @@ def _ratios(kind: type[ELBO]) -> list[tuple[float, float]]:
 
 def _compare(
     out: Path, model: str, guides: Sequence[str], fit: Mapping[str, Any], data: str = "none"
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Run a comparison into a folder; its rows."""
     compare(Compare(model=model, guides=list(guides), data=data, out=str(out), **fit))
     document = RunFolder(out).read_results()
-    return document["rows"] if document else []
+    return document.rows if document else []
 
 
-def _densities(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _densities(results: Sequence[Row]) -> dict[str, Any]:
     """Log-densities by panel: the truth, then every guide's."""
     panels = {}
     for row in results:
-        assembly, _ = load_run(RunFolder(row["folder"]))
-        found = plane_of(assembly.model, assembly.guide, assembly.x_test[:1])
+        assembly, _ = load_run(RunFolder(row.folder))
+        assert assembly.of_the_suite is not None
+        model, guide, x = assembly.of_the_suite
+        found = plane_of(model, guide, x[:1])
         panels.setdefault("posterior", found.log_p_xz.squeeze(1))
-        panels[row["label"]] = found.log_q_z.squeeze(1)
+        panels[row.label] = found.log_q_z.squeeze(1)
     return panels
 
 
-def _shortfalls(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    estimates = {row["label"]: {e["estimator"]: e for e in row["estimates"]} for row in results}
-    log_z = next(iter(estimates.values()))["exact"]["nats"]
+def _shortfalls(results: Sequence[Row]) -> dict[str, str]:
+    log_z = next(e.nats for e in results[0].estimates if e.estimator == "exact")
     gaps = {
-        f"ln Z − ELBO, {label}": f"{log_z - e['elbo']['nats']:.3f} ± {e['elbo']['mc_se']:.3f}"
-        for label, e in estimates.items()
+        f"ln Z − ELBO, {row.label}": f"{one.nats:.3f} ± {one.mc_se:.3f}"
+        for row, one in zip(results, shortfalls(results) or (), strict=True)
     }
     return {"ln Z": f"{log_z:.4f}", **gaps}
 
 
-def _add_divergences(
-    lines: Sequence[dict[str, str]], name: str, results: Sequence[Mapping[str, Any]]
-) -> None:
+def _add_divergences(lines: Sequence[dict[str, str]], name: str, results: Sequence[Row]) -> None:
     """The column of one density: what the ELBO lacks, and the other direction."""
     for line, row in zip(lines, results, strict=True):
         found = cells(row)

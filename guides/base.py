@@ -14,7 +14,7 @@ from evidence.guides.building import guide_of
 from evidence.guides.posterior import AbstractPosterior
 from evidence.guides.standardization import Standardize
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.models.networks import encoder_network, expect_vectors
+from evidence.models.networks import encoder_network, expect_vectors, last_layer
 
 _NOISE = 0.1  # the length of what the free parameters start with: a flow of zeros has no gradient
 _ENCODER_OPTIONS = ("hidden_dims", "activation", "channels")
@@ -74,7 +74,8 @@ class AbstractGuide(AbstractPosterior):
             if data_dim
             else nn.Sequential(_FreeParameters(self.output_dims))
         )
-        self._start_calmly(self.encoder[-1])
+        if data_dim:
+            self._start_calmly(last_layer(self.encoder))
 
     @classmethod
     def for_model(
@@ -160,14 +161,13 @@ class AbstractGuide(AbstractPosterior):
         return twin
 
     @torch.no_grad()
-    def _start_calmly(self, last: nn.Module) -> None:
+    def _start_calmly(self, last: nn.Linear) -> None:
         """Start all outputs but the first, the location, small.
 
         Scales are exponentials of outputs: at full size a few data start with enormous ones, whose
         gradients drown all others.
         """
-        if self.data_dim:
-            last.weight[self.output_dims[0] :] *= 0.1
+        last.weight[self.output_dims[0] :] *= 0.1
 
 
 class _Constant(nn.Module):

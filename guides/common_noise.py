@@ -30,7 +30,8 @@ class CommonNoise(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """What `func` gives, with the same noise in all rows."""
-        options, first = kwargs or {}, args[0] if args else None
+        options: dict[str, Any] = kwargs or {}
+        first: Any = args[0] if args else None
         if torch.Tag.nondeterministic_seeded not in func.tags or not self._has_rows(first):
             return func(*args, **options)
         if not isinstance(first, Tensor):  # torch.randn and the like, by their size

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evidence.guides.base import AbstractGuide
 from evidence.models.chain import Chain, Factor, Values
-from evidence.models.networks import expect_choice, mlp
+from evidence.models.networks import expect_choice, last_layer, mlp
 
 Direction = Literal["bottom-up", "top-down"]
 
@@ -75,7 +75,8 @@ class Hierarchical(AbstractGuide):
         )
         for layer in self.layers.values():
             with torch.no_grad():
-                layer[-1].weight[layer[-1].out_features // 2 :] *= 0.1  # scales start near one
+                last = last_layer(layer)
+                last.weight[last.out_features // 2 :] *= 0.1  # scales start near one
 
     @classmethod
     def over(cls, dims: Mapping[str, int], data_dim: int, **options: Any) -> Self:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -77,10 +78,10 @@ class Inputs(nn.Module):
 
     def _by_name(self, data: Data) -> dict[str, Any]:
         """The arguments by the names of the parameters; by their place where there are none."""
-        try:
-            bound = self._signature.bind(*data.args, **data.kwargs).arguments
-        except (TypeError, AttributeError):
-            bound = {}
+        bound: dict[str, Any] = {}
+        if self._signature is not None:
+            with suppress(TypeError):
+                bound = self._signature.bind(*data.args, **data.kwargs).arguments
         if set(map(id, bound.values())) == set(map(id, (*data.args, *data.kwargs.values()))):
             return dict(bound)
         return {**{str(i): value for i, value in enumerate(data.args)}, **data.kwargs}

@@ -39,7 +39,8 @@ class Mixture(AbstractGuide):
         sizes = (latent_dim, size, size, num_components)
         super().__init__(latent_dim, data_dim, output_dims=sizes, **encoder)
         self.num_components = num_components
-        self._start_apart(self.encoder[-1].bias)
+        *_, last = self.encoder.children()
+        self._start_apart(last.get_parameter("bias"))
 
     @torch.no_grad()
     def _start_apart(self, bias: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -59,12 +59,13 @@ class ModelGuide(AbstractPosterior):
     @property
     def _outer_dims(self) -> tuple[int, ...]:
         """Sizes of the batch dimensions between that of the data and the last: all one."""
-        return () if self.inputs is None else (1,) * (-1 - self.placement.data_dim)
+        dim = self.placement.data_dim
+        return () if self.inputs is None or dim is None else (1,) * (-1 - dim)
 
     def _over_v(self, data: Data, outer: tuple[int, ...] = ()) -> TorchDistribution:
         """q(v): batch shape `[B, *outer]`, or `[]` with one λ for all data."""
         if self.inputs is None:
-            return self.guide.posterior(data)
+            return self.guide.posterior(cast("Tensor", data))  # it looks at none
         x = self.inputs(data)
         return self.guide.posterior(x.reshape(len(x), *outer, -1))
 
@@ -88,7 +89,7 @@ class ModelGuide(AbstractPosterior):
     def local_parameters(self, *args: Any, **kwargs: Any) -> Tensor:
         """λ of every datum, `[B, P]`, or the one of all data, `[1, P]`."""
         if self.inputs is None:
-            return self.guide.local_parameters(None).reshape(1, -1)
+            return self.guide.local_parameters(cast("Tensor", None)).reshape(1, -1)
         return self.guide.local_parameters(self.inputs(Data(args, kwargs)))
 
     def given(self, local_parameters: Tensor) -> "ModelGuide":

@@ -1,7 +1,8 @@
 """What all guides have in common: local parameters, the data plate and the latent site."""
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import pyro
 import torch
@@ -28,6 +29,11 @@ class AbstractPosterior(RegisteredModule, ABC):
         self.latent_dim = latent_dim
         self.data_dim = data_dim
         self.site = site
+
+    @classmethod
+    def for_model(cls, model: Callable[..., Any], data: Any, **options: Any) -> "AbstractPosterior":
+        """A guide of this kind for any Pyro model, called with the same arguments as the model."""
+        raise NotImplementedError(f"{cls.__name__} is made for one model: it has no for_model")
 
     @abstractmethod
     def posterior(self, x: Tensor) -> TorchDistribution:

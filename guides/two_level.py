@@ -1,6 +1,6 @@
 """A guide of models in which the data share latents and each has others: amortized where it can."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class TwoLevel(AbstractPosterior):
         data = Data(args, kwargs)
         above, below = self._shared_placement, self._local_placement
         plates = plates_of((above, below), len(data))
-        posterior = self.shared.posterior(None)
+        posterior = self.shared.posterior(cast("Tensor", data))  # it looks at none
         v, known = draw("_shared", posterior, above, self.shared_unit, data, plates)
         posterior = self.local.posterior(self._seen(data, v))
         _, values = draw("_local", posterior, below, self.local_unit, data, plates, known)
@@ -53,7 +53,8 @@ class TwoLevel(AbstractPosterior):
     def _seen(self, data: Data, v: Tensor) -> Tensor:
         """Rows of the data beside the shared v `[..., Z]`: `[..., B, *outer, D + Z]`."""
         x = self.inputs(data)
-        x = x.reshape(len(x), *(1,) * (-1 - self._local_placement.data_dim), -1)
+        dim = self._local_placement.data_dim or -1
+        x = x.reshape(len(x), *(1,) * (-1 - dim), -1)
         batch = torch.broadcast_shapes(x.shape[:-1], v.shape[:-1])
         return torch.cat([x.expand(*batch, -1), v.expand(*batch, -1)], -1)
 

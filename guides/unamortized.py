@@ -56,7 +56,9 @@ class Unamortized(AbstractPosterior):
         Raises:
             ValueError: the data share a latent, or are not one tensor.
         """
-        return cls(per_datum(guide, model, data, cls.__name__), as_data(data))
+        inside, x = per_datum(guide, model, data, cls.__name__), as_data(data)
+        assert isinstance(x, Tensor)  # or `per_datum` had refused it
+        return cls(inside, x)
 
     def forward(self, x: Tensor) -> Any:
         """Sample every latent given the batch `x`, as the guide inside does."""

@@ -15,7 +15,12 @@ from evidence.inference.diagnostics.reference import Reference, nuts_reference
 from evidence.inference.estimation.adaptive import adaptive_evidence
 from evidence.inference.estimation.annealed import Annealed, anneal, annealed_evidence
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
-from evidence.inference.estimation.comparison import Comparison, compare_elbos, compare_evidences
+from evidence.inference.estimation.comparison import (
+    Comparison,
+    compare_elbos,
+    compare_estimates,
+    compare_evidences,
+)
 from evidence.inference.estimation.difference import Difference, paired_difference
 from evidence.inference.estimation.evidence import (
     Evidence,
@@ -81,6 +86,7 @@ __all__ = [
     "bidirectional_evidence",
     "check",
     "compare_elbos",
+    "compare_estimates",
     "compare_evidences",
     "compare_to_reference",
     "estimate_evidence",

@@ -107,6 +107,10 @@ class AbstractModel(RegisteredModule, ABC):
         """Log p(x, z) in nats for `x` `[B, D]` and all latents `z` `[..., B, Z]`: `[..., B]`."""
         return self.prior().log_prob(z) + self.likelihood(z).log_prob(x)
 
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Log p(x) in nats and float64 of a model that `knows_evidence`: `[B, D] -> [B]`."""
+        raise NotImplementedError(f"{type(self).__name__} does not know log p(x)")
+
     @abstractmethod
     def prior(self) -> TorchDistribution:
         """p(z): batch shape `[]`, event shape `[Z]`."""

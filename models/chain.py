@@ -1,6 +1,6 @@
 """Latents that are drawn one after the other, as one distribution over all of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -40,7 +40,7 @@ class Chain(TorchDistribution):
         factors: Mapping[str, Factor],
         *,
         order: tuple[str, ...] | None = None,
-        batch_shape: torch.Size = _NO_SHAPE,
+        batch_shape: Sequence[int] = _NO_SHAPE,
         supports: Mapping[str, constraints.Constraint] | None = None,
     ) -> None:
         self.dims, self.factors = dict(dims), dict(factors)
@@ -64,7 +64,7 @@ class Chain(TorchDistribution):
         lengths = [self.dims[name] for name in self.order]
         return constraints.independent(constraints.cat(entries, -1, lengths), 1)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Chain":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Chain":
         """The same distribution for a larger batch."""
         return Chain(
             self.dims,

@@ -1,6 +1,7 @@
 """What a density that is known up to a constant needs to be a Pyro program."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Weight(TorchDistribution):
         self.log_weight = log_weight
         super().__init__(log_weight.shape, torch.Size([data_dim]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Weight":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Weight":
         """The same factor for a larger batch."""
         return Weight(self.log_weight.expand(batch_shape), *self.event_shape)
 
@@ -66,7 +67,7 @@ class SquareDensity(TorchDistribution):
         log_normalizer: float,
         log_bound: float,
         like: Tensor,
-        batch_shape: torch.Size = _NO_SHAPE,
+        batch_shape: Sequence[int] = _NO_SHAPE,
     ) -> None:
         self.log_f, self.sides = log_f, sides
         self.log_normalizer, self.log_bound, self.like = log_normalizer, log_bound, like
@@ -77,7 +78,7 @@ class SquareDensity(TorchDistribution):
         """The square."""
         return constraints.independent(constraints.interval(*self.sides), 1)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "SquareDensity":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SquareDensity":
         """The same distribution for a larger batch."""
         return SquareDensity(
             self.log_f,
@@ -92,7 +93,7 @@ class SquareDensity(TorchDistribution):
     def sample(self, sample_shape: torch.Size = _NO_SHAPE) -> Tensor:
         """Uniform draws on the square, each kept with probability f/bound."""
         shape = self._extended_shape(sample_shape)
-        total = shape[:-1].numel()
+        total = math.prod(shape[:-1])
         kept = self.like.new_zeros(0, 2)
         while len(kept) < total:
             z = self.like.new_empty(16 * total, 2).uniform_(*self.sides)

@@ -163,7 +163,7 @@ class _Convolutions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[..., C · side²]` to images `[..., C′ · side′²]`, whatever comes before."""
-        images = x.reshape(x.shape[:-1].numel(), *self.shape)
+        images = x.reshape(math.prod(x.shape[:-1]), *self.shape)
         return self.layers(images).reshape(*x.shape[:-1], self.out_dim)
 
 
@@ -184,12 +184,12 @@ def _halved_sides(data_dim: int, channels: Sequence[int]) -> list[int]:
 
 
 def _xavier_convolution(
-    fan_in: int, fan_out: int, transposed: bool, **options: int
+    fan_in: int, fan_out: int, transposed: bool, **options: Any
 ) -> nn.Conv2d | nn.ConvTranspose2d:
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     layer = kind(fan_in, fan_out, kernel_size=3, stride=2, padding=1, **options)
     nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.get_parameter("bias"))
     return layer
 
 
@@ -198,6 +198,13 @@ def _xavier_linear(fan_in: int, fan_out: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def last_layer(network: nn.Module) -> nn.Linear:
+    """The linear layer that a network of `mlp` or `encoder_network` ends in."""
+    *_, last = network.children()
+    assert isinstance(last, nn.Linear)
+    return last
 
 
 def expect_choice(what: str, got: str, choices: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ def clean_pyro():
     pyro.set_rng_seed(0)
     yield
     pyro.clear_param_store()
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -8,6 +8,7 @@ import pytest
 from evidence.experiments.cli import main
 from evidence.experiments.commands import compare
 from evidence.experiments.storage import checkpoints, per_datum, schema
+from evidence.experiments.storage.records import Row
 from tests.test_cli import refused, results, run
 
 MODEL = ["--model", "LinearGaussian(latent_dim=1)", "--data", "toy", "--batch_size", 900]
@@ -177,7 +178,8 @@ def test_a_comparison_measures_anew_what_is_no_longer_beside_its_results(monkeyp
     csv.write_text(csv.read_text().replace("1", "2", 1))
     run(*command)
     assert len(measured) == 1
-    assert per_datum.is_of(Path("c/MeanField"), results("c/MeanField")["rows"][0])
+    row = Row.from_json(results("c/MeanField")["rows"][0])
+    assert per_datum.is_of(Path("c/MeanField"), row)
 
 
 def test_gaps_of_one_run_twice_are_refused(capsys):

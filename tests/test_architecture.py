@@ -26,7 +26,7 @@ ORDERS = {
         "estimation",
         "diagnostics",
     ),
-    "experiments": ("config", "storage", "setup", "reports", "commands", "cli", "zoo"),
+    "experiments": ("config", "storage", "own", "setup", "reports", "commands", "cli", "zoo"),
 }
 
 

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray
+from pyro.infer.autoguide import AutoNormal
 
 from evidence.guides import MeanField, Planar
 from evidence.inference import log_weights
@@ -317,3 +318,40 @@ BAD = {
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def schools(y, sigma):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("schools", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, 3.0))
+        with pyro.plate("tests", 2):
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y.expand(2, -1))
+
+
+def test_shared_latents_have_the_dims_of_their_plates():
+    data = torch.tensor([28.0, 8.0, -3.0]), torch.tensor([15.0, 10.0, 16.0])
+    guide = AutoNormal(schools)
+    guide(*data)
+    result = to_arviz(schools, guide, data, num_draws=5, num_chains=2, seed=1)
+    dims = {
+        "posterior": {"mu": ("chain", "draw"), "theta": ("chain", "draw", "schools")},
+        "log_likelihood": {"y": ("chain", "draw", "tests", "schools")},
+        "posterior_predictive": {"y": ("chain", "draw", "tests", "schools")},
+        "observed_data": {"y": ("tests", "schools")},
+        "sample_stats": {"log_p_xz": ("chain", "draw"), "k_hat": ()},
+    }
+    for group, named in dims.items():
+        for name, expected in named.items():
+            assert result[group][name].dims == expected, (group, name)
+    theta = result["posterior"]["theta"].values
+    log_p = dist.Normal(torch.tensor(theta), data[1]).log_prob(data[0])
+    np.testing.assert_allclose(
+        result["log_likelihood"]["y"].values, np.stack([log_p, log_p], axis=2), rtol=1e-5
+    )
+    total = result["log_likelihood"]["y"].sum(("tests", "schools")).values
+    mu = torch.tensor(result["posterior"]["mu"].values)
+    prior = dist.Normal(0.0, 5.0).log_prob(mu)
+    prior = prior + dist.Normal(mu.unsqueeze(-1), 3.0).log_prob(torch.tensor(theta)).sum(-1)
+    np.testing.assert_allclose(
+        result["sample_stats"]["log_p_xz"].values, total + prior.numpy(), rtol=1e-5
+    )

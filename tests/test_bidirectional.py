@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from evidence.inference.annealing import hmc
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
 from evidence.models import VAE, Autoencoder
@@ -65,8 +66,8 @@ def test_reverse_weights_average_to_the_inverse_evidence(data_dim, from_guide):
 
 def gamma_bracket():
     options = {"num_temperatures": 20, "num_leapfrog_steps": 2, "num_chains": 1}
-    template = torch.ones(20_000, dtype=torch.float64)
-    bracket = bidirectional_evidence(gamma_exponential, template=template, **ROUGH | options)
+    like = torch.ones(20_000, dtype=torch.float64)
+    bracket = bidirectional_evidence(gamma_exponential, like=like, **ROUGH | options)
     return bracket, gamma_exponential_evidence(bracket.x)
 
 
@@ -129,8 +130,8 @@ def test_the_gap_vanishes_with_many_temperatures():
 
 def test_a_planted_standstill_keeps_the_gap_open(monkeypatch):
     """Chains that do not move get the weights of the prior's draws, whatever the schedule."""
-    move = AnnealingRun._move
-    monkeypatch.setattr(AnnealingRun, "_move", lambda *args: move(*args[:-1], 0 * args[-1]))
+    step = hmc.step
+    monkeypatch.setattr(hmc, "step", lambda s, p, size, **options: step(s, p, 0 * size, **options))
     short, long = brackets_of({10: 500, 100: 500})
     assert long.gap > 0.05
     assert not spread(short) > 2 * spread(long)
@@ -181,20 +182,20 @@ def pairs(x):
 
 
 BAD = {
-    "no size": (lambda: bidirectional_evidence(VAE(10, 3)), "either a size or a template"),
+    "no size": (lambda: bidirectional_evidence(VAE(10, 3)), "either a size, or data"),
     "size of none": (lambda: bidirectional_evidence(VAE(10, 3), size=0), "size of at least 1"),
-    "plain model": (lambda: bidirectional_evidence(model_of_z, size=3), "pass a template"),
+    "plain model": (lambda: bidirectional_evidence(model_of_z, size=3), "pass a batch to simulate"),
     "flat simulation": (lambda: bidirectional_evidence(Autoencoder(10, 3), size=3), "no prior"),
     "two observed sites": (
-        lambda: bidirectional_evidence(pairs, template=torch.zeros(3)),
+        lambda: bidirectional_evidence(pairs, like=torch.zeros(3)),
         "one site that observes x as it is, got 1 of 2",
     ),
     "mapped guide": (
-        lambda: bidirectional_evidence(positive_model, template=POSITIVE_X, guide=mapped_guide()),
+        lambda: bidirectional_evidence(positive_model, like=POSITIVE_X, guide=mapped_guide()),
         "cannot be found from the latents",
     ),
     "auxiliary guide": (
-        lambda: bidirectional_evidence(positive_model, template=POSITIVE_X, guide=auxiliary_guide),
+        lambda: bidirectional_evidence(positive_model, like=POSITIVE_X, guide=auxiliary_guide),
         "cannot be found from the latents",
     ),
 }

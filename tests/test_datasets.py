@@ -163,7 +163,7 @@ def test_neither_network_nor_copy_says_how_to_get_the_files(small_mnist, tmp_pat
 def test_unknown_names_are_suggested():
     with pytest.raises(ValueError, match="did you mean 'digits'"):
         datasets.load("digit")
-    with pytest.raises(ValueError, match="expected one of test, validation"):
+    with pytest.raises(ValueError, match="expected one of all, test, validation"):
         datasets.load("digits", split="training")
 
 

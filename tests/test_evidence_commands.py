@@ -13,7 +13,17 @@ from evidence.experiments.cli import main
 from evidence.experiments.commands import annealing, evaluate
 from evidence.experiments.reports import plots_comparison, verdicts
 from evidence.experiments.storage import checkpoints, per_datum
+from evidence.experiments.storage.records import (
+    Annealing,
+    Bound,
+    BracketRecord,
+    Estimate,
+    GapsRecord,
+    Judge,
+    Part,
+)
 from evidence.inference import Evidence
+from tests.rows import a_row
 from tests.test_cli import refused, results, run
 
 MODEL = ["--model", "LinearGaussian(latent_dim=3)", "--data", "toy"]
@@ -212,9 +222,12 @@ def test_gaps_need_an_encoder(capsys):
 
 
 def test_gap_bars_are_drawn_to_scale():
-    gap = {"nats": 0.1, "mc_se": 0.01, "data_se": None}
-    gaps = {"approximation": gap, "amortization": gap, "evidence": {"reliable": False}}
-    (axes,) = plots_comparison.gap_bars([{"label": "A", "gaps": gaps}]).axes
+    gap = Part(nats=0.1, mc_se=0.01, data_se=None)
+    judge = Judge(estimator="iw", nats=-1.0, reliable=False, reason="few")
+    counts = {"num_data": 3, "num_particles": 9, "num_steps": 9, "converged": True}
+    parts = dict.fromkeys(("approximation", "amortization", "total"), gap)
+    gaps = GapsRecord(**parts, evidence=judge, share_bad=None, **counts)
+    (axes,) = plots_comparison.gap_bars([a_row(gaps=gaps)]).axes
     assert [bar.get_width() for bar in axes.patches] == [0.1, 0.1]
     assert axes.patches[1].get_x() == 0.1
     assert "NOT RELIABLE" in axes.get_yticklabels()[0].get_text()
@@ -265,18 +278,24 @@ def test_models_are_judged_only_where_the_gap_is_known(capsys):
 
 def test_a_bracket_with_other_options_is_no_bound_of_the_gap():
     options = {"start": "prior", "num_chains": 16, "num_temperatures": 60, "num_leapfrog_steps": 3}
-    row = {
-        "bracket": {"gap": 0.1, "gap_se": 0.01, **options},
-        "annealing": options,
-        "estimates": [{"estimator": "iw", "num_particles": 100}],
-    }
+    ends = {"lower": -1.0, "upper": -0.9, "num_data": 9}
+    bracket = BracketRecord(**options, **ends, gap=0.1, gap_se=0.01)
+    iw = Estimate(
+        estimator="iw", nats=-1.0, reliable=True, reason=None, mc_se=0.1, data_se=0.1,
+        num_particles=100, num_data=9,
+    )  # fmt: skip
+    row = a_row(bracket=bracket, annealing=Annealing(**options), estimates=[iw])
     assert math.isclose(verdicts._gap(row, "ais"), 0.12)
-    other = row | {"annealing": options | {"num_temperatures": 30}}
-    assert verdicts._gap(other, "ais") is None
-    row["bracket"]["iw"] = {"gap": 0.5, "gap_se": 0.1, "num_particles": 100}
-    assert math.isclose(verdicts._gap(row, "iw"), 0.7)
-    row["bracket"]["iw"]["num_particles"] = 10
-    assert verdicts._gap(row, "iw") is None
+    other = Annealing(**options | {"num_temperatures": 30})
+    assert verdicts._gap(dataclasses.replace(row, annealing=other), "ais") is None
+    bound = Bound(nats=-1.0, reliable=True, reason=None, num_particles=100, gap=0.5, gap_se=0.1)
+
+    def with_bound(**changes):
+        changed = dataclasses.replace(bound, **changes)
+        return dataclasses.replace(row, bracket=dataclasses.replace(bracket, iw=changed))
+
+    assert math.isclose(verdicts._gap(with_bound(), "iw"), 0.7)
+    assert verdicts._gap(with_bound(num_particles=10), "iw") is None
 
 
 def test_rows_on_different_data_are_not_compared(tmp_path):
@@ -286,8 +305,7 @@ def test_rows_on_different_data_are_not_compared(tmp_path):
         folder.mkdir()
         record = dataclasses.replace(Evidence.exact(torch.zeros(2)), estimator="exact")
         (folder / per_datum.NAME).write_text(per_datum.to_csv(torch.tensor(chosen), [record]))
-        rows.append({"label": label, "folder": str(folder), "decoder": "joint",
-                     "num_model_parameters": 1, "bracket": None, "estimates": []})  # fmt: skip
+        rows.append(a_row(label=label, folder=str(folder)))
     with pytest.raises(ValueError, match="A and B were evaluated on different data"):
         verdicts.comparisons(rows)
 

@@ -29,8 +29,9 @@ from evidence.inference import (
     log_prob_terms,
     log_weights,
 )
+from evidence.inference.objectives import base
 from evidence.inference.objectives.paths import gradient_only
-from evidence.inference.programs import estimators
+from evidence.inference.programs import draws, estimators
 from evidence.inference.training.tempering import TemperLatents
 from tests.conftest import make_oracle
 
@@ -45,7 +46,17 @@ PARAMETERS = {  # found by search: every gradient of every objective is large be
     "log_noise": [-0.94, -0.17],
 }
 GUIDE = ("slope", "loc", "log_scale")
-VECTORIZE = pytest.mark.parametrize("vectorize_particles", [True, False])
+BROADCAST = pytest.mark.parametrize("broadcast", [True, False], indirect=True)
+
+
+@pytest.fixture
+def broadcast(request, monkeypatch):
+    """Whether the probe of a pair finds that it may be run on all particles at once."""
+    if not request.param:
+        for module in (base, draws):
+            monkeypatch.setattr(module, "broadcasts", lambda *_, **__: None)
+            monkeypatch.setattr(module, "warn_one_by_one", lambda: None)
+    return request.param
 
 
 def leaves(num_rows=None, values=PARAMETERS):
@@ -207,15 +218,15 @@ def exact_gradients(loss, values=PARAMETERS):
     return dict(zip(p, gradients, strict=True))
 
 
-@VECTORIZE
+@BROADCAST
 @pytest.mark.parametrize("name", EXACT)
-def test_gradients_are_exact_in_expectation(name, vectorize_particles):
+def test_gradients_are_exact_in_expectation(name, broadcast):
     """|z| < 5 at 200,000 draws for each of 10 entries, K = 2, with respect to model and guide.
 
     The twin, 5% too large, has |z| > 5 in every tensor of parameters that the objective trains.
     """
     kind, options, loss = EXACT[name]
-    objective = kind(num_particles=2, vectorize_particles=vectorize_particles, **options)
+    objective = kind(num_particles=2, **options)
     draws, exact = gradient_draws(objective), exact_gradients(loss)
     for parameter, gradients in draws.items():
         assert z_scores(gradients, exact[parameter]).abs().max() < 5, parameter
@@ -316,11 +327,18 @@ def halved(objective):
 
 
 @pytest.mark.parametrize(
-    "objective",
-    [IWAE(2), DReG(2), DReG(2, vectorize_particles=False), STL(2), ReweightedWakeSleep(2)],
+    ("objective", "broadcast"),
+    [
+        (IWAE(2), True),
+        (DReG(2), True),
+        (DReG(2), False),
+        (STL(2), True),
+        (ReweightedWakeSleep(2), True),
+    ],
     ids=repr,
+    indirect=["broadcast"],
 )
-def test_gradients_of_two_latents_one_given_the_other(objective):
+def test_gradients_of_two_latents_one_given_the_other(objective, broadcast):
     """|z| < 5 at 200,000 draws; z2's guide is given z1, so z1 reaches the loss by two paths."""
     loss = chain_elbo if isinstance(objective, STL) else chain_bound(26)
     exact = exact_gradients(loss, CHAIN)
@@ -394,13 +412,11 @@ def switch_sleep(p):
     return total
 
 
-@VECTORIZE
+@BROADCAST
 @pytest.mark.parametrize("kind", [ReweightedWakeSleep, ForwardKL, WakeSleep])
-def test_discrete_latents_have_exact_gradients_without_reparameterization(
-    kind, vectorize_particles
-):
+def test_discrete_latents_have_exact_gradients_without_reparameterization(kind, broadcast):
     """|z| < 5 at 200,000 draws, and |z| > 5 for the twin, 10% too large."""
-    objective = kind(num_particles=2, vectorize_particles=vectorize_particles)
+    objective = kind(num_particles=2)
     draws = gradient_draws(objective, switch_model, switch_guide, SWITCH)
     wake = exact_gradients(switch_wake, SWITCH)
     asleep = exact_gradients(switch_sleep, SWITCH)
@@ -438,8 +454,14 @@ def auxiliary_guide(loc, scale_tril):
 
 
 @pytest.mark.parametrize("make_guide", [exact_guide, auxiliary_guide])
-@pytest.mark.parametrize("objective", [STL(), STL(3), STL(3, vectorize_particles=False), DReG(4)])
-def test_the_gradient_is_zero_in_every_draw_at_the_exact_posterior(oracle, objective, make_guide):
+@pytest.mark.parametrize(
+    ("objective", "broadcast"),
+    [(STL(), True), (STL(3), True), (STL(3), False), (DReG(4), True)],
+    indirect=["broadcast"],
+)
+def test_the_gradient_is_zero_in_every_draw_at_the_exact_posterior(
+    oracle, objective, broadcast, make_guide
+):
     """Below 1e-8 for STL and DReG; the twins, ELBO and IWAE, have a score with a spread of 1."""
     x = oracle(None, size=50)
     exact = oracle.posterior(x)
@@ -455,7 +477,8 @@ def test_the_gradient_is_zero_in_every_draw_at_the_exact_posterior(oracle, objec
         assert loss.item() == pytest.approx(-oracle.log_evidence(x).sum().item(), abs=1e-8)
 
 
-def test_autoguides_are_exact_too():
+@BROADCAST
+def test_autoguides_are_exact_too(broadcast):
     """AutoNormal at the posterior of a conjugate model: no gradient under STL, some under IWAE."""
 
     def model(x):
@@ -464,18 +487,17 @@ def test_autoguides_are_exact_too():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     x = torch.randn(6).double()
-    for vectorize_particles in (True, False):
-        guide = AutoNormal(model)
-        guide(x)
-        with torch.no_grad():
-            guide.locs.z.copy_(x / 2)
-        guide.scales.z = torch.full((6,), math.sqrt(0.5), dtype=torch.float64)
-        for kind, is_zero in ((STL, True), (DReG, True), (IWAE, False)):
-            objective = kind(num_particles=3, vectorize_particles=vectorize_particles)
-            objective(model, guide)(x).backward()
-            gradients = [p.grad for p in guide.parameters()]
-            assert (max(g.abs().max() for g in gradients) < 1e-8) == is_zero
-            guide.zero_grad()
+    guide = AutoNormal(model)
+    guide(x)
+    with torch.no_grad():
+        guide.locs.z.copy_(x / 2)
+    guide.scales.z = torch.full((6,), math.sqrt(0.5), dtype=torch.float64)
+    for kind, is_zero in ((STL, True), (DReG, True), (IWAE, False)):
+        objective = kind(num_particles=3)
+        objective(model, guide)(x).backward()
+        gradients = [p.grad for p in guide.parameters()]
+        assert (max(g.abs().max() for g in gradients) < 1e-8) == is_zero
+        guide.zero_grad()
 
 
 @pytest.fixture
@@ -556,8 +578,8 @@ def two_groups(x):
         pyro.sample("z", dist.Normal(loc, torch.tensor([0.9, 0.7]).double()).to_event(1))
 
 
-@VECTORIZE
-def test_free_bits_floor_the_batch_average_of_every_entry(vectorize_particles):
+@BROADCAST
+def test_free_bits_floor_the_batch_average_of_every_entry(broadcast):
     """Loss + E[log p(x | z)] = B Σ_j max(λ, mean KL_j); not so with a floor per datum or on all."""
     model = make_oracle(4, 2)
     x = torch.linspace(-3, 3, 20).double().reshape(10, 2)[:, [0, 1, 0, 1]]
@@ -566,10 +588,10 @@ def test_free_bits_floor_the_batch_average_of_every_entry(vectorize_particles):
     kl = kl_divergence(dist.Normal(loc, torch.tensor([0.9, 0.7]).double()), prior)  # [10, 2]
     assert kl.mean(0)[0] < 0.4 < kl.mean(0)[1]
     assert (kl[:, 1] < 0.4).any()
-    objective = FreeBits(0.4, num_particles=2, vectorize_particles=vectorize_particles)
+    objective = FreeBits(0.4, num_particles=2)
     loss = loss_of(objective, model, two_groups, x)
     pyro.set_rng_seed(3)
-    terms = log_prob_terms(model, two_groups, x, 2, vectorize_particles=vectorize_particles)
+    terms = log_prob_terms(model, two_groups, x, 2)
     floored = loss + terms.log_p_x.mean(0).sum().item()
     assert floored == pytest.approx(10 * kl.mean(0).clamp(min=0.4).sum().item(), rel=1e-9)
     for planted in (kl.clamp(min=0.4).sum(), 10 * kl.mean(0).sum().clamp(min=0.4)):
@@ -653,12 +675,12 @@ def guide_sites(guide):
 
 
 @EVERY
-@VECTORIZE
-def test_a_subsample_stands_for_all_data(objective, vectorize_particles):
+@BROADCAST
+def test_a_subsample_stands_for_all_data(objective, broadcast):
     """Loss and gradients of 8 of 1000 data are 1000/8 times those of the 8, draw by draw."""
     model, guide = make_oracle().requires_grad_(True), MeanField(3, 10, hidden_dims=()).double()
     x = make_oracle()(None, size=8)
-    objective = copy_of(objective, vectorize_particles)
+    objective = type(objective)(**objective.options)  # asks anew whether the pair broadcasts
     results = []
     for size in (None, SIZE):
         pair = plated(oracle_sites(model), size), plated(guide_sites(guide), size)
@@ -669,10 +691,6 @@ def test_a_subsample_stands_for_all_data(objective, vectorize_particles):
         results.append([loss.detach(), *gradients])
     for alone, scaled in zip(*results, strict=True):
         assert torch.allclose(scaled, SIZE / 8 * alone, rtol=1e-9, atol=1e-9)
-
-
-def copy_of(objective, vectorize_particles):
-    return type(objective)(**{**objective.options, "vectorize_particles": vectorize_particles})
 
 
 def test_scaling_inside_the_logarithm_would_show(oracle, untrained):
@@ -686,10 +704,10 @@ def test_scaling_inside_the_logarithm_would_show(oracle, untrained):
 
 
 @EVERY
-@VECTORIZE
-def test_all_particles_see_the_same_random_subsample(objective, vectorize_particles):
+@BROADCAST
+def test_all_particles_see_the_same_random_subsample(objective, broadcast):
     """`subsample_size`: at the exact posterior every bound is N/B Σ log p(x) of the B drawn."""
-    model, objective = make_oracle(), copy_of(objective, vectorize_particles)
+    model, objective = make_oracle(), type(objective)(**objective.options)
     x, drawn = model(None, size=20), []
 
     def subsampled_model(x):
@@ -712,7 +730,7 @@ def test_all_particles_see_the_same_random_subsample(objective, vectorize_partic
         assert loss == pytest.approx(-bound, rel=1e-9)
     if isinstance(objective, ForwardKL):
         assert loss == pytest.approx(0, abs=1e-9)
-    runs = 1 if vectorize_particles else 3
+    runs = 1 if broadcast else 3
     assert all(torch.equal(rows, drawn[-1]) for rows in drawn[-runs:])
 
 
@@ -751,15 +769,15 @@ def mixed_guide(x):
         pyro.sample("mean", dist.Normal(loc, variance.sqrt()))
 
 
-@VECTORIZE
+@BROADCAST
 @pytest.mark.parametrize("pair", [(global_model, global_guide), (mixed_model, mixed_guide)])
 @pytest.mark.parametrize("kind", [IWAE, DReG, Renyi, STL, ReweightedWakeSleep])
-def test_a_latent_that_all_data_share_has_one_joint_weight(kind, pair, vectorize_particles):
+def test_a_latent_that_all_data_share_has_one_joint_weight(kind, pair, broadcast):
     """At the exact posterior the loss is −log p(x_1, …, x_4), whatever the draw."""
     x = torch.tensor([0.3, -1.2, 2.0, 0.8]).double()
     covariance = torch.ones(4, 4).double() + torch.eye(4).double()
     evidence = dist.MultivariateNormal(torch.zeros(4).double(), covariance).log_prob(x).item()
-    objective = kind(num_particles=4, vectorize_particles=vectorize_particles)
+    objective = kind(num_particles=4)
     assert objective.loss(*pair, x) == pytest.approx(-evidence, abs=1e-9)
 
 
@@ -798,21 +816,20 @@ def nested_guide(x):
         pyro.sample("z", dist.Normal(x.mean(-1, keepdim=True), 0.5))
 
 
-@VECTORIZE
+@BROADCAST
 @pytest.mark.parametrize("kind", [IWAE, DReG])
-def test_nested_plates_are_summed_within_the_weight_of_a_datum(kind, vectorize_particles):
+def test_nested_plates_are_summed_within_the_weight_of_a_datum(kind, broadcast):
     x = torch.randn(6, 5).double()
     pyro.set_rng_seed(3)
-    options = {"vectorize_particles": vectorize_particles}
-    log_w = log_weights(nested_model, nested_guide, x, 4, **options)
+    log_w = log_weights(nested_model, nested_guide, x, 4)
     expected = -estimators.iwae(log_w).sum().item()
-    objective = kind(4, **options)
+    objective = kind(4)
     assert loss_of(objective, nested_model, nested_guide, x) == pytest.approx(expected, rel=1e-9)
     objective(nested_model, nested_guide)(x)  # with gradients, scaled along the plates
 
 
-@VECTORIZE
-def test_a_joint_draw_of_the_guide_makes_for_a_joint_weight(vectorize_particles):
+@BROADCAST
+def test_a_joint_draw_of_the_guide_makes_for_a_joint_weight(broadcast):
     """AutoDiagonalNormal draws the latents of all data at once, outside of the model's plate."""
 
     def model(x):
@@ -828,7 +845,7 @@ def test_a_joint_draw_of_the_guide_makes_for_a_joint_weight(vectorize_particles)
     guide.scale = torch.full((6,), math.sqrt(0.5), dtype=torch.float64)
     evidence = dist.Normal(torch.zeros(6).double(), math.sqrt(2)).log_prob(x).sum().item()
     for kind in (IWAE, STL, DReG, ReweightedWakeSleep):
-        objective = kind(num_particles=3, vectorize_particles=vectorize_particles)
+        objective = kind(num_particles=3)
         assert objective.loss(model, guide, x) == pytest.approx(-evidence, abs=1e-6)
 
 
@@ -1027,7 +1044,6 @@ BAD = {
     "half a particle": (lambda: STL(1.5), r"num_particles .* got 1\.5"),
     "one particle": (lambda: ForwardKL(1), "at least 2 for ForwardKL, got 1"),
     "one weight": (lambda: ReweightedWakeSleep(1), "at least 2 for ReweightedWakeSleep, got 1"),
-    "vectorize": (lambda: DReG(2, vectorize_particles=1), "True or False, got 1"),
     "alpha": (lambda: Renyi(math.inf), "finite number alpha, got inf"),
     "alpha text": (lambda: Renyi("1"), "finite number alpha, got '1'"),
     "beta": (lambda: BetaELBO(-1.0), r"beta >= 0, got -1\.0"),
@@ -1041,8 +1057,8 @@ BAD = {
         for kind in (IWAE, STL, DReG, Renyi, BetaELBO, FreeBits)
     },
     "missing site": (run(IWAE(2), wrong_site), r"does not sample the model's latent sites \['z'\]"),
-    "bare dims": (run(IWAE(2), bare_dims), "batch dim of site 'z' to belong to a plate"),
-    "bare dims, one": (run(STL(1), bare_dims), "batch dim of site 'z' to belong to a plate"),
+    "bare dims": (run(IWAE(2), bare_dims), "site 'z' .* with dimensions that belong to no plate"),
+    "bare dims, one": (run(STL(1), bare_dims), "site 'z' .* dimensions that belong to no plate"),
     "sleep": (run(WakeSleep(), auxiliary), "got auxiliary site 'u': use ReweightedWakeSleep"),
     "free bits of several": (
         run(FreeBits(), joint_auxiliary, two_latents),
@@ -1058,9 +1074,7 @@ def test_bad_input_is_named(call, message):
 
 
 def test_options_are_told():
-    assert repr(Renyi(0.5, num_particles=3)) == (
-        "Renyi(alpha=0.5, num_particles=3, vectorize_particles=True)"
-    )
+    assert repr(Renyi(0.5, num_particles=3)) == ("Renyi(alpha=0.5, num_particles=3)")
 
 
 def test_a_run_with_another_alpha_is_another_run():

@@ -1,6 +1,7 @@
 """What a comparison's picture and table say: judged by the best log p(x), and marked where not."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from evidence.experiments.reports import plots, plots_comparison
 from evidence.experiments.reports.report import table
 from evidence.experiments.reports.shortfall import shortfalls
 from evidence.experiments.reports.verdicts import verdict_table
+from evidence.experiments.storage.records import Estimate
 from evidence.inference import Evidence, compare_elbos
+from tests.rows import a_row
 
 DRAWN = True
 
@@ -19,21 +22,17 @@ WHY = "k̂ is too large for half of the data: more particles"
 
 
 def estimate(name, nats, reason=None):
-    mc_se = None if reason else 0.01
-    return {"estimator": name, "nats": nats, "mc_se": mc_se, "data_se": 0.2, "num_particles": 100,
-            "num_data": 50, "reliable": reason is None, "reason": reason}  # fmt: skip
+    return Estimate(
+        estimator=name, nats=nats, mc_se=None if reason else 0.01, data_se=0.2, num_particles=100,
+        num_data=50, reliable=reason is None, reason=reason,
+    )  # fmt: skip
 
 
 def row(label, elbo, iw=None, exact=None, reason=None, decoder="frozen"):
     estimates = [estimate("elbo", elbo)]
     estimates += [estimate("iw", iw, reason)] if iw is not None else []
     estimates += [estimate("exact", exact)] if exact is not None else []
-    return {
-        "label": label, "split": "test", "estimates": estimates, "decoder": decoder,
-        "num_model_parameters": 9, "model": "VAE", "model_options": {}, "data": "digits",
-        "binarize": "none", "num_epochs": 3, "k_hat": None, "ess": None, "divergences": None,
-        "active_units": None, "num_parameters": 9, "train_seconds": 1.0, "steps_per_second": 1.0,
-    }  # fmt: skip
+    return a_row(label=label, estimates=estimates, decoder=decoder)
 
 
 # One model: the failing guide's IW is 0.75 nats low, and its own IW − ELBO would look best.
@@ -45,7 +44,7 @@ FAILING = [
 
 @pytest.mark.parametrize("decoder", ["joint", "frozen"])
 def test_a_failing_guide_is_not_rewarded_where_the_exact_value_is_known(decoder):
-    good, failing = shortfalls([one | {"decoder": decoder} for one in FAILING])
+    good, failing = shortfalls([replace(one, decoder=decoder) for one in FAILING])
     assert good.nats == failing.nats == pytest.approx(1.0)
     assert {good.judge, failing.judge} == {"exact"}
     assert failing.reason is None
@@ -58,7 +57,7 @@ def test_rows_of_one_model_are_judged_by_the_best_reliable_bound_of_all():
     assert [one.nats for one in shortfalls(rows)] == pytest.approx([1.0, 1.5, 1.1])
     high = [row("A", -92.0, -80.0, reason=WHY), *rows[1:]]  # nor by an outlier
     assert shortfalls(high)[0].nats == pytest.approx(1.0)
-    joint = [one | {"decoder": "joint"} for one in rows]
+    joint = [replace(one, decoder="joint") for one in rows]
     own, *_ = shortfalls(joint)
     assert (own.nats, own.reason) == (pytest.approx(0.25), WHY)
     assert shortfalls([row("A", -92.0)]) is None

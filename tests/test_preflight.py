@@ -139,6 +139,26 @@ def not_broadcast(x):
         z.reshape(len(x), 3)
 
 
+def regression(x, covariates):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z + covariates, 1.0).to_event(1), obs=x)
+
+
+def regression_guide(x, covariates):
+    slope = pyro.param("slope", torch.tensor(0.4))
+    gaussian(x, slope * (x - covariates))
+
+
+def centred_regression_guide(x, covariates):
+    gaussian(x, x - covariates.mean(0))
+
+
+SEVERAL = X[:, :3], X[:, 3:6]
+# Rows that are told apart by the covariates alone.
+ALIKE = X[:1, :3].expand(6, 3), X[:, 3:6]
+
+
 class Normalized(nn.Module):
     """A guide that leaks by BatchNorm, but not in evaluation mode."""
 
@@ -203,6 +223,8 @@ BROKEN = {
     ),
     "guide leaks in training": (model, Normalized(), X, {("leak", "z")}),
     "model leaks": (centred_by_the_batch, gaussian, X, {("leak", "x")}),
+    "leaks by a second tensor": (regression, centred_regression_guide, SEVERAL, {("leak", "z")}),
+    "by the second tensor alone": (regression, centred_regression_guide, ALIKE, {("leak", "z")}),
     "parameters per row": (model, row_parameters, X, {("leak", "z")}),
     "fixed size": (model, fixed_plate, X, {("batch", None)}),
     "dead parameters": (
@@ -284,6 +306,12 @@ def clean_pairs():
         "no plate": (model_without_plate, without_plate, X),
         "global latent": (global_scale, global_guide, X),
         "does not broadcast": (model, not_broadcast, X),
+        "several tensors": (regression, regression_guide, SEVERAL),
+        "tensors by name": (
+            regression,
+            regression_guide,
+            dict(zip(("x", "covariates"), ALIKE, strict=True)),
+        ),
     }
 
 

@@ -10,8 +10,8 @@ import torch
 from evidence.experiments.cli import COMMANDS, build_parser, main
 from evidence.experiments.config import Experiment
 from evidence.experiments.setup import catalogue
-from evidence.experiments.setup.assembly import load_with_model
 from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.model_and_data import load_with_model
 from evidence.experiments.setup.words import prepared
 from evidence.models import VAE
 
@@ -37,6 +37,20 @@ QUICK = {
     "export": "--num_draws 20 --num_data 3",
     "reference": "--num_samples 40 --num_warmup 40",
 }
+
+
+@pytest.fixture(autouse=True)
+def readers_folder(tmp_path, monkeypatch):
+    """An empty folder, but for the files that the README writes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (guide,) = [code for code in blocks("python") if "AbstractGuide" in code]
+    Path("my_guides.py").write_text(guide)
+    for code in blocks("python"):
+        if code.startswith("# heights.py"):
+            Path("heights.py").write_text(code)
+        elif code.startswith("# writes"):
+            exec(compile(code, "README, data", "exec"), {})
 
 
 def quickly(words):
@@ -78,11 +92,7 @@ def test_every_command_is_one_the_program_takes():
                     catalogue.build_guide(Spec.parse(guide), VAE(9, 2), torch.zeros(3, 9))
 
 
-def test_every_command_on_bundled_data_runs_in_order(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (guide,) = [code for code in blocks("python") if "AbstractGuide" in code]
-    Path("my_guides.py").write_text(guide)
+def test_every_command_on_bundled_data_runs_in_order(capsys):
     for words in commands():
         if words[0] == "evidence" and not any("mnist" in word for word in words):
             assert main(quickly(words)[1:]) == 0, words

@@ -72,8 +72,8 @@ def runs(once):
 def planted(monkeypatch):
     """In place of the trained guides the exact and the best factorized one, z₁ + z₂ observed."""
 
-    def load(names, **options):
-        loaded = load_runs(names, **options)
+    def load(names, *options):
+        loaded = load_runs(names, *options)
         pair = next(iter(loaded.values()))
         with torch.no_grad():
             pair.model.weight.fill_(0.3)

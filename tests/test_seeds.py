@@ -10,6 +10,8 @@ from evidence.experiments.commands import compare as comparing
 from evidence.experiments.commands import train
 from evidence.experiments.reports.fits import over_fits
 from evidence.experiments.setup.labels import folder_name, shortened
+from evidence.experiments.storage.records import Count, Estimate, Weights
+from tests.rows import a_row
 from tests.test_cli import QUICK, refused, results, run, weights
 
 COMPARE = ["compare", *QUICK, "--guides", "MeanField", "FullRank", "--num_particles", 50]
@@ -96,28 +98,29 @@ def test_a_comparison_needs_a_fit(capsys):
 
 
 def fit_of(label, nats, *, reason=None, mc_se=0.3):
-    estimate = {"estimator": "iw", "nats": nats, "mc_se": mc_se, "data_se": 0.5,
-                "num_particles": 9, "reliable": reason is None, "reason": reason}  # fmt: skip
-    shared = {"label": label, "k_hat": {"median": nats / 10}, "ess": None, "divergences": None}
-    times = {"train_seconds": 1.0, "steps_per_second": 2.0, "active_units": {"count": 2, "of": 2}}
-    return {**shared, **times, "estimates": [estimate]}
+    estimate = Estimate(
+        estimator="iw", nats=nats, mc_se=mc_se, data_se=0.5, num_particles=9, num_data=9,
+        reliable=reason is None, reason=reason,
+    )  # fmt: skip
+    k_hat = Weights(median=nats / 10, share_bad=0.0, threshold=0.7)
+    return a_row(label=label, estimates=[estimate], k_hat=k_hat, active_units=Count(count=2, of=2))
 
 
 def test_the_row_over_fits_is_their_mean_and_their_spread():
     rows = [fit_of("A", 1.0), fit_of("B", 5.0), fit_of("A", 2.0), fit_of("A", 6.0)]
     a, b = over_fits(rows)
-    (estimate,) = a["estimates"]
-    assert estimate["nats"] == 3.0
-    assert estimate["mc_se"] == pytest.approx(0.3 / math.sqrt(3))
-    assert estimate["data_se"] == 0.5
-    assert estimate["fit_se"] == pytest.approx(math.sqrt(7 / 3))
-    assert a["k_hat"]["median"] == pytest.approx(0.3)
-    assert (a["num_fits"], a["active_units"]) == (3, {"count": 2, "of": 2})
+    (estimate,) = a.estimates
+    assert estimate.nats == 3.0
+    assert estimate.mc_se == pytest.approx(0.3 / math.sqrt(3))
+    assert estimate.data_se == 0.5
+    assert estimate.fit_se == pytest.approx(math.sqrt(7 / 3))
+    assert a.k_hat.median == pytest.approx(0.3)
+    assert (a.num_fits, a.active_units) == (3, Count(count=2, of=2))
     assert b == rows[1]
     (joined,) = over_fits([fit_of("A", 1.0), fit_of("A", 2.0, reason="ESS 1", mc_se=None)])
-    (estimate,) = joined["estimates"]
-    assert (estimate["reliable"], estimate["reason"]) == (False, "ESS 1")
-    assert estimate["mc_se"] is None
+    (estimate,) = joined.estimates
+    assert (estimate.reliable, estimate.reason) == (False, "ESS 1")
+    assert estimate.mc_se is None
 
 
 def test_long_labels_are_cut_in_the_middle_and_stay_different():

@@ -53,7 +53,7 @@ ESTIMATORS = {
     "adaptive": adaptive_evidence,
     "weights": lambda m, g, x: log_weights(m, g, x, 5),
     "ais": lambda m, g, x: annealed_evidence(m, x, guide=g, num_temperatures=5),
-    "bdmc": lambda m, g, x: bidirectional_evidence(m, template=x, guide=g, num_temperatures=5),
+    "bdmc": lambda m, g, x: bidirectional_evidence(m, like=x, guide=g, num_temperatures=5),
 }
 
 
@@ -168,6 +168,26 @@ def test_a_pair_whose_weights_mean_nothing_is_refused(wrong, estimator):
     with pytest.raises(ValueError, match=message) as caught:
         ESTIMATORS[estimator](model, guide, X)
     assert "\n" not in str(caught.value)
+
+
+def test_a_leak_among_several_tensors_is_refused():
+    def regression(x, offset):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z + offset, 1.0), obs=x)
+
+    def guide(x, offset):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - offset) / 2, 0.8))
+
+    def centred(x, offset):
+        guide(x, offset - offset.mean())
+
+    data = (X + 2, torch.full_like(X, 2.0).index_fill(0, torch.tensor([3]), 2.5))
+    evidence = importance_weighted_evidence(regression, guide, data, 5000)
+    assert z_score(evidence, exact(data[0] - data[1])) < 4
+    with pytest.raises(ValueError, match="leak 'z': row"):
+        importance_weighted_evidence(regression, centred, data, 500)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -298,7 +318,7 @@ def test_a_guide_wider_than_the_prior_gives_the_right_number(prior):
     assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(len(x))
     assert abs(ratio.mean() - 1) < 0.2
     options |= {"num_chains": 16, "num_pilot_temperatures": 50}
-    bracket = bidirectional_evidence(model, template=x, guide=wide, **options)
+    bracket = bidirectional_evidence(model, like=x, guide=wide, **options)
     gaps = bracket.log_px_upper - bracket.log_px_lower
     some = gaps[gaps.isfinite()]  # where all chains of a datum began outside, the bound is −inf
     assert some.mean() > -5 * some.std() / math.sqrt(len(some))

@@ -389,6 +389,25 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(lr):
     assert torch.equal(weights_of(model, guide), seen[-1])
 
 
+def test_a_loss_of_several_tensors_that_is_not_finite_stops_with_its_cause():
+    class Regression(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x, covariate):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z + self.slope * covariate, 1.0), obs=x)
+
+    def guide(x, covariate):
+        normal_guide(x)
+
+    data = torch.randn(20), torch.linspace(1.0, 2.0, 20)
+    with pytest.raises(NonFiniteLossError, match="Likely cause"):
+        fit(Regression(), guide, data, num_epochs=5, lr=1e30, progress=False)
+
+
 def test_the_stop_names_data_that_the_transform_ruined():
     with pytest.raises(NonFiniteLossError, match="transform makes NaN"):
         quick(*pair(likelihood="gaussian"), transform=_poison_after_the_first())

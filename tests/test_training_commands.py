@@ -10,7 +10,8 @@ import yaml
 
 from evidence.experiments.cli import main
 from evidence.experiments.config import Train
-from evidence.experiments.setup.assembly import assemble, load_run
+from evidence.experiments.setup.assembly import assemble
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import UntilFlat, log_prob_terms

@@ -84,7 +84,10 @@ def test_options_on_the_command_line_win_wherever_they_stand(options):
         (["train", "--num_epochs", "x"], 'option "num_epochs": expected a whole number, got x'),
         (["train", "--clip_norm", "x"], 'option "clip_norm": expected a number, got x'),
         (["evaluate", "r", "--num_data", "x"], "expected a whole number, got x"),
-        (["train", "--split", "x"], 'option "split": expected one of test, validation, got x'),
+        (
+            ["train", "--split", "x"],
+            'option "split": expected one of auto, test, validation, all, got x',
+        ),
         (["train", "--resume=x"], 'option "resume": expected true or false, got x'),
         (["train", "--model", "VAE(**{'latent_dim': 2})"], "expected Name or Name(option=value"),
         (["train", "--model", "Autoencoder"], "use --guide Delta"),

@@ -4,21 +4,25 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from evidence.experiments.config import ANNEALING, Evaluate
+from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.setup import datasets
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.files import remove
+from evidence.experiments.storage.records import Annealing
 from evidence.experiments.storage.runs import RunFolder
 from evidence.experiments.storage.schema import expect_type
 from evidence.experiments.storage.training_state import within
 from evidence.inference import Bracket, Evidence, Snapshot, anneal, bidirectional_evidence
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import expect_rng_state
 
 try:
@@ -28,8 +32,8 @@ except ModuleNotFoundError:  # there is none on Windows
 
 
 def annealed(
-    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder
-) -> tuple[Evidence, dict[str, Any], Path]:
+    assembly: Assembly, x: Batch, config: Evaluate, folder: RunFolder
+) -> tuple[Evidence, Annealing, Path]:
     """The record "ais" of `x`, what to record with it, and where its snapshots are."""
 
     def run(**options: Any) -> Any:
@@ -37,16 +41,20 @@ def annealed(
 
     purpose = {"estimator": "ais", "x": datasets.digest(x)}
     found, details, place = _resumable(run, purpose, assembly, config, folder)
-    return found.evidence, details | {"acceptance": found.acceptance.mean().item()}, place
+    return found.evidence, replace(details, acceptance=found.acceptance.mean().item()), place
 
 
 def bracketed(
     assembly: Assembly, size: int, config: Evaluate, folder: RunFolder
-) -> tuple[Bracket, dict[str, Any], Path]:
+) -> tuple[Bracket, Annealing, Path]:
     """The bracket of `size` simulated data, what to record with it, and where its snapshots are."""
 
     def run(**options: Any) -> Any:
-        return bidirectional_evidence(assembly.model, size=size, **options)
+        like: dict[str, Any] = {"size": size}
+        if isinstance(assembly.model, OwnProgram):  # which may take more than data to simulate
+            rows = torch.arange(size, device=assembly.x_test.device) % len(assembly.x_test)
+            like = {"like": assembly.x_test[rows]}
+        return bidirectional_evidence(assembly.model, **like, **options)
 
     purpose = {"estimator": "bdmc", "size": size}
     return _resumable(run, purpose, assembly, config, folder)
@@ -59,16 +67,16 @@ def remove_snapshots(place: Path) -> None:
         place.parent.rmdir()
 
 
-def remove_snapshots_of(folder: RunFolder, details: Mapping[str, Any] | None) -> None:
+def remove_snapshots_of(folder: RunFolder, details: Annealing | None) -> None:
     """Remove what a kill may have left between a result and the end of its command.
 
     Args:
         folder: the run.
         details: of the annealing, as they are in the result.
     """
-    key = (details or {}).get("snapshots")
-    place = folder.path / "annealing" / str(key)
-    if isinstance(key, str) and key.isalnum() and place.is_dir():
+    key = "" if details is None else details.snapshots
+    place = folder.path / "annealing" / key
+    if key.isalnum() and place.is_dir():
         with folder.locked():
             remove_snapshots(place)
 
@@ -79,7 +87,7 @@ def _resumable(
     assembly: Assembly,
     config: Evaluate,
     folder: RunFolder,
-) -> tuple[Any, dict[str, Any], Path]:
+) -> tuple[Any, Annealing, Path]:
     """Run with snapshots into the folder, from the newest of the very same run if there is any."""
     options = {name: getattr(config, name) for name in ANNEALING}
     weights = assembly.weights_sha256()
@@ -97,11 +105,12 @@ def _resumable(
         on_snapshot=_Saving(place, identity, started),
         **options,
     )
-    details = {name: getattr(config, name) for name in ANNEALING} | {
-        "seconds": time.monotonic() - started,
-        "peak_memory_mib": _peak_memory_mib(),
-        "snapshots": key,
-    }
+    details = Annealing(
+        **{name: getattr(config, name) for name in ANNEALING},
+        seconds=time.monotonic() - started,
+        peak_memory_mib=_peak_memory_mib(),
+        snapshots=key,
+    )
     return result, details, place
 
 

@@ -9,12 +9,11 @@ import numpy as np
 from evidence.experiments.config import Calibrate
 from evidence.experiments.reports import plots, plots_posterior
 from evidence.experiments.reports.report import markdown
-from evidence.experiments.setup.assembly import Assembly, expect_evidence, load_run
+from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.setup.one_model import run_label
-from evidence.experiments.storage.files import replaced
 from evidence.experiments.storage.runs import RunFolder
-from evidence.guides import Unamortized
 from evidence.inference.diagnostics.calibration import (
     LOG_P_X,
     LOG_Q_Z,
@@ -44,9 +43,7 @@ def calibrate(config: Calibrate) -> None:
         )
     folder = RunFolder(config.run)
     with folder.locked():
-        assembly, _ = load_run(
-            folder, device=config.device, data_root=config.data_root, trust=config.trust
-        )
+        assembly, _ = load_run(folder, config)
         _expect_any_data(assembly)
         found = simulation_based_calibration(
             assembly.model,
@@ -60,17 +57,15 @@ def calibrate(config: Calibrate) -> None:
         print(calibration_table(document), flush=True)
         try:
             figure = plots_posterior.calibration(found, document)
-            with replaced(folder.path / PICTURE) as picture:
-                plots.save(figure, picture)
-                folder.write_document(NAME, document)
+            plots.save_with(figure, PICTURE, folder, NAME, document)
             print(f"\nwrote {folder.path}: {NAME}, {PICTURE}")
         finally:
             print(f"\n{document['verdict']}")
 
 
 def _expect_any_data(assembly: Assembly) -> None:
-    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
-    if isinstance(assembly.guide, Unamortized):
+    expect_evidence(assembly.model, assembly.guide, assembly.few)
+    if not assembly.is_amortized:
         raise ValueError(
             f"{assembly.config.guide} knows no other data than its own, and calibration needs "
             "simulated ones: name the run of a guide with an encoder"
@@ -109,7 +104,7 @@ def _quantities(found: Calibration, level: float) -> list[Quantity]:
     with warnings.catch_warnings():  # of quantiles at tails as small as ranks all at one end have
         warnings.simplefilter("ignore", RuntimeWarning)
         p_values = found.p_values
-    quantities = []
+    quantities: list[Quantity] = []
     for name, ranks in found.ranks.items():
         ecdf = found.ecdf(name)
         off = ecdf - uniform

@@ -3,7 +3,8 @@
 import sys
 
 from evidence.experiments.config import Check, Train
-from evidence.experiments.setup.assembly import assemble
+from evidence.experiments.own.program import OwnProgram
+from evidence.experiments.setup.assembly import assemble, say_unused
 from evidence.inference import check as find_faults
 
 
@@ -24,7 +25,10 @@ def check(config: Check) -> None:
             seed=config.seed,
         )
     )
-    x = assembly.x_test[: config.num_data]
+    say_unused(assembly)
+    x = assembly.x_test
+    if not isinstance(assembly.model, OwnProgram) or assembly.dataset.split != "all":
+        x = x[: config.num_data]  # of data that share latents, fewer are another data set
     findings = find_faults(assembly.model, assembly.guide, x, seed=config.seed)
     pair = f"{config.model} with {config.guide} on {len(x)} data of {config.data}"
     if not findings:

@@ -1,6 +1,6 @@
 """`evidence compare`: several guides on one model, with ELBO, evidence and error bars."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from evidence.experiments.commands.annealing import remove_snapshots_of
@@ -8,23 +8,36 @@ from evidence.experiments.commands.bracket import bracket_table, is_bracket_of
 from evidence.experiments.commands.evaluate import (
     bracket_run,
     check_options,
+    chosen_data,
     evaluate_run,
     expect_evidence,
     settings,
 )
+from evidence.experiments.commands.reference import NAME, PICTURE, compared, reference_table
 from evidence.experiments.commands.train import train_run
-from evidence.experiments.config import Compare, Estimation, Evaluate, Experiment, Train
+from evidence.experiments.config import (
+    Compare,
+    Estimation,
+    Evaluate,
+    Experiment,
+    Reading,
+    Reference,
+    Train,
+)
+from evidence.experiments.reports import plots
 from evidence.experiments.reports.fits import over_fits, summary
 from evidence.experiments.reports.pictures import draw_comparison, draw_planes
-from evidence.experiments.reports.report import Row, table
+from evidence.experiments.reports.pictures_joint import draw_joint
+from evidence.experiments.reports.report import table
 from evidence.experiments.reports.verdicts import comparisons, to_json, verdict_table
-from evidence.experiments.setup.assembly import Assembly, assemble, load_run, run_name
-from evidence.experiments.setup.catalogue import Spec, build_guide
+from evidence.experiments.setup.assembly import Assembly, assemble, run_name, say_unused, with_guide
+from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.durations import fit_seconds, told
 from evidence.experiments.setup.labels import folder_name
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage import per_datum
+from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
-from evidence.guides import AbstractPosterior
 from evidence.inference import History
 
 
@@ -39,7 +52,7 @@ def compare(config: Compare) -> None:
     pairs = _expect_guides(config)
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
     with folder.opened(config, resume=True):
-        _announce(config, folder.path, *pairs)
+        _announce(config, folder.path, pairs)
         rows = [row for fit in range(config.seeds) for row in _fit(config, fit, folder.path)]
         found, joined = comparisons(rows), over_fits(rows)
         text = "\n\n".join(
@@ -51,38 +64,45 @@ def compare(config: Compare) -> None:
         folder.write_results("compare", rows, summary=summary(joined), comparisons=to_json(found))
         folder.write_text("table.md", text + "\n")
         first = f", seed {config.seed}" if config.seeds > 1 else ""
-        histories = {row["label"] + first: History.from_rows(row["history"]) for row in joined}
+        histories = {row.label + first: History.from_rows(row.history) for row in joined}
         draw_comparison(folder.path, joined, found, histories)
         _draw_planes(config, joined, folder.path)
+        _draw_posteriors(config, joined, folder)
     print(f"\nwrote {folder.path}")
 
 
-def _expect_guides(config: Compare) -> tuple[Assembly, dict[str, AbstractPosterior]]:
+def _expect_guides(config: Compare) -> dict[str, Assembly]:
     """Build every pair once: a mistake in the last guide shows before the first is trained.
 
-    Returns:
-        The data and the model, with the first guide; and every guide.
+    Raises:
+        ValueError: a guide that does not serve the model, or estimates of two kinds.
     """
     first = assemble(_train_config(config, config.guides[0], ""))
-    x, guides = first.x_test[:1], {}
-    for guide in config.guides:
-        guides[guide] = build_guide(Spec.parse(guide), first.model, x)[0].to(x)
-        expect_evidence(first.model, guides[guide], x)
-    return first, guides
+    pairs = {guide: with_guide(first, guide) for guide in config.guides}
+    units: dict[str, str] = {}
+    for guide, pair in pairs.items():
+        units.setdefault(pair.unit, guide)
+        expect_evidence(pair.model, pair.guide, pair.few)
+        chosen_data(pair, config.num_data if config.estimator != "bdmc" else None)
+    if len(units) > 1:
+        raise ValueError(
+            f"{units['datum']} has an estimate for each datum and {units['data set']} one for the "
+            "data set, which no table can hold together: compare guides of one kind"
+        )
+    say_unused(first)
+    return pairs
 
 
-def _announce(
-    config: Compare, path: Path, pair: Assembly, guides: dict[str, AbstractPosterior]
-) -> None:
+def _announce(config: Compare, path: Path, pairs: dict[str, Assembly]) -> None:
     """Say about how long it will take to train and evaluate what is not there yet."""
     left = [
         (number, guide)
         for number in range(config.seeds)
-        for guide in guides
+        for guide in pairs
         if _row_of(_place(config, number, path) / _folder_name(guide)) is None
     ]
-    wanted = {guide: guides[guide] for _, guide in left}
-    found = fit_seconds(pair, wanted, config)
+    wanted = dict.fromkeys(guide for _, guide in left)
+    found = fit_seconds({guide: pairs[guide] for guide in wanted}, config)
     if not left or found is None:
         return
     seconds = [found[guide] for _, guide in left]
@@ -108,9 +128,9 @@ def _fit(config: Compare, number: int, path: Path) -> list[Row]:
 
 def _by_seed(rows: list[Row]) -> list[Row]:
     """The rows with their seeds in their labels, if there are several."""
-    if len({row["seed"] for row in rows}) == 1:
+    if len({row.seed for row in rows}) == 1:
         return rows
-    return [row | {"label": f"{row['label']}, seed {row['seed']}"} for row in rows]
+    return [replace(row, label=f"{row.label}, seed {row.seed}") for row in rows]
 
 
 def _train_model(config: Compare, path: Path) -> str:
@@ -126,36 +146,53 @@ def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> R
     return _evaluated(config, out)
 
 
+def _reading(config: Compare) -> Reading:
+    """Its classes are those on the command line: else it would have been refused as another run."""
+    return Reading(data_root=config.data_root, device=config.device, trust=True)
+
+
 def _evaluated(config: Compare, out: Path) -> Row:
     options = {field.name: getattr(config, field.name) for field in fields(Estimation)}
-    # Its classes are those on the command line: else it would have been refused as another run.
-    where = {"data_root": config.data_root, "device": config.device, "trust": True}
-    wanted = Evaluate(run=str(out), **where, **options)
+    wanted = Evaluate(run=str(out), **asdict(_reading(config)), **options)
     on_data = replace(wanted, estimator="ais") if config.estimator == "bdmc" else wanted
     row = _row_of(out)
-    if row is None or row["evaluation"] != settings(on_data) or not per_datum.is_of(out, row):
+    if row is None or row.evaluation != settings(on_data) or not per_datum.is_of(out, row):
         row = evaluate_run(on_data)
-    if config.estimator == "bdmc" and not is_bracket_of(row["bracket"], wanted):
+    if config.estimator == "bdmc" and not is_bracket_of(row, wanted):
         row = bracket_run(wanted)
-    for details in (row["annealing"], row["bracket"]):
+    for details in (row.annealing, row.bracket):
         remove_snapshots_of(RunFolder(out), details)
     return row
 
 
 def _row_of(out: Path) -> Row | None:
     document = RunFolder(out).read_results()
-    return None if document is None else document["rows"][0] | {"folder": str(out)}
+    return None if document is None else replace(document.rows[0], folder=str(out))
 
 
 def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     """The posterior of a datum and every guide's, for a model in the plane."""
-    if all(row["divergences"] is None for row in rows):
+    if all(row.divergences is None for row in rows):
         return
-    options = {"data_root": config.data_root, "device": config.device, "trust": True}
-    runs = {row["label"]: load_run(RunFolder(row["folder"]), **options)[0] for row in rows}
-    pairs = {label: (a.model, a.guide, a.x_test[:1]) for label, a in runs.items()}
-    datum = None if config.data == "none" else f"datum 0 of the {config.split} data"
+    runs = {row.label: load_run(RunFolder(row.folder), _reading(config))[0] for row in rows}
+    suites = {label: pair.of_the_suite for label, pair in runs.items()}
+    pairs = {label: (*pair[:2], pair[2][:1]) for label, pair in suites.items() if pair}
+    datum = None if config.data == "none" else f"datum 0 of the {rows[0].split} data"
     draw_planes(path, pairs, datum)
+
+
+def _draw_posteriors(config: Compare, rows: list[Row], folder: RunFolder) -> None:
+    """Every guide's draws, over those of NUTS if these are asked for."""
+    runs = [row.folder for row in rows]
+    where = _reading(config)
+    if config.reference:
+        document, figure = compared(Reference(runs=runs, seed=config.seed, **asdict(where)))
+        print(f"\n{reference_table(document)}\n\n{document['verdict']}", flush=True)
+        plots.save_with(figure, PICTURE, folder, NAME, document)
+    elif rows[0].is_of_data_set:
+        loaded = (load_run(RunFolder(run), where)[0] for run in runs)
+        pairs = {row.label: pair for row, pair in zip(rows, loaded, strict=True)}
+        plots.save(draw_joint(pairs, None, seed=config.seed), folder.path / "posterior.png")
 
 
 def _train_config(config: Compare, guide: str, out: str) -> Train:
@@ -166,4 +203,4 @@ def _train_config(config: Compare, guide: str, out: str) -> Train:
 def _folder_name(guide: str) -> str:
     spec = Spec.parse(guide)
     words = [spec.name, *(f"{name}-{value}" for name, value in spec.options.items())]
-    return folder_name("-".join(words).translate({ord(c): "_" for c in " /[](),'\""}))
+    return folder_name("-".join(words).translate({ord(c): "_" for c in " /\\:[](),'\""}))

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,36 +10,46 @@ from tqdm import tqdm
 from evidence.experiments.commands.annealing import annealed
 from evidence.experiments.config import Evaluate
 from evidence.experiments.setup.assembly import Assembly
-from evidence.experiments.setup.double import in_dtype
+from evidence.experiments.setup.double import as_dtype, in_dtype
+from evidence.experiments.storage.records import Annealing
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import Evidence, adaptive_evidence, estimate_evidence
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.models import AbstractModel
 
 _ELBO_PARTICLES = 200  # beside an adaptive number of weights
 
 
 def estimate(
-    assembly: Assembly, x: Tensor, config: Evaluate, folder: RunFolder
-) -> tuple[list[Evidence], dict[str, Any] | None, Path | None]:
+    assembly: Assembly, x: Batch, config: Evaluate, folder: RunFolder
+) -> tuple[list[Evidence], Annealing | None, Path | None]:
     """The records asked for, the exact one among them where there is one.
 
     Returns:
         The records; and of the annealing, what to record and where its snapshots are.
     """
     assembly = in_dtype(assembly, config.dtype)
-    x = x.to(assembly.x_test.dtype)
+    x = as_dtype(x, assembly.x_test.dtype)
     records = weighted(assembly, x, config)
     details = place = None
     if config.estimator == "ais":
         record, details, place = annealed(assembly, x, config, folder)
         records.append(record)
-    if assembly.model.knows_evidence:
-        records.append(Evidence.exact(assembly.model.log_evidence(x)))
-    return records, details, place
+    known = exact(assembly, x)
+    return [*records, known] if known is not None else records, details, place
+
+
+def exact(pair: Assembly, x: Batch) -> Evidence | None:
+    """The record of a log p(x) that the model knows."""
+    model = pair.model
+    if isinstance(model, AbstractModel) and model.knows_evidence and isinstance(x, Tensor):
+        return Evidence.exact(model.log_evidence(x).detach())
+    return None
 
 
 @torch.no_grad()
-def weighted(assembly: Assembly, x: Tensor, config: Evaluate) -> list[Evidence]:
+def weighted(assembly: Assembly, x: Batch, config: Evaluate) -> list[Evidence]:
     """The records that come from the guide's importance weights."""
     pair = assembly.model, assembly.guide
     with (
@@ -49,8 +58,13 @@ def weighted(assembly: Assembly, x: Tensor, config: Evaluate) -> list[Evidence]:
     ):
         bar.set_description("importance weights")
         if config.target_se is not None:
-            options = {"target_se": config.target_se, "max_particles": config.max_particles}
-            iw = adaptive_evidence(*pair, x, **options, progress=bar.update)
+            iw = adaptive_evidence(
+                *pair,
+                x,
+                target_se=config.target_se,
+                max_particles=config.max_particles,
+                progress=bar.update,
+            )
             return [estimate_evidence(*pair, x, _ELBO_PARTICLES)["elbo"], iw]
         records = estimate_evidence(*pair, x, config.num_particles, progress=bar.update)
     return [records["elbo"]] if config.estimator == "elbo" else [records["elbo"], records["iw"]]

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from evidence.experiments.commands.annealing import remove_snapshots
-from evidence.experiments.commands.bracket import NUM_SIMULATED, bracket, bracket_table
+from evidence.experiments.commands.bracket import bracket, bracket_table, num_simulated
 from evidence.experiments.commands.estimates import estimate
 from evidence.experiments.config import ANNEALING, Estimation, Evaluate
 from evidence.experiments.reports.plane import mean_divergences
-from evidence.experiments.reports.report import table, training_row, with_estimates
-from evidence.experiments.setup.assembly import Assembly, expect_evidence, load_run
+from evidence.experiments.reports.report import estimated, table, training_row
+from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.durations import evaluation_seconds, told
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage import per_datum
-from evidence.experiments.storage.results import Row, remembering, with_evaluation
+from evidence.experiments.storage.records import Count, PlaneDivergences, Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import History, Snapshot, latent_diagnostics
+from evidence.inference.programs.data import Batch
 
 _DIAGNOSED = 2000  # data at the most, whose draws are held together
 _DRAWS = 100  # per datum, to diagnose the latents
@@ -86,23 +88,22 @@ def _write(folder: RunFolder, found: _Found) -> None:
 
 def _run(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
     assembly, snapshot = _loaded(config, folder)
-    rows = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
-    x = assembly.x_test[rows.to(assembly.x_test.device)]
+    rows, x = chosen_data(assembly, config.num_data)
     before = row_so_far(folder, assembly, snapshot)
     if announced:
         _announce(assembly, x, config)
     records, details, snapshots = estimate(assembly, x, config, folder)
     csv, latents = per_datum.to_csv(rows, records), _latents(assembly, x)
     found = {
-        **with_estimates({}, records, assembly),
-        "active_units": latents and {"count": latents["active"], "of": latents["of"]},
+        **estimated(records, assembly),
+        "active_units": latents and Count(count=latents["active"], of=latents["of"]),
         "latents": latents,
-        "divergences": mean_divergences(assembly.model, assembly.guide, x),
+        "divergences": _divergences(assembly, x),
         "evaluation": settings(config),
         "annealing": details,
         "per_datum_sha256": per_datum.digest(csv),
     }
-    row = with_evaluation(before, {"command": "evaluate", **settings(config)}, found)
+    row = before.with_evaluation({"command": "evaluate", **settings(config)}, found)
     warning = f"\n\n{latents['warning']}" if latents is not None and latents["warning"] else ""
     return _Found(row, table([row]) + warning, csv, snapshots)
 
@@ -111,18 +112,19 @@ def _bracket(config: Evaluate, folder: RunFolder, *, announced: bool) -> _Found:
     assembly, snapshot = _loaded(config, folder)
     before = row_so_far(folder, assembly, snapshot)
     if announced:
-        size = config.num_data or NUM_SIMULATED
-        _announce(assembly, assembly.x_test[torch.arange(size) % len(assembly.x_test)], config)
+        rows = torch.arange(num_simulated(assembly, config)) % len(assembly.x_test)
+        _announce(assembly, assembly.x_test[rows], config)
     found, snapshots = bracket(assembly, config, folder)
     options = {name: getattr(config, name) for name in ("num_particles", "dtype", *ANNEALING)}
-    made_by = {"command": "evaluate", "estimator": "bdmc", "num_data": found["num_data"], **options}
-    row = with_evaluation(before, made_by, {"bracket": found})
+    made_by = {"command": "evaluate", "estimator": "bdmc", "num_data": found.num_data, **options}
+    row = before.with_evaluation(made_by, {"bracket": found})
     return _Found(row, bracket_table([row]), None, snapshots)
 
 
-def _announce(assembly: Assembly, x: Tensor, config: Evaluate) -> None:
+def _announce(assembly: Assembly, x: Batch, config: Evaluate) -> None:
     """Say about how long it will take."""
-    seconds = evaluation_seconds(assembly.model, assembly.guide, x, config)
+    pair = assembly.model, assembly.guide
+    seconds = evaluation_seconds(*pair, x, config, is_joint=assembly.is_joint)
     print(told(f"evaluating {len(x):,} data", seconds), flush=True)
 
 
@@ -133,10 +135,8 @@ def _loaded(config: Evaluate, folder: RunFolder) -> tuple[Assembly, Snapshot]:
         ValueError: they are not.
     """
     check_options(config)
-    assembly, snapshot = load_run(
-        folder, device=config.device, data_root=config.data_root, trust=config.trust
-    )
-    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
+    assembly, snapshot = load_run(folder, config)
+    expect_evidence(assembly.model, assembly.guide, assembly.few)
     return assembly, snapshot
 
 
@@ -170,9 +170,30 @@ def chosen_rows(size: int, num_data: int | None, seed: int) -> Tensor:
     return order[:num_data].sort().values
 
 
-def _latents(assembly: Assembly, x: Tensor) -> dict[str, Any] | None:
-    """What the latents do, as JSON; None if all data are the same."""
-    if (x == x[0]).all():
+def chosen_data(pair: Assembly, num_data: int | None) -> tuple[Tensor, Batch]:
+    """So many of a run's evaluation data, and which rows they are.
+
+    Raises:
+        ValueError: a part of data that share latents is another data set.
+    """
+    x, size = pair.x_test, len(pair.x_test)
+    if pair.is_joint and (num_data or size) < size:
+        raise ValueError(
+            f"{pair.config.model} has latents that its {size} data share: {num_data} of them are "
+            "another data set with another evidence: leave out --num_data"
+        )
+    rows = chosen_rows(size, num_data, pair.config.data_seed)
+    return rows, (x if len(rows) == size else x[rows.to(x.device)])
+
+
+def _divergences(assembly: Assembly, x: Batch) -> PlaneDivergences | None:
+    suite = assembly.of_the_suite
+    return mean_divergences(*suite[:2], x) if suite and isinstance(x, Tensor) else None
+
+
+def _latents(assembly: Assembly, x: Batch) -> dict[str, Any] | None:
+    """What the latents do, as JSON; None if all data are the same, or have no latent each."""
+    if assembly.is_joint or not isinstance(x, Tensor) or (x == x[0]).all():
         return None
     found = latent_diagnostics(
         assembly.model,
@@ -194,8 +215,7 @@ def _latents(assembly: Assembly, x: Tensor) -> dict[str, Any] | None:
 @torch.no_grad()
 def row_so_far(folder: RunFolder, assembly: Assembly, snapshot: Snapshot) -> Row:
     """The row of the training, with what was found out about these weights before."""
-    document = folder.read_results()
+    before = folder.read_results()
     history = History.from_rows(snapshot.meta["position"]["history"])
-    row = training_row(assembly, history, label=assembly.config.guide)
-    row["folder"] = str(folder.path)
-    return remembering(row, document["rows"][0] if document else None)
+    row = training_row(assembly, history, folder.path, label=assembly.config.guide)
+    return row.remembering(before.rows[0] if before else None)

@@ -12,7 +12,7 @@ import xarray
 from torch import Tensor
 from xarray.backends import H5NetCDFStore
 
-from evidence.experiments.commands.evaluate import chosen_rows
+from evidence.experiments.commands.evaluate import chosen_data
 from evidence.experiments.config import Export
 from evidence.experiments.reports.report import markdown
 from evidence.experiments.setup import datasets
@@ -21,6 +21,7 @@ from evidence.experiments.setup.one_model import load_runs
 from evidence.experiments.storage.files import write
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.diagnostics.arviz_export import to_arviz
+from evidence.models import AbstractModel
 
 NAME = "posterior.nc"
 
@@ -31,21 +32,20 @@ def export(config: Export) -> None:
     """Draw, write the file in full or not at all, and print what is in it."""
     path = _free_path(config)
     with RunFolder(config.runs[0]).locked() if config.out is None else nullcontext():
-        pairs = load_runs(
-            config.runs, device=config.device, data_root=config.data_root, trust=config.trust
-        )
+        pairs = load_runs(config.runs, config)
         first = next(iter(pairs.values()))
-        rows = chosen_rows(len(first.x_test), config.num_data, first.config.data_seed)
+        num_data = None if first.is_joint else config.num_data
+        rows, x = chosen_data(first, num_data)
         result = to_arviz(
             first.model,
             _guides(pairs),
-            first.x_test[rows.to(first.x_test.device)],
+            x,
             num_draws=config.num_draws,
             num_chains=config.num_chains,
             prior=config.prior,
             predictive=config.predictive,
             dims=_dims(first, config),
-            coords={"datum": rows.tolist()},
+            coords={} if first.is_joint else {"datum": rows.tolist()},
             seed=config.seed,
             progress=sys.stderr.isatty(),
         )
@@ -100,6 +100,8 @@ def _guides(pairs: Mapping[str, Assembly]) -> Any:
 def _dims(assembly: Assembly, config: Export) -> dict[str, list[str]]:
     """Names of the dims of latents and data: `latent` of a single site, `pixel` of images."""
     model, images = assembly.model, assembly.dataset.image_shape is not None
+    if not isinstance(model, AbstractModel):
+        return {}
     sites = list(model.latents)
     latents = {site: ["latent" if len(sites) == 1 else f"{site}_entry"] for site in sites}
     # A labelled image has its one-hot label behind its pixels.

@@ -3,22 +3,21 @@
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
-from torch import Tensor
 
+from evidence.experiments.commands.estimates import exact
 from evidence.experiments.commands.evaluate import chosen_rows, row_so_far
 from evidence.experiments.config import Gaps
 from evidence.experiments.reports import plots, plots_comparison
 from evidence.experiments.reports.report import markdown
-from evidence.experiments.setup.assembly import Assembly, expect_evidence, load_run
+from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.labels import shortened
-from evidence.experiments.storage.numbers import json_number
-from evidence.experiments.storage.results import Row, with_evaluation
+from evidence.experiments.setup.loading import load_run
+from evidence.experiments.storage.records import GapsRecord, Judge, Part, Row
 from evidence.experiments.storage.runs import RunFolder
-from evidence.guides import Unamortized
-from evidence.inference import Difference, Evidence, inference_gaps
+from evidence.inference import Difference, inference_gaps
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 
 _PARTS = ("approximation", "amortization", "total")
@@ -49,32 +48,33 @@ def gaps(config: Gaps) -> None:
 
 def gaps_run(folder: RunFolder, config: Gaps) -> Row:
     """Measure the gaps of a run on its evaluation data; returns its row of results.json."""
-    assembly, snapshot = load_run(
-        folder, device=config.device, data_root=config.data_root, trust=config.trust
-    )
+    assembly, snapshot = load_run(folder, config)
     _expect_encoder(assembly)
     chosen = chosen_rows(len(assembly.x_test), config.num_data, assembly.config.data_seed)
     before = row_so_far(folder, assembly, snapshot)
     x = assembly.x_test[chosen.to(assembly.x_test.device)]
     options = {name: getattr(config, name) for name in ("num_data", "num_particles", "max_steps")}
     found = {"gaps": _measure(assembly, x, config)}
-    return with_evaluation(before, {"command": "gaps", **options}, found)
+    return before.with_evaluation({"command": "gaps", **options}, found)
 
 
 def _expect_encoder(assembly: Assembly) -> None:
-    expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
-    if isinstance(assembly.guide, Unamortized):
+    expect_evidence(assembly.model, assembly.guide, assembly.few)
+    if assembly.is_joint:
+        raise ValueError(
+            f"{assembly.config.guide} has one λ for the data set, which training itself optimizes, "
+            "so there is no amortization gap: the approximation gap is log p(x) − ELBO, which "
+            "`evidence evaluate` and `compare` show"
+        )
+    if not assembly.is_amortized:
         raise ValueError(
             f"{assembly.config.guide} has no encoder, so it has no amortization gap: name the run "
             "of the guide inside"
         )
 
 
-def _measure(assembly: Assembly, x: Tensor, config: Gaps) -> dict[str, Any]:
-    """The gaps as JSON."""
-    exact = None
-    if assembly.model.knows_evidence:
-        exact = Evidence.exact(assembly.model.log_evidence(x).detach())
+def _measure(assembly: Assembly, x: Batch, config: Gaps) -> GapsRecord:
+    """The gaps as results.json has them."""
     with isolated_rng(assembly.config.seed, x.device):
         found = inference_gaps(
             assembly.model,
@@ -82,64 +82,61 @@ def _measure(assembly: Assembly, x: Tensor, config: Gaps) -> dict[str, Any]:
             x,
             num_particles=config.num_particles,
             max_steps=config.max_steps,
-            evidence=exact,
+            evidence=exact(assembly, x),
             progress=sys.stderr.isatty(),
         )
-    return {
+    return GapsRecord(
         **{part: _difference(getattr(found, part)) for part in _PARTS},
-        "evidence": {
-            "estimator": found.evidence.estimator,
-            "nats": found.evidence.mean,
-            "reliable": found.evidence.not_reliable is None,
-            "reason": found.evidence.not_reliable,
-        },
-        "share_bad": json_number(found.evidence.share_bad),
-        "num_data": len(x),
-        "num_particles": config.num_particles,
-        "num_steps": found.num_steps,
-        "converged": found.converged,
-    }
+        evidence=Judge(
+            estimator=found.evidence.estimator,
+            nats=found.evidence.mean,
+            reliable=found.evidence.not_reliable is None,
+            reason=found.evidence.not_reliable,
+        ),
+        share_bad=found.evidence.share_bad,
+        num_data=len(x),
+        num_particles=config.num_particles,
+        num_steps=found.num_steps,
+        converged=found.converged,
+    )
 
 
 @torch.no_grad()
-def _difference(found: Difference) -> dict[str, float | None]:
-    return {
-        "nats": found.mean,
-        "mc_se": json_number(found.mc_se),
-        "data_se": json_number(found.data_se),
-    }
+def _difference(found: Difference) -> Part:
+    return Part(nats=found.mean, mc_se=found.mc_se, data_se=found.data_se)
 
 
 def gaps_table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows' gaps, under a line that says what its numbers are."""
-    short = shortened(row["label"] for row in rows)
-    lines = [_cells(short[row["label"]], row["gaps"]) for row in rows]
-    return f"{_caption(rows[0]['gaps'])}\n\n{markdown(lines)}"
+    short = shortened(row.label for row in rows)
+    found = [(short[row.label], row.gaps) for row in rows if row.gaps is not None]
+    lines = [_cells(label, record) for label, record in found]
+    return f"{_caption(found[0][1])}\n\n{markdown(lines)}"
 
 
-def _cells(label: str, found: dict[str, Any]) -> dict[str, str]:
+def _cells(label: str, found: GapsRecord) -> dict[str, str]:
     cells = {"guide": label, "log p(x)": _evidence(found)}
-    cells |= {f"{part} gap": _with_errors(found[part]) for part in _PARTS}
-    if found["share_bad"] is not None:
-        cells["bad k̂ of log p(x)"] = f"{100 * found['share_bad']:.1f}%"
-    done = "yes" if found["converged"] else f"no, {found['num_steps']:,} steps"
+    cells |= {f"{part} gap": _with_errors(getattr(found, part)) for part in _PARTS}
+    if found.share_bad is not None:
+        cells["bad k̂ of log p(x)"] = f"{100 * found.share_bad:.1f}%"
+    done = "yes" if found.converged else f"no, {found.num_steps:,} steps"
     return cells | {"search converged": done}
 
 
-def _caption(found: dict[str, Any]) -> str:
+def _caption(found: GapsRecord) -> str:
     return (
-        f"{found['num_data']} data. Nats per datum; ± Monte Carlo SE ± data SE. Approximation: "
+        f"{found.num_data} data. Nats per datum; ± Monte Carlo SE ± data SE. Approximation: "
         "what a richer family could gain; amortization: what a better encoder could gain. An "
         "importance-weighted log p(x) is a lower bound, and with it the approximation gap."
     )
 
 
-def _evidence(found: dict[str, Any]) -> str:
-    name = {"exact": "exact", "iw": f"IW-{found['num_particles']}"}[found["evidence"]["estimator"]]
-    doubt = "" if found["evidence"]["reliable"] else "NOT RELIABLE "
-    return f"{doubt}{found['evidence']['nats']:.3f} ({name})"
+def _evidence(found: GapsRecord) -> str:
+    name = {"exact": "exact", "iw": f"IW-{found.num_particles}"}[found.evidence.estimator]
+    doubt = "" if found.evidence.reliable else "NOT RELIABLE "
+    return f"{doubt}{found.evidence.nats:.3f} ({name})"
 
 
-def _with_errors(part: dict[str, float | None]) -> str:
-    numbers = [part["nats"], part["mc_se"], part["data_se"]]
+def _with_errors(part: Part) -> str:
+    numbers = [part.nats, part.mc_se, part.data_se]
     return " ± ".join("?" if number is None else f"{number:.4f}" for number in numbers)

@@ -14,18 +14,19 @@ from torch import Tensor
 
 from evidence.experiments.config import Reference
 from evidence.experiments.reports import plots
+from evidence.experiments.reports.pictures_joint import draw_joint, entry_names
 from evidence.experiments.reports.pictures_posterior import draw_reference
 from evidence.experiments.reports.report import markdown
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.one_model import load_runs
-from evidence.experiments.storage.files import replaced
-from evidence.experiments.storage.numbers import json_number
+from evidence.experiments.storage.numbers import finite
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
 from evidence.inference.diagnostics.reference import Reference as Draws
 from evidence.inference.diagnostics.reference import nuts_reference
+from evidence.inference.programs.data import Batch
 
 REFERENCE_VERSION = 1
 NAME = "reference.json"
@@ -39,25 +40,26 @@ def reference(config: Reference) -> None:
     """Draw by NUTS, compare, write reference.json and reference.png, and print the table."""
     folder = RunFolder(_folder(config))
     with folder.locked() if folder.path.exists() else nullcontext():
-        document, figure = _compared(config)
+        document, figure = compared(config)
         print(reference_table(document), flush=True)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            with replaced(folder.path / PICTURE) as picture:
-                plots.save(figure, picture)
-                folder.write_document(NAME, document)
+            plots.save_with(figure, PICTURE, folder, NAME, document)
             print(f"\nwrote {folder.path}: {NAME}, {PICTURE}")
         finally:
             print(f"\n{document['verdict']}")
 
 
-def _compared(config: Reference) -> tuple[dict[str, Any], Figure]:
-    """What reference.json and reference.png hold."""
-    pairs = load_runs(
-        config.runs, device=config.device, data_root=config.data_root, trust=config.trust
-    )
+def compared(config: Reference) -> tuple[dict[str, Any], Figure]:
+    """What reference.json and reference.png hold.
+
+    Raises:
+        ValueError: bad options, runs of different models, or too few independent draws.
+    """
+    pairs = load_runs(config.runs, config)
     first = next(iter(pairs.values()))
-    x = _chosen(first.x_test, config.rows)
+    rows = _rows(first, config)
+    x = first.x_test if first.is_joint else first.x_test[torch.tensor(rows, device=first.device)]
     draws, seconds = _draw(first, x, config)
     found = {
         label: compare_to_reference(
@@ -66,8 +68,10 @@ def _compared(config: Reference) -> tuple[dict[str, Any], Figure]:
         for label, pair in pairs.items()
     }
     document = _document(first, config, draws, found) | {"nuts_seconds": seconds}
+    if first.is_joint:
+        return document, draw_joint(pairs, draws, seed=config.seed)
     guides = {label: pair.guide for label, pair in pairs.items()}
-    return document, draw_reference(first.model, guides, draws, config.rows, seed=config.seed)
+    return document, draw_reference(first.model, guides, draws, rows, seed=config.seed)
 
 
 def _folder(config: Reference) -> Path:
@@ -84,20 +88,28 @@ def _folder(config: Reference) -> Path:
     return path
 
 
-def _chosen(x: Tensor, rows: list[int]) -> Tensor:
-    """These rows of the evaluation data.
+def _rows(pair: Assembly, config: Reference) -> list[int]:
+    """The rows of the evaluation data; none where they are one data set, which is meant.
 
     Raises:
         ValueError: a row that is not there, or is named twice.
     """
+    rows, size = config.rows, len(pair.x_test)
+    if pair.is_joint:
+        if rows != [0]:
+            raise ValueError(
+                f"{pair.config.model} has latents that its {size} data share, and no posterior for "
+                "a row: leave out --rows"
+            )
+        return []
     if not rows or len(set(rows)) < len(rows):
         raise ValueError(f"expected one or more different --rows, got {rows}")
-    if wrong := [row for row in rows if not 0 <= row < len(x)]:
-        raise ValueError(f"expected --rows between 0 and {len(x) - 1}, got {wrong[0]}")
-    return x[torch.tensor(rows, device=x.device)]
+    if wrong := [row for row in rows if not 0 <= row < size]:
+        raise ValueError(f"expected --rows between 0 and {size - 1}, got {wrong[0]}")
+    return rows
 
 
-def _draw(pair: Assembly, x: Tensor, config: Reference) -> tuple[Draws, float]:
+def _draw(pair: Assembly, x: Batch, config: Reference) -> tuple[Draws, float]:
     """The reference, and the seconds it took.
 
     Raises:
@@ -140,7 +152,7 @@ def _document(
 ) -> dict[str, Any]:
     """Everything that was found, as reference.json has it."""
     folders = dict(zip(found, config.runs, strict=True))
-    names = latent_names(draws)
+    names, rows = latent_names(pair, draws), [] if pair.is_joint else config.rows
     document = {
         "version": REFERENCE_VERSION,
         "command": "reference",
@@ -148,7 +160,9 @@ def _document(
         "model": pair.config.model,
         "data": pair.config.data,
         "split": pair.config.split,
-        "rows": config.rows,
+        "unit": pair.unit,
+        "num_data": len(pair.x_test) if pair.is_joint else len(rows),
+        "rows": rows,
         "seed": config.seed,
         "nuts": {
             "num_chains": config.num_chains,
@@ -164,23 +178,25 @@ def _document(
         "latents": names,
         "classifier": config.classifier,
         "guides": [
-            {"label": label, "folder": folders[label], **_of_guide(one, draws, config.rows)}
+            {"label": label, "folder": folders[label], **_of_guide(one, names, draws, rows)}
             for label, one in found.items()
         ],
         **pair.fingerprint(),
     }
+    document = finite(document)
     return document | {"verdict": _verdict(document)}
 
 
-def latent_names(draws: Draws) -> list[str]:
+def latent_names(pair: Assembly, draws: Draws) -> list[str]:
     """One name per entry of z, such as "z[0]"."""
+    if pair.is_joint:
+        return entry_names({name: value.shape[1:] for name, value in draws.site_values.items()})
     return [f"{site}[{i}]" for site, entries in draws.sites.items() for i in range(entries)]
 
 
-def _of_guide(one: Discrepancy, draws: Draws, rows: list[int]) -> dict[str, Any]:
+def _of_guide(one: Discrepancy, names: list[str], draws: Draws, rows: list[int]) -> dict[str, Any]:
     """What is known of one guide: the worst entry, means over the data, and every datum."""
     sd = draws.draws.flatten(0, 1).std(0)
-    names = latent_names(draws)
     mean = _worst(one.mean_difference, one.mean_se, sd, names, rows)
     spread = _worst(one.sd_difference, one.sd_se, sd, names, rows)
     accuracy, distance = _mean(*one.accuracy), one.sliced_wasserstein.mean().item()
@@ -201,7 +217,7 @@ def _of_guide(one: Discrepancy, draws: Draws, rows: list[int]) -> dict[str, Any]
         "c2st": accuracy,
         "log_q_z": log_q,
         "told_apart_by": _told_apart_by(one, mean, spread) if draws.converged else None,
-        "per_datum": {n: [json_number(v) for v in t.tolist()] for n, t in per_datum.items()},
+        "per_datum": {n: t.tolist() for n, t in per_datum.items()},
     }
 
 
@@ -216,14 +232,14 @@ def _worst(
         "difference": difference[datum, entry].item(),
         "of_the_posterior_sd": (difference / sd)[datum, entry].item(),
         "latent": names[entry],
-        "row": rows[datum],
+        "row": rows[datum] if rows else None,
     }
 
 
 def _mean(values: Tensor, errors: Tensor) -> dict[str, float | None]:
     """Over the data, whose draws are independent."""
     error = errors.square().sum().sqrt() / len(errors)
-    return {"mean": json_number(values.mean().item()), "se": json_number(error.item())}
+    return {"mean": values.mean().item(), "se": error.item()}
 
 
 def _told_apart_by(one: Discrepancy, mean: Mapping[str, Any], sd: Mapping[str, Any]) -> list[str]:
@@ -273,14 +289,17 @@ def reference_table(document: dict[str, Any]) -> str:
 
 def _caption(document: dict[str, Any]) -> str:
     nuts, rows = document["nuts"], ", ".join(map(str, document["rows"]))
+    of_one = document["unit"] == "data set"
+    which = f"all {document['num_data']:,}" if of_one else f"rows {rows} of the {document['split']}"
+    per = "" if of_one else " per datum"
     return (
-        f"{document['model_name']}, rows {rows} of the {document['split']} data of "
-        f"{document['data']}; NUTS, {nuts['num_chains']} chains of {nuts['num_samples']:,} draws, "
+        f"{document['model_name']}, {which} data of {document['data']}; NUTS, "
+        f"{nuts['num_chains']} chains of {nuts['num_samples']:,} draws, "
         f"{nuts['num_independent']:,} of them about independent. Mean and sd: the worst latent's "
         "difference, guide − NUTS, in standard errors, and beside it in posterior sds. Sliced "
         "Wasserstein in units of z, and what it is for two samples of the posterior. C2ST "
-        f"({document['classifier']}): 0.5 is no difference. log q: at the draws of NUTS, nats per "
-        f"datum, larger is better. Told apart: by more than {_CLEAR:g} SE."
+        f"({document['classifier']}): 0.5 is no difference. log q: at the draws of NUTS, nats"
+        f"{per}, larger is better. Told apart: by more than {_CLEAR:g} SE."
     )
 
 

@@ -11,39 +11,46 @@ import torch
 
 from evidence.experiments.config import Train
 from evidence.experiments.reports.pictures import draw_run
-from evidence.experiments.reports.report import Row, table, training_row
-from evidence.experiments.setup.assembly import (
-    Assembly,
-    assemble,
-    expect_config_of,
-    load_snapshot,
-    run_name,
-)
-from evidence.experiments.setup.catalogue import Spec, build_elbo
+from evidence.experiments.reports.report import table, training_row
+from evidence.experiments.setup import catalogue
+from evidence.experiments.setup.assembly import Assembly, assemble, run_name, say_unused
+from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.loading import changed_sources, load_snapshot
 from evidence.experiments.setup.optimizers import build_optimizer, build_scheduler
+from evidence.experiments.setup.trained import expect_config_of
 from evidence.experiments.storage import checkpoints
-from evidence.experiments.storage.results import is_of_weights
+from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.guides import Unamortized
 from evidence.inference import History, Snapshot, UntilFlat, fit
 from evidence.inference.programs.evaluation import no_training
 
+Announce = Callable[[Assembly, Row], None]
+
 
 def train(config: Train) -> None:
     """Train a pair into its run folder, draw its pictures and print its row."""
-    row = train_run(config, announce=lambda row: print(table([row]), flush=True))
-    print(f"\nwrote {row['folder']}")
+    row = train_run(config, announce=_announce)
+    print(f"\nwrote {row.folder}")
+
+
+def _announce(assembly: Assembly, row: Row) -> None:
+    say_unused(assembly)
+    print(table([row]), flush=True)
 
 
 def train_run(
-    config: Train, *, label: str | None = None, announce: Callable[[Row], None] | None = None
+    config: Train,
+    *,
+    label: str | None = None,
+    announce: Announce | None = None,
 ) -> Row:
     """Train a pair, or go on with it.
 
     Args:
         config: the options.
         label: how tables call the guide, if not by its name.
-        announce: called with the row before anything of it is written.
+        announce: called with the pair and its row before anything of it is written.
 
     Returns:
         The row of results.json.
@@ -52,7 +59,8 @@ def train_run(
         ValueError: options that do not fit, or a folder that holds something else.
     """
     assembly = assemble(config)
-    if isinstance(assembly.guide, Unamortized) and config.frozen_model is None:
+    is_of_these_data = not (assembly.is_amortized or assembly.is_joint)
+    if is_of_these_data and config.frozen_model is None and _trains_model(assembly):
         raise ValueError(
             f"{config.guide} has no encoder to train a model with: train the model with another "
             "guide and fit this one to it with --frozen_model RUN, or compare with --decoder frozen"
@@ -63,15 +71,20 @@ def train_run(
         before = folder.read_results()  # what is wrong with it shows before anything is trained
         history = fit_assembly(assembly, folder)
         folder.set_aside()
-        row = training_row(assembly, history, label=label or config.guide)
-        row["folder"] = str(folder.path)
+        row = training_row(assembly, history, folder.path, label=label or config.guide)
         if announce is not None:
-            announce(row)
-        if before is None or not is_of_weights(before["rows"][0], row):
+            announce(assembly, row)
+        if before is None or not before.rows[0].is_of_weights(row):
             folder.write_results("train", [row])
         with no_training(assembly.model, assembly.guide):
             draw_run(folder.path, assembly, history)
     return row
+
+
+def _trains_model(assembly: Assembly) -> bool:
+    return isinstance(assembly.guide, Unamortized) or any(
+        parameter.requires_grad for parameter in assembly.model.parameters()
+    )
 
 
 def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
@@ -98,9 +111,9 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             lr=config.lr,
             lr_decay=config.lr_decay,
             optimizer=build_optimizer(Spec.parse(config.optimizer), lr=config.lr),
-            scheduler=config.scheduler and build_scheduler(Spec.parse(config.scheduler)),
-            elbo=build_elbo(Spec.parse(config.elbo)),
-            x_test=assembly.x_test,
+            scheduler=build_scheduler(Spec.parse(config.scheduler)) if config.scheduler else None,
+            elbo=catalogue.elbo_of(config.elbo),
+            x_test=None if assembly.is_joint else assembly.x_test,
             held_out=assembly.held_out,
             transform=assembly.transform,
             kl_warmup_epochs=config.kl_warmup_epochs,
@@ -125,6 +138,11 @@ def _snapshot_to_resume(assembly: Assembly, folder: RunFolder) -> Snapshot | Non
     if newest is None:
         return None
     expect_config_of(newest, assembly.config)
+    if changed := changed_sources(newest, assembly):
+        raise ValueError(
+            f"{', '.join(changed)} has changed since {folder.path} was trained: choose another "
+            "--out"
+        )
     snapshot = load_snapshot(newest, assembly)
     if assembly.config.frozen_model is not None:
         for name, tensor in assembly.model.state_dict().items():

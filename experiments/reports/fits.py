@@ -2,10 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from evidence.experiments.reports.report import Row
+from evidence.experiments.storage.records import Estimate, Row, as_json
 
 # Averaged over the fits, entry by entry; all else is the first fit's.
 _AVERAGED = ("k_hat", "ess", "divergences", "train_seconds", "steps_per_second", "active_units")
@@ -15,7 +16,7 @@ def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The fits of every label, in the order of their seeds."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row["label"], []).append(row)
+        found.setdefault(row.label, []).append(row)
     return found
 
 
@@ -27,45 +28,42 @@ def over_fits(rows: Sequence[Row]) -> list[Row]:
 def summary(joined: Sequence[Row]) -> list[dict[str, Any]]:
     """What results.json says of the labels, over all of their fits."""
     return [
-        {"label": row["label"], "num_fits": row.get("num_fits", 1), "estimates": row["estimates"]}
+        {"label": row.label, "num_fits": row.num_fits, "estimates": as_json(row.estimates)}
         for row in joined
     ]
 
 
 def _joined(fits: Sequence[Row]) -> Row:
     estimates = [
-        _estimate([fit["estimates"][place] for fit in fits])
-        for place in range(len(fits[0]["estimates"]))
+        _estimate([fit.estimates[place] for fit in fits]) for place in range(len(fits[0].estimates))
     ]
-    averaged = {name: _mean([fit[name] for fit in fits]) for name in _AVERAGED}
-    return {**fits[0], **averaged, "estimates": estimates, "num_fits": len(fits)}
+    averaged = {name: _mean([getattr(fit, name) for fit in fits]) for name in _AVERAGED}
+    return replace(fits[0], **averaged, estimates=estimates, num_fits=len(fits))
 
 
-def _estimate(fits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _estimate(fits: Sequence[Estimate]) -> Estimate:
     """The mean of an estimate over fits: what is wrong with one fit is wrong with the mean."""
-    first, count = fits[0], len(fits)
-    nats, mc_se = ([fit[name] for fit in fits] for name in ("nats", "mc_se"))
-    reason = next((fit["reason"] for fit in fits if not fit["reliable"]), None)
-    mean = {name: _mean([fit[name] for fit in fits]) for name, v in first.items() if _number(v)}
-    return {
-        **first,
-        **mean,
-        "mc_se": None if None in mc_se else math.hypot(*mc_se) / count,
-        "fit_se": None if None in nats else statistics.stdev(nats) / math.sqrt(count),
-        "num_fits": count,
-        "reliable": reason is None,
-        "reason": reason,
-    }
+    count = len(fits)
+    nats, mc_se = ([getattr(fit, name) for fit in fits] for name in ("nats", "mc_se"))
+    reason = next((fit.reason for fit in fits if not fit.reliable), None)
+    return replace(
+        _mean(fits),
+        mc_se=None if None in mc_se else math.hypot(*mc_se) / count,
+        fit_se=None if None in nats else statistics.stdev(nats) / math.sqrt(count),
+        num_fits=count,
+        reliable=reason is None,
+        reason=reason,
+    )
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """The mean of numbers, or of dictionaries of them entry by entry; None if one is."""
+    """The mean of numbers, or of records of them entry by entry; None if one is."""
+    first = values[0]
     if any(value is None for value in values):
         return None
-    if isinstance(values[0], Mapping):
-        return {name: _mean([value[name] for value in values]) for name in values[0]}
-    return values[0] if len(set(values)) == 1 else statistics.fmean(values)
-
-
-def _number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    if is_dataclass(first):
+        means = {f.name: _mean([getattr(v, f.name) for v in values]) for f in fields(first)}
+        return replace(first, **means)
+    if not isinstance(first, int | float) or len(set(values)) == 1:
+        return first
+    return statistics.fmean(values)

@@ -1,18 +1,20 @@
 """Which pictures a run leaves in its folder."""
 
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from evidence.experiments.reports import plots, plots_comparison
 from evidence.experiments.reports.plane import plane_of
-from evidence.experiments.reports.report import Row
 from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.storage.records import Row
+from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.inference import Comparison, History
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.models import AbstractModel, Autoencoder
+from evidence.models import AbstractModel, Autoencoder, ConditionalVAE
 
 _SHOWN = 12
 _CODES = 2000
@@ -21,17 +23,23 @@ _CODES = 2000
 @torch.no_grad()
 def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
     """Reconstructions, samples, latent space and training curves of a trained pair."""
-    model, guide, shape = assembly.model, assembly.guide, assembly.dataset.image_shape
-    label = f"{type(model).__name__} with {type(guide).__name__}"
+    shape = assembly.dataset.image_shape
+    names = (Spec.parse(spec).name for spec in (assembly.config.model, assembly.config.guide))
+    label = " with ".join(name.removeprefix("pyro.infer.autoguide.") for name in names)
     with isolated_rng(assembly.config.seed):
-        codes = guide.posterior_mean(assembly.x_test[:_CODES])
+        total = len(assembly.x_train) if assembly.is_joint else None
+        figure = plots.training_curves({label: history}, total=total)
+        plots.save(figure, folder / "training_curves.png")
+        if assembly.of_the_suite is None:
+            return
+        model, guide, x_test = assembly.of_the_suite
+        codes = guide.posterior_mean(x_test[:_CODES])
         title = f"posterior means of {assembly.config.split} data, {label}"
         labels = assembly.dataset.y_test[: len(codes)]
         plots.save(plots.latent_codes(codes, labels, title=title), folder / "latent_codes.png")
-        plots.save(plots.training_curves({label: history}), folder / "training_curves.png")
         if shape is None:
             return
-        shown = assembly.x_test[:_SHOWN]
+        shown = x_test[:_SHOWN]
         decoded = _decoded(model, codes[: len(shown)], shown)
         size = decoded.shape[1]  # without labels
         binarized = assembly.config.binarize != "none"
@@ -40,7 +48,7 @@ def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
             decoded,
             shape,
             title=f"{label}: reconstructions from the posterior mean",
-            originals=assembly.dataset.x_test[:_SHOWN, :size] if binarized else None,
+            originals=assembly.dataset.vectors[1][:_SHOWN, :size] if binarized else None,
         )
         plots.save(figure, folder / "reconstructions.png")
         if not isinstance(model, Autoencoder):
@@ -56,7 +64,9 @@ def draw_comparison(
 ) -> None:
     """Evidence per guide, paired differences, and the training curves of all guides."""
     plots.save(plots_comparison.evidence_bars(rows, found), folder / "evidence.png")
-    plots.save(plots.training_curves(histories), folder / "training_curves.png")
+    total = rows[0].num_train if rows[0].is_of_data_set else None
+    figure = plots.training_curves(histories, total=total)
+    plots.save(figure, folder / "training_curves.png")
 
 
 def draw_planes(
@@ -84,14 +94,18 @@ def draw_planes(
 def prior_means(model: AbstractModel, num_samples: int) -> torch.Tensor:
     """E[x | z] for z drawn from the prior: `[num_samples, D]`."""
     z = model.prior().sample(torch.Size([num_samples]))
-    if model.labelled:  # every class in turn, column by column
+    if _is_labelled(model):  # every class in turn, column by column
         classes = torch.arange(num_samples, device=z.device) % model.num_classes
         return model.decode(z, model.one_hot(classes)).mean
     return model.likelihood(z).mean
 
 
+def _is_labelled(model: AbstractModel) -> TypeGuard[ConditionalVAE]:
+    return model.labelled
+
+
 def _decoded(model: AbstractModel, z: Tensor, x: Tensor) -> Tensor:
     """E[x | z], for a labelled model of images with the labels of `x`."""
-    if model.labelled:
+    if _is_labelled(model):
         return model.decode(z, x[:, model.image_dim :]).mean
     return model.likelihood(z).mean

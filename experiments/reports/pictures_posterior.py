@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.figure import Figure
 from pyro.distributions import constraints
-from torch import Tensor
+from torch import Tensor, nn
 
 from evidence.experiments.reports import plots_posterior
 from evidence.experiments.reports.plots_posterior import Contours, Panel
 from evidence.guides import AbstractPosterior
+from evidence.inference.diagnostics.discrepancy import guide_draws, side_by_side
 from evidence.inference.diagnostics.reference import Reference
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.models import AbstractModel
@@ -22,8 +23,8 @@ _SIZE = 200  # cells along a side
 
 @torch.no_grad()
 def draw_reference(
-    model: AbstractModel,
-    guides: Mapping[str, AbstractPosterior],
+    model: nn.Module,
+    guides: Mapping[str, nn.Module],
     reference: Reference,
     rows: Sequence[int],
     *,
@@ -35,13 +36,15 @@ def draw_reference(
     drawn = {}
     for label, guide in guides.items():
         with isolated_rng(seed, x.device):
-            drawn[label] = guide.posterior(x).sample(torch.Size([_DRAWS]))
+            drawn[label] = side_by_side(guide_draws(model, guide, x, _DRAWS))
     names = [f"datum {row}" for row in rows]
     warning = "" if reference.converged else "\nNUTS has NOT CONVERGED"
-    if _in_the_plane(model):
+    of_suite = {n: guide for n, guide in guides.items() if isinstance(guide, AbstractPosterior)}
+    is_of_suite = len(of_suite) == len(guides) and isinstance(model, AbstractModel)
+    if is_of_suite and isinstance(x, Tensor) and _in_the_plane(model):
         panels = [
-            _panel(model, guides, x[[i]], truth[:, i], {n: z[:, i] for n, z in drawn.items()}, name)
-            for i, name in enumerate(names)
+            _panel(model, of_suite, x[[i]], truth[:, i], {n: z[:, i] for n, z in drawn.items()}, of)
+            for i, of in enumerate(names)
         ]
         title = f"lines hold 50% and 90% of the mass{warning}"
         return plots_posterior.contours(panels, title=title)

@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from evidence.experiments.storage.numbers import json_number
+from evidence.experiments.storage.records import PlaneDivergences
 from evidence.guides import AbstractPosterior
 from evidence.inference.diagnostics.divergences import Divergences, grid_divergences, square_grid
 from evidence.models import AbstractModel
@@ -57,7 +56,7 @@ def plane_of(
 
 def mean_divergences(
     model: AbstractModel, guide: AbstractPosterior, x: Tensor
-) -> dict[str, Any] | None:
+) -> PlaneDivergences | None:
     """Both KL divergences, averaged over the first data; None for a model not in the plane.
 
     A divergence that is infinite, or not known as the guide lies off the grid, is None itself; so
@@ -72,9 +71,9 @@ def mean_divergences(
     is_seen = bool(((on_the_grid - model.log_evidence(rows)).abs() < _RESOLVED).all())
     forward = sum(d.forward.item() for d in found) / len(found) if is_seen else math.nan
     reverse = sum(d.reverse.item() for d in found) / len(found) if is_seen else math.nan
-    return {
-        "forward": json_number(forward),
-        "reverse": json_number(reverse),
-        "mass": min(d.mass.item() for d in found),
-        "num_data": len(found),
-    }
+    return PlaneDivergences(
+        forward=forward,
+        reverse=reverse,
+        mass=min(d.mass.item() for d in found),
+        num_data=len(found),
+    )

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evidence.experiments.setup.labels import wrapped
-from evidence.experiments.storage.files import write
+from evidence.experiments.storage.files import replaced, write
+from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import History
 from evidence.models import AbstractModel
 
@@ -112,44 +113,62 @@ def latent_codes(codes: Tensor, labels: Tensor, *, title: str) -> Figure:
     return figure
 
 
-def training_curves(histories: Mapping[str, History]) -> Figure:
+def training_curves(histories: Mapping[str, History], *, total: int | None = None) -> Figure:
     """ELBO, reconstruction and KL on held-out data after each epoch, and the training ELBO.
 
     Curves are running means, drawn over the values themselves; guides have a colour and a line
-    style of their own, and the training ELBO is thin and dotted.
+    style of their own, and the training ELBO is thin and dotted. Where there are no held-out data,
+    it is all that is drawn.
+
+    Args:
+        histories: by label.
+        total: N, where the ELBO is that of a data set of N data that share latents, and not per
+            datum.
     """
-    figure = Figure(figsize=(13.5, 4.8), layout="constrained")
-    panels = figure.subplots(1, 3)
+    is_tested = any(None not in history.test_loss for history in histories.values())
+    figure = Figure(figsize=(13.5 if is_tested else 7, 4.8), layout="constrained")
+    panels = figure.subplots(1, 3 if is_tested else 1, squeeze=False)[0]
     labels = wrapped(histories)
     for number, (label, history) in enumerate(histories.items()):
-        epochs = [record.epoch for record in history.epochs]
-        style = line_style(number)
-        train = [-record.train_loss for record in history.epochs]
-        _curve(panels[0], epochs, train, style | {"linestyle": ":", "linewidth": 1.1})
-        if None not in history.test_loss:
-            elbo = [-(r.test_loss or 0) for r in history.epochs]
-            parts = (
-                elbo,
-                [r.reconstruction for r in history.epochs],
-                [r.kl for r in history.epochs],
-            )
-            for axes, values in zip(panels, parts, strict=True):
-                _curve(axes, epochs, values, style)
-        panels[0].plot([], [], label=labels[label].replace("\n", ""), **style)
-    panels[0].plot([], [], color="0.3", linestyle=":", linewidth=1.1, label="training data")
+        _history(panels, history, line_style(number), total or 1)
+        panels[0].plot([], [], label=labels[label].replace("\n", ""), **line_style(number))
+    if is_tested:
+        panels[0].plot([], [], color="0.3", linestyle=":", linewidth=1.1, label="training data")
     titles = (
-        "ELBO, held-out data",
+        "ELBO, held-out data" if is_tested else "ELBO while training",
         "reconstruction E[log p(x | z)]",
         "KL(q(z | x) ‖ p(z))",
     )
-    for axes, title in zip(panels, titles, strict=True):
+    for axes, title in zip(panels, titles, strict=False):
         axes.set_title(title, fontdict=_FONT)
         axes.set_xlabel("epoch", fontdict=_FONT)
-        axes.set_ylabel("nats per datum", fontdict=_FONT)
+        unit = "nats per datum" if total is None else f"nats, all {total:,} data together"
+        axes.set_ylabel(unit, fontdict=_FONT)
         axes.grid(alpha=0.3)
     _skip_the_start(panels[0])
-    figure.legend(loc="outside lower center", ncols=min(len(histories) + 1, 4), fontsize=12)
+    columns = min(len(histories) + is_tested, 4 if is_tested else 2)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=12)
     return figure
+
+
+def _history(panels: Sequence[Axes], history: History, style: dict[str, Any], size: int) -> None:
+    """The curves of one history, `size` times what they are per datum."""
+    epochs = [record.epoch for record in history.epochs]
+    train = [-size * record.train_loss for record in history.epochs]
+    is_alone = len(panels) == 1
+    _curve(panels[0], epochs, train, style | ({} if is_alone else _THIN))
+    if is_alone or None in history.test_loss:
+        return
+    parts = (
+        [-size * (record.test_loss or 0) for record in history.epochs],
+        [size * (record.reconstruction or 0) for record in history.epochs],
+        [size * (record.kl or 0) for record in history.epochs],
+    )
+    for axes, values in zip(panels, parts, strict=True):
+        _curve(axes, epochs, values, style)
+
+
+_THIN = {"linestyle": ":", "linewidth": 1.1}
 
 
 def line_style(number: int) -> dict[str, Any]:
@@ -247,6 +266,13 @@ def save(figure: Figure, path: Path) -> None:
     write(path, picture.getvalue())
 
 
+def save_with(figure: Figure, picture: str, folder: RunFolder, name: str, document: Any) -> None:
+    """Write a document and its picture into a folder: both, or neither."""
+    with replaced(folder.path / picture) as path:
+        save(figure, path)
+        folder.write_document(name, document)
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
@@ -288,5 +314,10 @@ def _skip_the_start(axes: Axes) -> None:
     """Leave the steep first tenth of the epochs out of view, where it would flatten the rest."""
     curves = [np.asarray(line.get_ydata()) for line in axes.lines]
     shown = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
-    margin = 0.05 * np.ptp(shown) + 1e-9
-    axes.set_ylim(shown.min() - margin, shown.max() + margin)
+    low, high = np.quantile(shown, (0.005, 0.995)) if len(shown) > 400 else _ends(shown)
+    margin = 0.05 * (high - low) + 1e-9
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    return values.min(), values.max()

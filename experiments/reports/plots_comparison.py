@@ -13,15 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evidence.experiments.reports.report import ESTIMATORS, Row
 from evidence.experiments.reports.shortfall import Shortfall, shortfalls
+from evidence.experiments.setup.estimators import ESTIMATORS
 from evidence.experiments.setup.labels import wrapped
+from evidence.experiments.storage.records import Estimate, Row
 from evidence.inference import Comparison
 
 _FONT = {"size": 13}
-_NAMES = {"elbo": "ELBO", "iw": "IW, lower bound", "ais": "AIS, lower bound", "exact": "exact"}
-_COLOURS = {"elbo": "#0072B2", "iw": "#D55E00", "ais": "#009E73", "exact": "black"}
-_MARKERS = {"elbo": "o", "iw": "s", "ais": "^", "exact": "D"}
 _DIFFERENT, _ALIKE = "#0072B2", "0.6"
 
 
@@ -37,7 +35,8 @@ def evidence_bars(rows: Sequence[Row], found: Sequence[Comparison] = ()) -> Figu
         found: the comparisons of the rows, if there are any.
     """
     lacking = shortfalls(rows)
-    paired = [one for one in found if one.first == rows[0]["label"]]
+    first_label = rows[0].label
+    paired = [one for one in found if one.first == first_label and not one.is_of_one_number]
     count = 1 + (lacking is not None) + bool(paired)
     size = (4.6 * count + 2.2, max(0.62 * len(rows), 1.6) + 2.4)
     figure = Figure(figsize=size, layout="constrained")
@@ -45,11 +44,11 @@ def evidence_bars(rows: Sequence[Row], found: Sequence[Comparison] = ()) -> Figu
     first = next(panels)
     _values(first, rows)
     if lacking is not None:
-        _shortfalls(next(panels), lacking)
+        _shortfalls(next(panels), lacking, _unit(rows))
     if paired:
-        _differences(next(panels), paired, [row["label"] for row in rows])
-    labels = wrapped(row["label"] for row in rows)
-    first.set_yticks(range(len(rows)), [labels[row["label"]] for row in rows], fontsize=12)
+        _differences(next(panels), paired, [row.label for row in rows], _unit(rows))
+    labels = wrapped(row.label for row in rows)
+    first.set_yticks(range(len(rows)), [labels[row.label] for row in rows], fontsize=12)
     first.set_ylim(len(rows) - 0.4, -0.6)
     for axes in figure.axes:
         axes.grid(axis="x", alpha=0.3)
@@ -58,40 +57,54 @@ def evidence_bars(rows: Sequence[Row], found: Sequence[Comparison] = ()) -> Figu
 
 
 def _values(axes: Axes, rows: Sequence[Row]) -> None:
-    estimates = [{e["estimator"]: e for e in row["estimates"]} for row in rows]
+    estimates = [{e.estimator: e for e in row.estimates} for row in rows]
     shown = [name for name in ESTIMATORS if any(name in by_name for by_name in estimates)]
     hollow = False
     for number, name in enumerate(shown):
         offset = 0.18 * (number - (len(shown) - 1) / 2)
-        style = {"color": _COLOURS[name], "marker": _MARKERS[name]}
+        style: dict[str, Any] = {
+            "color": ESTIMATORS[name].colour,
+            "marker": ESTIMATORS[name].marker,
+        }
         for place, by_name in enumerate(estimates):
-            if name in by_name and by_name[name]["nats"] is not None:
+            if name in by_name and by_name[name].nats is not None:
                 _estimate(axes, place + offset, by_name[name], style)
-                hollow |= not by_name[name]["reliable"]
-        axes.plot([], [], linestyle="", label=_NAMES[name], **style)
+                hollow |= not by_name[name].reliable
+        axes.plot([], [], linestyle="", label=ESTIMATORS[name].legend, **style)
     if hollow:
         axes.plot([], [], "o", color="0.4", markerfacecolor="none", label="NOT RELIABLE")
-    _title(axes, "estimates; ± 2 SE of the test set,\nwhich all guides share", rows)
+    bars = "± 2 SE of the test set,\nwhich all guides share"
+    if rows[0].is_of_data_set:
+        bars = "± 2 Monte Carlo SE"
+    unit = _unit(rows, rows[0].split)
+    _title(axes, f"estimates; {bars}", f"{unit}, larger is better")
     _legend(axes, len(shown) + hollow)
 
 
-def _estimate(axes: Axes, place: float, estimate: Mapping[str, Any], style: dict[str, str]) -> None:
+def _estimate(axes: Axes, place: float, estimate: Estimate, style: dict[str, Any]) -> None:
     """One estimate with its bar; hollow and without one if it is not reliable."""
-    if not estimate["reliable"]:
-        axes.plot(estimate["nats"], place, markerfacecolor="none", **style)
+    assert estimate.nats is not None
+    if not estimate.reliable:
+        axes.plot(estimate.nats, place, markerfacecolor="none", **style)
         return
-    error = 2 * (estimate["data_se"] or 0.0)
-    axes.errorbar(estimate["nats"], place, xerr=error, capsize=4, **style)
+    bar = estimate.mc_se if estimate.unit == "data set" else estimate.data_se
+    error = 2 * (bar or 0.0)
+    axes.errorbar(estimate.nats, place, xerr=error, capsize=4, **style)
 
 
-def _title(axes: Axes, title: str, rows: Sequence[Row] | None = None) -> None:
+def _title(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title, fontdict=_FONT)
-    split = f" {rows[0]['split']}" if rows else ""
-    better = ", larger is better" if rows else ""
-    axes.set_xlabel(f"nats per{split} datum{better}", fontdict=_FONT)
+    axes.set_xlabel(unit, fontdict=_FONT)
+
+
+def _unit(rows: Sequence[Row], split: str = "") -> str:
+    if rows[0].is_of_data_set:
+        return f"nats, all {rows[0].num_train:,} data together"
+    return f"nats per {split} datum" if split else "nats per datum"
 
 
 def _legend(axes: Axes, num_entries: int) -> None:
+    assert isinstance(axes.figure, Figure)
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.2 * 5 / max(axes.figure.get_figheight(), 4)),
@@ -100,7 +113,7 @@ def _legend(axes: Axes, num_entries: int) -> None:
     )
 
 
-def _shortfalls(axes: Axes, found: Sequence[Shortfall]) -> None:
+def _shortfalls(axes: Axes, found: Sequence[Shortfall], unit: str) -> None:
     for place, one in enumerate(found):
         doubtful = one.reason is not None
         axes.barh(
@@ -113,23 +126,23 @@ def _shortfalls(axes: Axes, found: Sequence[Shortfall]) -> None:
             xerr=None if doubtful else 2 * one.mc_se,
             capsize=4,
         )
-        bound = "" if one.judge == "exact" else "≥ "
+        bound = "" if ESTIMATORS[one.judge].is_exact else "≥ "
         text = "  NOT RELIABLE" if doubtful else f"  {bound}{one.nats:.3f}"
         end = max(one.nats, 0.0) + (0.0 if doubtful else 2 * one.mc_se)
         axes.annotate(text, (end, place), va="center", fontsize=11)
-    judges = dict.fromkeys(_NAMES[one.judge] for one in found)
+    judges = dict.fromkeys(ESTIMATORS[one.judge].legend for one in found)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.margins(x=0.45)
-    _title(axes, f"log p(x) − ELBO, smaller is better;\nlog p(x): {' or '.join(judges)}")
+    _title(axes, f"log p(x) − ELBO, smaller is better;\nlog p(x): {' or '.join(judges)}", unit)
 
 
-def _differences(axes: Axes, found: Sequence[Comparison], labels: Sequence[str]) -> None:
+def _differences(axes: Axes, found: Sequence[Comparison], labels: Sequence[str], unit: str) -> None:
     """B − A for the first label A and every other B, with the 95% interval."""
     for one in found:
         place, mean = labels.index(one.second), -one.difference.mean
         high, low = (-end for end in one.difference.interval())
         colour = _DIFFERENT if one.winner is not None else _ALIKE
-        hollow = {"markerfacecolor": "none"} if one.not_reliable is not None else {}
+        hollow: dict[str, Any] = {"markerfacecolor": "none"} if one.not_reliable is not None else {}
         axes.plot(mean, place, "o", color=colour, markersize=7, **hollow)
         if math.isfinite(high - low) and not hollow:
             axes.plot([low, high], [place, place], color=colour, linewidth=2.2)
@@ -143,12 +156,15 @@ def _differences(axes: Axes, found: Sequence[Comparison], labels: Sequence[str])
     scope = f"data and {fits} fits" if fits > 1 else "data, for these fits"
     first = wrapped(labels)[labels[0]].replace("\n", "")
     what = found[0].quantity.split()[0]  # "ELBO", or "evidence"
-    _title(axes, f"{what} − {first}'s, paired by datum;\n95% intervals over {scope}")
-    axes.set_xlabel("nats per datum, larger is better", fontdict=_FONT)
+    how = "paired by datum"
+    if found[0].difference.is_of_data_set:
+        how, scope = "for the data set", f"Monte Carlo{f' and {fits} fits' if fits > 1 else ''}"
+    title = f"{what} − {first}'s, {how};\n95% intervals over {scope}"
+    _title(axes, title, f"{unit}, larger is better")
     _legend(axes, 2)
 
 
-def gap_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def gap_bars(rows: Sequence[Row]) -> Figure:
     """Approximation and amortization gap per guide, stacked, ± 2 Monte Carlo SE.
 
     Args:
@@ -158,14 +174,14 @@ def gap_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     base = np.zeros(len(rows))
     for number, part in enumerate(("approximation", "amortization")):
-        found = [row["gaps"][part] for row in rows]
-        widths = np.array([one["nats"] for one in found])
-        errors = [2 * (one["mc_se"] or 0.0) for one in found]
+        found = [getattr(row.gaps, part) for row in rows]
+        widths = np.array([one.nats for one in found])
+        errors = [2 * (one.mc_se or 0.0) for one in found]
         label = f"{part} gap: the {('family', 'encoder')[number]}"
         style: dict[str, Any] = {"height": 0.55, "color": ("#0072B2", "#E69F00")[number]}
         axes.barh(range(len(rows)), widths, left=base, xerr=errors, capsize=5, label=label, **style)
         base = base + widths
-    labels = wrapped(row["label"] for row in rows)
+    labels = wrapped(row.label for row in rows)
     axes.set_yticks(range(len(rows)), [_marked(row, labels) for row in rows], fontsize=12)
     axes.invert_yaxis()
     axes.set_xlabel("nats per datum, smaller is better", fontdict=_FONT)
@@ -176,7 +192,7 @@ def gap_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _marked(row: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def _marked(row: Row, labels: Mapping[str, str]) -> str:
     """The label, with a warning if the log p(x) of the gaps is not reliable."""
-    reliable = row["gaps"]["evidence"]["reliable"]
-    return labels[row["label"]] + ("" if reliable else "\nlog p(x) NOT RELIABLE")
+    reliable = row.gaps is None or row.gaps.evidence.reliable
+    return labels[row.label] + ("" if reliable else "\nlog p(x) NOT RELIABLE")

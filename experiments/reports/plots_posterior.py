@@ -150,12 +150,13 @@ def _over_the_truth(axes: Axes, panel: Panel, guide: Contours) -> None:
     density = np.exp(panel.truth.log_density - panel.truth.log_density.max())
     axes.imshow(density, origin="lower", extent=(left, right, low, high), cmap="Greys", vmax=1.6)
     sides = [np.linspace(*ends, 2 * size + 1)[1::2] for ends in panel.bounds]
-    for one, style in (  # a level below zero would be dashed by itself
-        (panel.truth, {"colors": COLOURS[0], "linewidths": 1.5, "linestyles": "-"}),
-        (guide, {"colors": COLOURS[1], "linewidths": 2, "linestyles": "--"}),
+    for one, colour, width, style in (  # a level below zero would be dashed by itself
+        (panel.truth, COLOURS[0], 1.5, "-"),
+        (guide, COLOURS[1], 2, "--"),
     ):
         if one.levels[0] < one.levels[1]:
-            axes.contour(*sides, one.log_density, one.levels, **style)
+            heights = one.log_density, one.levels
+            axes.contour(*sides, *heights, colors=colour, linewidths=width, linestyles=style)
 
 
 def marginals(
@@ -197,14 +198,14 @@ def _histograms(axes: Axes, truth: np.ndarray, guides: Mapping[str, np.ndarray])
     ends = [np.quantile(z, (0.002, 0.998)) for z in (truth, *guides.values())]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     bins = np.linspace(low, high, 31)
-    axes.hist(truth, bins, density=True, color="0.8", label="NUTS")
+    axes.hist(truth, bins.tolist(), density=True, color="0.8", label="NUTS")
     for number, (label, z) in enumerate(guides.items()):
-        axes.plot(*_smoothed(z, low, high), label=label, **line_style(number))
+        axes.plot(*smoothed(z, low, high), label=label, **line_style(number))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
 
 
-def _smoothed(z: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+def smoothed(z: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """The density of draws between two ends, by a Gaussian kernel of Scott's width."""
     heights, edges = np.histogram(z, _CELLS, (low, high))
     width = (high - low) / _CELLS

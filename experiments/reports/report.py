@@ -1,100 +1,98 @@
 """Rows of results.json, and the table that people read."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.estimators import ESTIMATORS, in_order
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.preprocessing import bits_per_dim
-from evidence.experiments.storage.numbers import json_number
-from evidence.experiments.storage.results import ESTIMATED, Row
+from evidence.experiments.storage.records import Estimate, Median, Row, Weights
 from evidence.inference import Evidence, History
-
-# The nearest to log p(x) comes first: no reader should take a bound for it that stands before it.
-ESTIMATORS = ("exact", "ais", "iw", "elbo")
 
 _REASONS_SHOWN = 3
 
 
-def training_row(assembly: Assembly, history: History, *, label: str) -> Row:
+def training_row(pair: Assembly, history: History, folder: Path, *, label: str) -> Row:
     """What is known once a pair is trained; the estimates are still to come."""
-    config = assembly.config
+    config = pair.config
     model, guide = Spec.parse(config.model), Spec.parse(config.guide)
-    sizes = {
-        role: sum(parameter.numel() for parameter in module.parameters())
-        for role, module in (("model", assembly.model), ("guide", assembly.guide))
-    }
-    return {
-        "model": model.name,
-        "guide": guide.name,
-        "data": config.data,
-        "split": config.split,
-        "binarize": config.binarize,
-        "seed": config.seed,
-        "data_seed": config.data_seed,
-        "num_parameters": sum(sizes.values()),
-        "train_seconds": history.seconds,
-        "steps_per_second": history.steps_per_second,
-        **dict.fromkeys(ESTIMATED),
-        "estimates": [],
-        "label": label,
-        "model_options": model.plain_options(),
-        "guide_options": guide.plain_options(),
-        "decoder": "joint" if config.frozen_model is None else "frozen",
-        "elbo": config.elbo,
-        "num_epochs": len(history.epochs),
-        "num_model_parameters": sizes["model"],
-        "num_guide_parameters": sizes["guide"],
-        "history": history.to_rows(),
-        "weights_sha256": assembly.weights_sha256(),
-        "evaluations": [],
-        **assembly.fingerprint(),
-    }
+    sizes = [
+        sum(parameter.numel() for parameter in module.parameters())
+        for module in (pair.model, pair.guide)
+    ]
+    return Row(
+        label=label,
+        model=model.name,
+        guide=guide.name,
+        data=config.data,
+        split=config.split,
+        binarize=config.binarize,
+        decoder="joint" if config.frozen_model is None else "frozen",
+        elbo=config.elbo,
+        folder=str(folder),
+        seed=config.seed,
+        data_seed=config.data_seed,
+        unit=pair.unit,
+        num_train=len(pair.x_train),
+        num_epochs=len(history.epochs),
+        num_parameters=sum(sizes),
+        num_model_parameters=sizes[0],
+        num_guide_parameters=sizes[1],
+        train_seconds=history.seconds,
+        steps_per_second=history.steps_per_second,
+        model_options=model.plain_options(),
+        guide_options=guide.plain_options(),
+        weights_sha256=pair.weights_sha256(),
+        history=history.to_rows(),
+        **pair.fingerprint(),
+    )
 
 
-def with_estimates(row: Row, records: Sequence[Evidence], assembly: Assembly) -> Row:
-    """The row with its estimates, k̂ and ESS filled in."""
-    filled = row | {"estimates": [_estimate(record, assembly) for record in records]}
+def estimated(records: Sequence[Evidence], pair: Assembly) -> dict[str, Any]:
+    """What estimates say of a row: they themselves, k̂ and ESS."""
+    found: dict[str, Any] = {"estimates": [_estimate(record, pair) for record in records]}
     weighted = [record for record in records if record.estimator in ("elbo", "iw")]
     if weighted:  # by the guide: both have the same weights
         iw = weighted[-1]
-        filled["k_hat"] = {
-            "median": json_number(iw.k_hat.median().item()),
-            "share_bad": json_number(iw.share_bad),
-            "threshold": iw.k_hat_threshold,
-        }
-        filled["ess"] = {"median": json_number(iw.ess.median().item())}
-    return filled
-
-
-def _estimate(record: Evidence, assembly: Assembly) -> dict[str, Any]:
-    reason = record.not_reliable
-    estimate = {
-        "estimator": record.estimator,
-        "nats": json_number(record.mean),
-        "unit": record.unit,
-        "reliable": reason is None,
-        "reason": reason,
-        "mc_se": json_number(record.mc_se) if reason is None else None,
-        "data_se": json_number(record.data_se),
-        "num_particles": record.num_particles,
-        "num_data": record.num_data,
-        "dtype": None if record.dtype is None else str(record.dtype).removeprefix("torch."),
-    }
-    if record.particles is not None:
-        estimate["mean_num_particles"] = record.particles.double().mean().item()
-    levels = assembly.dataset.num_levels
-    if assembly.config.binarize == "none" and levels is not None:
-        estimate["bits_per_dim"] = bits_per_dim(
-            record.mean,
-            data_dim=assembly.dataset.data_dim,
-            num_levels=levels,
-            dequantized=assembly.model.pixels != "levels",
+        found["k_hat"] = Weights(
+            median=iw.k_hat.median().item(),
+            share_bad=iw.share_bad,
+            threshold=iw.k_hat_threshold,
         )
-    return estimate
+        found["ess"] = Median(median=iw.ess.median().item())
+    return found
+
+
+def _estimate(record: Evidence, pair: Assembly) -> Estimate:
+    reason = record.not_reliable
+    adaptive, levels = record.particles, pair.dataset.num_levels
+    bits = None
+    if pair.config.binarize == "none" and levels is not None and record.unit == "datum":
+        bits = bits_per_dim(
+            record.mean,
+            data_dim=pair.dataset.data_dim,
+            num_levels=levels,
+            dequantized=pair.model.pixels != "levels",
+        )
+    return Estimate(
+        estimator=record.estimator,
+        nats=record.mean,
+        unit=record.unit,
+        reliable=reason is None,
+        reason=reason,
+        mc_se=record.mc_se if reason is None else None,
+        data_se=record.data_se,
+        num_particles=record.num_particles,
+        num_data=record.data_set_size or record.num_data,
+        dtype=None if record.dtype is None else str(record.dtype).removeprefix("torch."),
+        mean_num_particles=None if adaptive is None else adaptive.double().mean().item(),
+        bits_per_dim=bits,
+    )
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -105,8 +103,8 @@ def table(rows: Sequence[Row]) -> str:
     Args:
         rows: one per guide; of several fits, the row over all of them.
     """
-    short = shortened(row["label"] for row in rows)
-    lines = [cells(row) | {"guide": short[row["label"]]} for row in rows]
+    short = shortened(row.label for row in rows)
+    lines = [cells(row) | {"guide": short[row.label]} for row in rows]
     notes = [*_not_reliable(rows), *_still_rising(rows)]
     return "\n\n".join([caption(rows), markdown(_in_order(lines)), *notes])
 
@@ -120,12 +118,12 @@ def _in_order(lines: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 def _not_reliable(rows: Sequence[Row]) -> list[str]:
     """The reasons why numbers of the table are not reliable, of very many the first."""
-    short = shortened(row["label"] for row in rows)
+    short = shortened(row.label for row in rows)
     notes = [
-        f"NOT RELIABLE, {_heading(estimate)} of {short[row['label']]}: {estimate['reason']}"
+        f"NOT RELIABLE, {_heading(estimate)} of {short[row.label]}: {estimate.reason}"
         for row in rows
-        for estimate in row["estimates"]
-        if not estimate["reliable"]
+        for estimate in row.estimates
+        if not estimate.reliable
     ]
     rest = len(notes) - _REASONS_SHOWN
     more = [f"{rest} more reasons are in results.json."] if rest > 0 else []
@@ -133,10 +131,9 @@ def _not_reliable(rows: Sequence[Row]) -> list[str]:
 
 
 def _still_rising(rows: Sequence[Row]) -> list[str]:
+    short = shortened(row.label for row in rows)
     gains = {
-        row["label"]: History.from_rows(row["history"]).still_rising
-        for row in rows
-        if row.get("history")
+        short[row.label]: History.from_rows(row.history).still_rising for row in rows if row.history
     }
     return [
         f"{label}: the ELBO was still rising when training ended, by {gain:.2g} nats per datum "
@@ -163,88 +160,86 @@ def caption(rows: Sequence[Row]) -> str:
     """What the numbers of the table are."""
     first = rows[0]
     options = ", ".join(
-        f"{name}={first['model_options'][name]}"
+        f"{name}={first.model_options[name]}"
         for name in ("latent_dim", "hidden_dims", "likelihood")
-        if name in first["model_options"]
+        if name in first.model_options
     )
-    pixels = {"none": ""}.get(first["binarize"], f", {first['binarize']} binarization")
-    num_data = {estimate["num_data"] for row in rows for estimate in row["estimates"]}
+    pixels = {"none": ""}.get(first.binarize, f", {first.binarize} binarization")
+    num_data = {estimate.num_data for row in rows for estimate in row.estimates}
     count = f" ({', '.join(f'{n:,}' for n in sorted(num_data))} data)" if num_data else ""
+    model = f"{first.model}({options})" if options else first.model
     return (
-        f"{first['model']}({options}) on {first['data']}, {first['split']} split{count}{pixels}, "
-        f"decoder {first['decoder']}, {_epochs(rows)} epochs. Nats per datum, larger is better; "
-        f"± Monte Carlo SE ± data SE{_fits(first)}.{_annealing(rows)}"
+        f"{model} on {first.data}, {first.split} split{count}{pixels}, "
+        f"decoder {first.decoder}, {_epochs(rows)} epochs. {_unit(rows)}, larger is better; "
+        f"± Monte Carlo SE{'' if first.is_of_data_set else ' ± data SE'}{_fits(first)}."
+        f"{_annealing(rows)}"
     )
+
+
+def _unit(rows: Sequence[Row]) -> str:
+    if not rows[0].is_of_data_set:
+        return "Nats per datum"
+    return f"Log evidence of the data set, {rows[0].num_train:,} data, in nats"
 
 
 def _epochs(rows: Sequence[Row]) -> str:
-    counts = sorted({row["num_epochs"] for row in rows})
+    counts = sorted({row.num_epochs for row in rows})
     return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _fits(row: Row) -> str:
-    count = row.get("num_fits", 1)
+    count = row.num_fits
     return f" ± fit SE, means over {count} fits" if count > 1 else ""
 
 
 def _annealing(rows: Sequence[Row]) -> str:
     """How the AIS column was made, and what it is."""
-    found = next((row["annealing"] for row in rows if row.get("annealing")), None)
+    found = next((row.annealing for row in rows if row.annealing), None)
     if found is None:
         return ""
-    return f" AIS, a lower bound in expectation: {annealing_words(found)}."
-
-
-def annealing_words(found: Mapping[str, Any]) -> str:
-    """How something was annealed."""
-    return (
-        f"from the {found['start']}, {found['num_chains']} chains, {found['num_temperatures']:,} "
-        f"temperatures, {found['num_leapfrog_steps']} leapfrog steps"
-    )
+    return f" AIS, a lower bound in expectation: {found.words}."
 
 
 def cells(row: Row) -> dict[str, str]:
     """The cells of one row by column header."""
-    filled = {"guide": row["label"]}
-    for estimate in sorted(row["estimates"], key=lambda e: ESTIMATORS.index(e["estimator"])):
+    filled, single = {"guide": row.label}, row.is_of_data_set
+    for estimate in in_order(row.estimates):
         filled[_heading(estimate)] = _with_errors(estimate)
-        if "mean_num_particles" in estimate:
-            filled["particles"] = f"{estimate['mean_num_particles']:,.0f}"
-        if "bits_per_dim" in estimate:
-            filled[f"{_heading(estimate)} bits/dim"] = f"{estimate['bits_per_dim']:.3f}"
-    if row["k_hat"] is not None and row["k_hat"]["median"] is not None:
-        filled["k̂ median"] = f"{row['k_hat']['median']:.2f}"
-        adaptive = any("mean_num_particles" in estimate for estimate in row["estimates"])
-        limit = "its limit" if adaptive else f"{row['k_hat']['threshold']:.2f}"
-        filled[f"k̂ > {limit}"] = f"{100 * row['k_hat']['share_bad']:.1f}%"
-    if row["ess"] is not None and row["ess"]["median"] is not None:
-        filled["ESS median"] = f"{row['ess']['median']:,.0f}"
-    if row["divergences"] is not None:
+        if estimate.mean_num_particles is not None:
+            filled["particles"] = f"{estimate.mean_num_particles:,.0f}"
+        if estimate.bits_per_dim is not None:
+            filled[f"{_heading(estimate)} bits/dim"] = f"{estimate.bits_per_dim:.3f}"
+    if row.k_hat is not None and row.k_hat.median is not None:
+        filled["k̂" if single else "k̂ median"] = f"{row.k_hat.median:.2f}"
+        adaptive = any(estimate.mean_num_particles is not None for estimate in row.estimates)
+        limit = "its limit" if adaptive else f"{row.k_hat.threshold:.2f}"
+        is_bad = "yes" if row.k_hat.share_bad else "no"
+        share = is_bad if single else f"{100 * (row.k_hat.share_bad or 0.0):.1f}%"
+        filled[f"k̂ > {limit}"] = share
+    if row.ess is not None and row.ess.median is not None:
+        filled["ESS" if single else "ESS median"] = f"{row.ess.median:,.0f}"
+    if row.divergences is not None:
         for name, heading in (("forward", "KL(p ‖ q)"), ("reverse", "KL(q ‖ p)")):
-            nats = row["divergences"][name]
+            nats = getattr(row.divergences, name)
             filled[heading] = "?" if nats is None else f"{nats:.3f}"
-    if row["active_units"] is not None:
-        filled["active units"] = f"{row['active_units']['count']:.3g}/{row['active_units']['of']}"
-    if not row["estimates"] and row["history"]:
-        filled["final training loss"] = f"{row['history'][-1]['train_loss']:.2f}"
-    filled["parameters"] = f"{row['num_parameters']:,}"
-    filled["training"] = f"{row['train_seconds']:.0f} s"
-    filled["steps/s"] = f"{row['steps_per_second']:.0f}"
+    if row.active_units is not None:
+        filled["active units"] = f"{row.active_units.count:.3g}/{row.active_units.of}"
+    if not row.estimates and row.history:
+        size = row.num_train if row.is_of_data_set else 1
+        filled["final training loss"] = f"{size * row.history[-1]['train_loss']:.2f}"
+    filled["parameters"] = f"{row.num_parameters:,}"
+    filled["training"] = f"{row.train_seconds:.0f} s"
+    filled["steps/s"] = f"{row.steps_per_second:.0f}"
     return filled
 
 
-def _heading(estimate: Mapping[str, Any]) -> str:
-    adaptive = "mean_num_particles" in estimate
-    return {
-        "elbo": "ELBO",
-        "iw": "IW, adaptive" if adaptive else f"IW-{estimate['num_particles']}",
-        "ais": "AIS lower bound",
-        "exact": "exact",
-    }[estimate["estimator"]]
+def _heading(estimate: Estimate) -> str:
+    return ESTIMATORS[estimate.estimator].column(estimate)
 
 
-def _with_errors(estimate: Mapping[str, Any]) -> str:
-    names = ["nats"] if estimate["estimator"] == "exact" else ["nats", "mc_se"]
-    names += ["data_se", *(["fit_se"] if "fit_se" in estimate else [])]
-    numbers = ["?" if estimate[n] is None else f"{estimate[n]:.3f}" for n in names]
-    return " ± ".join(numbers) if estimate["reliable"] else f"NOT RELIABLE {numbers[0]}"
+def _with_errors(estimate: Estimate) -> str:
+    names = ["nats"] if ESTIMATORS[estimate.estimator].is_exact else ["nats", "mc_se"]
+    names += [] if estimate.unit == "data set" else ["data_se"]
+    names += ["fit_se"] if estimate.num_fits > 1 else []
+    numbers = ["?" if (n := getattr(estimate, name)) is None else f"{n:.3f}" for name in names]
+    return " ± ".join(numbers) if estimate.reliable else f"NOT RELIABLE {numbers[0]}"

@@ -1,13 +1,11 @@
 """By how much each ELBO falls short of log p(x), judged by the best log p(x) that there is."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from evidence.experiments.reports.report import ESTIMATORS, Row
-
-Estimate = Mapping[str, Any]
+from evidence.experiments.setup.estimators import ESTIMATORS
+from evidence.experiments.storage.records import Estimate, Row
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Shortfall:
 
 def share_a_model(rows: Sequence[Row]) -> bool:
     """Whether all rows are of one and the same p(x, z)."""
-    return rows[0]["decoder"] == "frozen" or rows[0]["num_model_parameters"] == 0
+    return rows[0].decoder == "frozen" or rows[0].num_model_parameters == 0
 
 
 def shortfalls(rows: Sequence[Row]) -> list[Shortfall] | None:
@@ -39,27 +37,35 @@ def shortfalls(rows: Sequence[Row]) -> list[Shortfall] | None:
     of one model share its log p(x), and so the best of all their bounds: a guide whose importance
     weights fail is not to look good for it.
     """
-    estimates = [row["estimates"] for row in rows]
+    estimates = [row.estimates for row in rows]
     if share_a_model(rows):
         every = [estimate for of_row in estimates for estimate in of_row]
         judges = [_judge(every)] * len(rows)
     else:
         judges = [_judge(of_row) for of_row in estimates]
-    elbos = [next((e for e in of_row if e["estimator"] == "elbo"), None) for of_row in estimates]
-    if None in judges or None in elbos:
-        return None
-    return [_shortfall(judge, elbo) for judge, elbo in zip(judges, elbos, strict=True)]
+    found = [
+        _shortfall(judge, estimate)
+        for judge, of_row in zip(judges, estimates, strict=True)
+        for estimate in of_row
+        if judge is not None and estimate.estimator == "elbo" and estimate.nats is not None
+    ]
+    return found if len(found) == len(rows) else None
 
 
 def _judge(estimates: Sequence[Estimate]) -> Estimate | None:
     """The estimate to judge by: exact, or the largest reliable lower bound, or the largest."""
-    found = [e for e in estimates if e["estimator"] != "elbo" and e["nats"] is not None]
-    exact = [e for e in found if e["estimator"] == ESTIMATORS[0]]
-    reliable = [e for e in found if e["reliable"]]
-    return max(exact or reliable or found, key=lambda e: e["nats"], default=None)
+    known = [(ESTIMATORS[e.estimator], e) for e in estimates if e.nats is not None]
+    found = [estimate for kind, estimate in known if kind.is_evidence]
+    exact = [estimate for kind, estimate in known if kind.is_exact]
+    reliable = [e for e in found if e.reliable]
+    return max(exact or reliable or found, key=_nats, default=None)
+
+
+def _nats(estimate: Estimate) -> float:
+    return -math.inf if estimate.nats is None else estimate.nats
 
 
 def _shortfall(judge: Estimate, elbo: Estimate) -> Shortfall:
-    mc_se = math.hypot(judge["mc_se"] or 0.0, elbo["mc_se"] or 0.0)
-    reason = None if judge["reliable"] else judge["reason"]
-    return Shortfall(judge["nats"] - elbo["nats"], mc_se, judge["estimator"], reason)
+    mc_se = math.hypot(judge.mc_se or 0.0, elbo.mc_se or 0.0)
+    reason = None if judge.reliable else judge.reason
+    return Shortfall(_nats(judge) - _nats(elbo), mc_se, judge.estimator, reason)

@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 _SPELLED = {"±": "+/-", "−": "-", "–": "-", "‖": "||", "≥": ">=", "≤": "<=", "→": "->", "…": "...",
             "×": "x", "·": "*", "\u0302": "^", "√": "sqrt", "∞": "inf"}  # fmt: skip
@@ -84,6 +86,34 @@ def own_pictures() -> Generator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
+
+
+@contextmanager
+def plain_warnings() -> Generator[None]:
+    """A warning is one line on stderr, said once, without the place in the code."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in said:
+            said.add(text)
+            print(f"evidence: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # ty: ignore[invalid-assignment]  (the hook, to be replaced)
+        yield
+
+
+@contextmanager
+def own_dtype() -> Generator[None]:
+    """A command on a user's program may change torch's default dtype, for as long as it runs."""
+    import torch  # noqa: PLC0415 (slow to import)
+
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def forget_output() -> None:

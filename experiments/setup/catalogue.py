@@ -1,22 +1,18 @@
 """Finding models, guides and objectives by name, and building them from `Name(option=value)`."""
 
-import ast
 import importlib
 import inspect
 import math
 import pkgutil
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 from pyro.infer import (
-    ELBO,
     RenyiELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
@@ -26,6 +22,8 @@ from pyro.infer import (
 
 from evidence import guides, models
 from evidence.experiments.config import RANGES
+from evidence.experiments.own.code import OwnCode
+from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.guides.model_guide import ModelGuide
 from evidence.guides.two_level import TwoLevel
@@ -40,11 +38,14 @@ from evidence.inference import (
     ReweightedWakeSleep,
     WakeSleep,
 )
+from evidence.inference.objectives.interface import Objective
 from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
 
+Kind = TypeVar("Kind")
+
 # Pyro's objectives whose loss is one number of nats per datum, and ours.
-OBJECTIVES: dict[str, type[ELBO]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     kind.__name__: kind
     for kind in (
         Trace_ELBO,
@@ -65,72 +66,23 @@ OBJECTIVES: dict[str, type[ELBO]] = {
 }
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A class by name with some of its options, as written on the command line.
-
-    `VAE`, `Planar(num_flows=16)`, `my_guides.MyGuide(hidden_dims=[200, 200])`, and guides around
-    guides: `Refined(guide=Planar(num_flows=4), num_steps=5)`.
-    """
-
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str) -> "Spec":
-        """Read a name or a call with keyword arguments that are literals or bare words.
-
-        Raises:
-            ValueError: the text is anything else.
-        """
-        try:
-            call = ast.parse(text.strip(), mode="eval").body
-            name = call.func if isinstance(call, ast.Call) else call
-            keywords = call.keywords if isinstance(call, ast.Call) else []
-            if isinstance(call, ast.Call) and call.args:
-                raise ValueError("options go by keyword")
-            if not isinstance(name, ast.Name | ast.Attribute):
-                raise ValueError("no name")
-            if any(keyword.arg is None for keyword in keywords):
-                raise ValueError("options go by name")
-            options = {keyword.arg: _value(keyword.value) for keyword in keywords}
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise ValueError(
-                f"expected Name or Name(option=value, ...), got {text[:100]!r}, "
-                "for example Planar(num_flows=16)"
-            ) from None
-        return cls(ast.unparse(name), options)
-
-    def __str__(self) -> str:
-        if not self.options:
-            return self.name
-        words = {k: v if isinstance(v, Spec) else repr(v) for k, v in self.options.items()}
-        return f"{self.name}({', '.join(f'{k}={v}' for k, v in words.items())})"
-
-    def plain_options(self) -> dict[str, Any]:
-        """The options as JSON has them: a spec among them becomes its text."""
-        return {k: str(v) if isinstance(v, Spec) else v for k, v in self.options.items()}
-
-
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.BinOp(op=ast.Sub()):  # a name with a hyphen, such as discretized-logistic
-            return f"{_value(node.left)}-{_value(node.right)}"
-        case ast.Call():
-            return Spec.parse(ast.unparse(node))
-        case ast.Name() | ast.Attribute():
-            return ast.unparse(node)
-    return ast.literal_eval(node)
-
-
 def find_model(name: str) -> type[AbstractModel]:
     """The model class of this name. Raises ValueError, with the closest name, if there is none."""
-    return _find("model", name, all_models(), AbstractModel)
+    return all_models()[expect_choice("model", name, all_models())]
 
 
-def find_guide(name: str) -> type[AbstractPosterior]:
-    """The guide class of this name. Raises ValueError, with the closest name, if there is none."""
-    return _find("guide", name, all_guides(), AbstractPosterior)
+def find_guide(name: str, code: OwnCode | None = None) -> type[AbstractPosterior]:
+    """The guide class of this name, the user's own ones by their path.
+
+    Raises:
+        ValueError: there is none; with the closest name.
+    """
+    if "." not in name:
+        return all_guides()[expect_choice("guide", name, all_guides())]
+    found = (code or OwnCode()).find("guide", name)
+    if not (isinstance(found, type) and issubclass(found, AbstractPosterior)):
+        raise ValueError(f"expected {name} to be a class derived from AbstractPosterior")
+    return found
 
 
 def all_models() -> dict[str, type[AbstractModel]]:
@@ -148,6 +100,11 @@ def build(kind: type, spec: Spec, make: Callable[..., Any]) -> tuple[Any, Spec]:
     """Let `make` construct a `kind` with the options of `spec`; what it is given is no option.
 
     Options are checked against the constructor's type hints.
+
+    Args:
+        kind: the class.
+        spec: its options.
+        make: what constructs it, given its options.
 
     Returns:
         The object, and the spec with every option written out.
@@ -183,7 +140,12 @@ def build_model(spec: Spec, *, data_dim: int) -> tuple[AbstractModel, Spec]:
     return build(kind, spec, partial(kind, data_dim=data_dim))
 
 
-def build_guide(spec: Spec, model: Callable[..., Any], data: Any) -> tuple[AbstractPosterior, Spec]:
+def build_guide(
+    spec: Spec,
+    model: Callable[..., Any],
+    data: Any,
+    code: OwnCode | None = None,
+) -> tuple[AbstractPosterior, Spec]:
     """The guide of a spec for a model, and the spec in full.
 
     The encoder mirrors the decoder of a model of this suite unless told otherwise.
@@ -192,17 +154,26 @@ def build_guide(spec: Spec, model: Callable[..., Any], data: Any) -> tuple[Abstr
         spec: the guide, with a guide as its option `guide` if it goes around one.
         model: what it is to infer: any Pyro model.
         data: what the model is called with.
+        code: where the user's own guides come from.
     """
-    kind = find_guide(spec.name)
+    kind = find_guide(spec.name, code)
     if "guide" in inspect.signature(kind).parameters:
-        return _build_around(kind, spec, model, data)
+        return _build_around(kind, spec, model, data, code)
     mirrored, known = getattr(model, "encoder_options", {}), options_of(kind)
-    options = {name: value for name, value in mirrored.items() if name in known} | spec.options
-    return build(kind, Spec(spec.name, options), make=partial(kind.for_model, model, data))
+    mirrored = {name: value for name, value in mirrored.items() if name in known}
+    unit = {name: option for name, option in spec.options.items() if name == "standardize"}
+    others = {name: option for name, option in spec.options.items() if name not in unit}
+    make = partial(kind.for_model, model, data, **unit)
+    guide, full = build(kind, Spec(spec.name, mirrored | others), make)
+    return guide, Spec(spec.name, unit | full.options)
 
 
 def _build_around(
-    kind: type[AbstractPosterior], spec: Spec, model: Callable[..., Any], data: Any
+    kind: type[AbstractPosterior],
+    spec: Spec,
+    model: Callable[..., Any],
+    data: Any,
+    code: OwnCode | None,
 ) -> tuple[AbstractPosterior, Spec]:
     """A guide around another, which is its option `guide`."""
     if "guide" not in spec.options:
@@ -211,15 +182,25 @@ def _build_around(
         )
     inside = spec.options["guide"]
     guide, inside = build_guide(
-        inside if isinstance(inside, Spec) else Spec.parse(inside), model, data
+        inside if isinstance(inside, Spec) else Spec.parse(inside), model, data, code
     )
     options = {name: value for name, value in spec.options.items() if name != "guide"}
     make = partial(kind.for_model, model, data, guide=guide)
-    around, full = build(kind, Spec(spec.name, options), make=make)
+    around, full = build(kind, Spec(spec.name, options), make)
     return around, Spec(spec.name, {"guide": inside, **full.options})
 
 
-def build_elbo(spec: Spec) -> ELBO:
+def elbo_of(text: str) -> Objective | None:
+    """The objective of this text; None for the plain one, which `fit` makes enumerate if needed.
+
+    Raises:
+        ValueError: as `build_elbo`.
+    """
+    spec = Spec.parse(text)
+    return None if spec == Spec("Trace_ELBO") else build_elbo(spec)
+
+
+def build_elbo(spec: Spec) -> Objective:
     """The objective of a spec, such as `TraceMeanField_ELBO(num_particles=4)` or `DReG`.
 
     Raises:
@@ -292,7 +273,7 @@ def _entry(kind: type, shared: set[tuple[str, str]]) -> str:
     )
 
 
-def _scan(package: ModuleType, base: type) -> dict[str, type]:
+def _scan(package: ModuleType, base: type[Kind]) -> dict[str, type[Kind]]:
     """The concrete classes below `base` that the modules of the package define or import."""
     return {
         class_name: kind
@@ -300,27 +281,3 @@ def _scan(package: ModuleType, base: type) -> dict[str, type]:
         for class_name, kind in vars(importlib.import_module(module.name)).items()
         if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind)
     }
-
-
-def _find(what: str, name: str, found: Mapping[str, type], base: type) -> type:
-    if "." in name:
-        return _import(what, name, base)
-    return found[expect_choice(what, name, found)]
-
-
-def _import(what: str, path: str, base: type) -> type:
-    module_name, _, class_name = path.rpartition(".")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a file in the current folder, as with `python -m`
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise ValueError(f"unknown {what} {path!r}: there is no module {module_name}") from None
-    except Exception as error:  # whatever the module does
-        raise ValueError(
-            f"{module_name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    kinds = {n: k for n, k in vars(module).items() if isinstance(k, type) and issubclass(k, base)}
-    return kinds[expect_choice(f"{what} in {module_name}", class_name, kinds)]

@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from evidence.experiments.config import default_root
 from evidence.experiments.storage.files import replaced
+from evidence.inference.programs.data import Batch
 from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
 
-SPLITS = ("test", "validation")
+SPLITS = ("test", "validation", "all")
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,36 @@ class Dataset:
         image_shape: (height, width) of the images, or None for data that are no images.
         num_levels: number of grey levels of a pixel, or None for real-valued data.
         sha256: digest of the whole data set, as loaded.
+        unused: columns of a user's file that the model has no parameter for.
     """
 
     name: str
     split: str
-    x_train: Tensor
+    x_train: Batch
     y_train: Tensor
-    x_test: Tensor
+    x_test: Batch
     y_test: Tensor
     image_shape: tuple[int, int] | None
     num_levels: int | None
     sha256: str
+    unused: tuple[str, ...] = ()
 
     @property
     def data_dim(self) -> int:
         """D, the number of entries of one datum."""
-        return self.x_train.shape[1]
+        return self.vectors[0].shape[1]
+
+    @property
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Training and held-out data of one vector each, as models of the suite take them."""
+        assert isinstance(self.x_train, Tensor)
+        assert isinstance(self.x_test, Tensor)
+        return self.x_train, self.x_test
+
+
+def is_built_in(name: str) -> bool:
+    """Whether this is no file and no callable of the user's."""
+    return name in _READERS or "." not in name
 
 
 @dataclass(frozen=True)
@@ -70,11 +85,12 @@ def load(name: str, *, split: str = "test", data_root: str | Path | None = None)
 
     With `split="test"`, training data are all but the test data. With `split="validation"`, a fixed
     part of the training data is held out instead, and the test data are not touched: choose on
-    validation data, then train on everything and report on test data.
+    validation data, then train on everything and report on test data. With `split="all"`, all data
+    are both.
 
     Args:
         name: "digits", "mnist", "fashion", "toy" or "none".
-        split: "test" or "validation".
+        split: "test", "validation" or "all".
         data_root: folder with (or for) the archives of mnist and fashion; by default the
             environment variable EVIDENCE_DATA, else `data`.
 
@@ -86,6 +102,11 @@ def load(name: str, *, split: str = "test", data_root: str | Path | None = None)
     archive = reader(Path(data_root or default_root()).expanduser())
     x_train, y_train = archive.x_train, archive.y_train
     x_test, y_test = archive.x_test, archive.y_test
+    if split == "all":
+        x_train, y_train = x_test, y_test = (
+            np.concatenate([x_train, x_test]),
+            np.concatenate([y_train, y_test]),
+        )
     if split == "validation":
         kept = len(x_train) - archive.num_validation
         x_test, y_test = x_train[kept:], y_train[kept:]
@@ -113,13 +134,14 @@ def simulated(model: AbstractModel, *, split: str = "test") -> Dataset:
     with torch.no_grad():
         x = model(None, size=5000).detach()
     labels = torch.zeros(len(x), dtype=torch.int64)
+    train, test = (slice(None),) * 2 if split == "all" else (slice(4000), slice(4000, None))
     return Dataset(
         name="simulated",
         split=split,
-        x_train=x[:4000],
-        y_train=labels[:4000],
-        x_test=x[4000:],
-        y_test=labels[4000:],
+        x_train=x[train],
+        y_train=labels[train],
+        x_test=x[test],
+        y_test=labels[test],
         image_shape=None,
         num_levels=None,
         sha256=digest(x),
@@ -133,16 +155,21 @@ def with_labels(dataset: Dataset) -> Dataset:
     def join(x: Tensor, y: Tensor) -> Tensor:
         return torch.cat([x, torch.nn.functional.one_hot(y, num_classes).to(x)], 1)
 
+    x_train, x_test = dataset.vectors
     return replace(
-        dataset,
-        x_train=join(dataset.x_train, dataset.y_train),
-        x_test=join(dataset.x_test, dataset.y_test),
+        dataset, x_train=join(x_train, dataset.y_train), x_test=join(x_test, dataset.y_test)
     )
 
 
-def digest(*tensors: Tensor) -> str:
-    """SHA-256 of the tensors' shapes, types and bytes."""
-    return _digest(*(tensor.detach().cpu().numpy() for tensor in tensors))
+def digest(*data: Batch) -> str:
+    """SHA-256 of shapes, types and bytes of the tensors, and of what else there is beside them."""
+    return _digest(*(array for x in data for array in _arrays(x)))
+
+
+def _arrays(x: Batch) -> Iterator[np.ndarray]:
+    for part in [x] if isinstance(x, Tensor) else [*x.args, *x.kwargs, *x.kwargs.values()]:
+        is_tensor = isinstance(part, Tensor)
+        yield part.detach().cpu().numpy() if is_tensor else np.array(repr(part))
 
 
 def _digest(*arrays: np.ndarray) -> str:
@@ -262,7 +289,7 @@ def _unpacked(archive: Path, md5: str) -> np.ndarray:
     return np.frombuffer(idx, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()
 
 
-def _how_to_get(archive_class: type, raw: Path, error: Exception) -> str:
+def _how_to_get(archive_class: Any, raw: Path, error: Exception) -> str:
     files = ", ".join(file_name for file_name, _ in archive_class.resources)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (

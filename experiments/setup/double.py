@@ -4,29 +4,49 @@ import copy
 from dataclasses import replace
 
 import torch
+from torch import nn
 
+from evidence.experiments.own.arguments import each_tensor
+from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.setup.assembly import Assembly
-from evidence.models import AbstractModel
+from evidence.inference.programs.data import Batch
 
 _FEW = 1000  # parameters, of models without networks
 
 
 def in_dtype(assembly: Assembly, dtype: str) -> Assembly:
-    """The assembly with its data and copies of its programs in that dtype; "auto" chooses.
+    """The assembly with its data, and copies of its programs, in that dtype; "auto" chooses.
+
+    A user's own programs are changed themselves: what a function refers to cannot be copied.
 
     Args:
-        assembly: of a trained pair, in float32.
-        dtype: "float32", "float64", or "auto": float64 for models of few parameters.
+        assembly: of a trained pair.
+        dtype: "float32", "float64", or "auto": float64 for models of few parameters, and that of
+            the training for a user's own.
     """
-    if dtype_of(assembly.model, dtype) == torch.float32:
+    wanted = dtype_of(assembly.model, dtype)
+    if assembly.x_test.dtype == wanted:
         return assembly
-    model, guide = copy.deepcopy((assembly.model, assembly.guide))  # which may share modules
-    x_test = assembly.x_test.double()
-    return replace(assembly, model=model.double(), guide=guide.double(), x_test=x_test)
+    pair = assembly.model, assembly.guide
+    if not any(isinstance(program, OwnProgram) for program in pair):
+        pair = copy.deepcopy(pair)  # together, as they may share modules
+    model, guide = (program.to(wanted) for program in pair)
+    for program in pair:
+        if isinstance(program, OwnProgram):
+            program.dtype = wanted
+            torch.set_default_dtype(wanted)
+    return replace(assembly, model=model, guide=guide, x_test=as_dtype(assembly.x_test, wanted))
 
 
-def dtype_of(model: AbstractModel, dtype: str) -> torch.dtype:
+def as_dtype(x: Batch, dtype: torch.dtype) -> Batch:
+    """The data with their real numbers in that dtype."""
+    return each_tensor(x, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def dtype_of(model: nn.Module, dtype: str) -> torch.dtype:
     """The torch dtype of this name; of "auto", what the model is to be computed in."""
+    if dtype == "auto" and isinstance(model, OwnProgram):
+        return model.dtype
     if dtype == "auto":
         few = sum(parameter.numel() for parameter in model.parameters()) < _FEW
         return torch.float64 if few else torch.float32

@@ -1,26 +1,24 @@
 """About how long a command will take, told before it starts: short timings, scaled up."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from evidence.experiments.config import Compare, Estimation, Experiment
 from evidence.experiments.setup.assembly import Assembly
-from evidence.experiments.setup.catalogue import Spec, build_elbo
-from evidence.guides import AbstractPosterior
+from evidence.experiments.setup.catalogue import elbo_of
 from evidence.inference import estimate_evidence, fit
 from evidence.inference.annealing import hmc
 from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.schedule import NUM_WARMUP_STEPS
+from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS
+from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.training.stopping import UntilFlat
-from evidence.models import AbstractModel
 
 _SHORT = 10  # seconds that need no number
 _TIMED_DATA = 9
@@ -54,26 +52,32 @@ def _rounded(seconds: float) -> str:
 
 
 def evaluation_seconds(
-    model: AbstractModel, guide: AbstractPosterior, x: Tensor, config: Estimation
+    model: nn.Module,
+    guide: nn.Module,
+    x: Batch,
+    config: Estimation,
+    *,
+    is_joint: bool = False,
 ) -> Span:
     """The least and the most that an evaluation of `x` takes, as far as a short timing tells."""
+    weigh = _weighting_at_once if is_joint else _weighting
     with isolated_rng(0, x.device):
         least = most = 0.0
         if config.target_se is None:
-            least = most = _weighting(model, guide, x, config.num_particles)
+            least = most = weigh(model, guide, x, config.num_particles)
         elif config.estimator != "elbo":
-            least = _weighting(model, guide, x, _FEWEST)
+            least = weigh(model, guide, x, _FEWEST)
             most = least * max(1.0, config.max_particles / _FEWEST)
         if config.estimator in ("ais", "bdmc"):
-            annealing = _annealing(model, guide, x, config)
-            least, most = least + annealing, most + annealing
+            per_step = _annealing(model, guide, x, config, at_once=is_joint)
+            least, most = least + per_step, most + per_step * config.num_leapfrog_steps
     return least, most
 
 
-def _weighting(model: Any, guide: Any, x: Tensor, num_particles: int) -> float:
+def _weighting(model: Any, guide: Any, x: Batch, num_particles: int) -> float:
     """Of all data, by one and by a few of them: checks of the pair take the same time for any."""
 
-    def seconds(few: Tensor) -> float:
+    def seconds(few: Batch) -> float:
         return _timed(lambda: estimate_evidence(model, guide, few, num_particles))
 
     few = x[:_TIMED_DATA]
@@ -83,50 +87,56 @@ def _weighting(model: Any, guide: Any, x: Tensor, num_particles: int) -> float:
     return several + per_datum * (len(x) - len(few))
 
 
-def _annealing(model: Any, guide: Any, x: Tensor, config: Estimation) -> float:
-    """Of all data and steps, by the gradient of one block of data, which takes most of the time."""
-    few = x[: max(1, DEFAULT_CHUNK_SIZE // config.num_chains)]
-    path = path_of(model, guide if config.start == "guide" else None, few)
+def _weighting_at_once(model: Any, guide: Any, x: Batch, num_particles: int) -> float:
+    """Of a data set with one weight for all data."""
+    with torch.no_grad():
+        return _timed(lambda: estimate_evidence(model, guide, x, num_particles))
+
+
+def _annealing(model: Any, guide: Any, x: Batch, config: Estimation, *, at_once: bool) -> float:
+    """Of a gradient per step, by that of one block of data; a step takes up to L gradients."""
+    few = x if at_once else x[: max(1, DEFAULT_CHUNK_SIZE // config.num_chains)]
+    start = takes(guide, x) if config.start == "guide" else None
+    path = path_of(takes(model, x), start, few)
     z = path.sample(config.num_chains)
     seconds = _timed(lambda: hmc.init(z, path)) * len(x) / len(few)
     directions = 2 if config.estimator == "bdmc" else 1
     steps = NUM_WARMUP_STEPS + _PILOT + directions * config.num_temperatures
-    return seconds * steps * config.num_leapfrog_steps
+    return seconds * steps
 
 
 def fit_seconds(
-    pair: Assembly, guides: Mapping[str, AbstractPosterior], config: Compare
+    pairs: Mapping[str, Assembly], config: Compare
 ) -> dict[str, tuple[Span, Span]] | None:
     """Of every guide, the least and the most that its training, and its evaluation, takes.
 
     None where the timing itself fails: what is wrong shows soon, and in better words.
     """
-    size = config.num_data if config.num_data is not None else len(pair.x_test)
-    x = pair.x_test[:size]
     try:
         return {
-            label: (
-                _training(pair, guide, config),
-                evaluation_seconds(pair.model, guide, x, config),
-            )
-            for label, guide in guides.items()
+            label: (_training(pair, config), _evaluation(pair, config))
+            for label, pair in pairs.items()
         }
     except ValueError:
         return None
 
 
-def _training(pair: Assembly, guide: AbstractPosterior, config: Experiment) -> Span:
-    """Of all epochs, or until the ELBO is flat, by a few steps of copies."""
+def _evaluation(pair: Assembly, config: Compare) -> Span:
+    x = pair.x_test if config.num_data is None else pair.x_test[: config.num_data]
+    return evaluation_seconds(pair.model, pair.guide, x, config, is_joint=pair.is_joint)
+
+
+def _training(pair: Assembly, config: Experiment) -> Span:
+    """Of all epochs, or until the ELBO is flat, by a few steps, which train the pair."""
     x, size = pair.x_train, config.batch_size
-    model, guide = copy.deepcopy((pair.model, guide))
     history = fit(
-        model,
-        guide,
-        x[: _TIMED_BATCHES * size],
+        pair.model,
+        pair.guide,
+        x if pair.is_joint else x[: _TIMED_BATCHES * size],
         num_epochs=2,
         batch_size=size,
         lr=config.lr,
-        elbo=build_elbo(Spec.parse(config.elbo)),
+        elbo=elbo_of(config.elbo),
         transform=pair.transform,
         progress=False,
     )

@@ -12,10 +12,11 @@ def shortened(labels: Iterable[str], width: int = TABLE_WIDTH) -> dict[str, str]
     """A short form of every label, different for every one; what is in the middle is left out."""
     short: dict[str, str] = {}
     for label in dict.fromkeys(labels):
-        form, number = _elided(label, width), 1
+        name = label.removeprefix("pyro.infer.autoguide.")
+        form, number = _elided(name, width), 1
         while form in short.values():
             number += 1
-            form = f"{_elided(label, width - 5)} ({number})"
+            form = f"{_elided(name, width - 5)} ({number})"
         short[label] = form
     return short
 

@@ -4,24 +4,21 @@ from collections.abc import Sequence
 
 import torch
 
+from evidence.experiments.config import Reading
 from evidence.experiments.setup import datasets
-from evidence.experiments.setup.assembly import Assembly, expect_evidence, load_run
+from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.catalogue import Spec
+from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage.runs import RunFolder
 
+_PLAINLY = Reading()
 _HOW = (
     "such as those of `evidence compare --decoder frozen`, or of a model without parameters on "
     "the same data"
 )
 
 
-def load_runs(
-    runs: Sequence[str],
-    *,
-    device: str | None = None,
-    data_root: str | None = None,
-    trust: bool = False,
-) -> dict[str, Assembly]:
+def load_runs(runs: Sequence[str], how: Reading = _PLAINLY) -> dict[str, Assembly]:
     """The assemblies of runs that share one model and its evaluation data, by label.
 
     Labels are the guides' as they were given; runs of one guide have their folders added.
@@ -35,8 +32,8 @@ def load_runs(
     loaded = []
     for run in runs:
         folder = RunFolder(run)
-        assembly, _ = load_run(folder, device=device, data_root=data_root, trust=trust)
-        expect_evidence(assembly.model, assembly.guide, assembly.x_test[:1])
+        assembly, _ = load_run(folder, how)
+        expect_evidence(assembly.model, assembly.guide, assembly.few)
         loaded.append((run_label(folder, assembly), assembly))
     for run, (_, assembly) in zip(runs[1:], loaded[1:], strict=True):
         _expect_shared(runs[0], loaded[0][1], run, assembly)
@@ -52,7 +49,7 @@ def run_label(folder: RunFolder, assembly: Assembly) -> str:
     """How a run calls its guide."""
     document = folder.read_results()
     if document is not None:
-        return document["rows"][0]["label"]
+        return document.rows[0].label
     return Spec.parse(assembly.config.guide).name
 
 

@@ -5,8 +5,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from evidence.experiments.config import is_data_code
 from evidence.experiments.storage.schema import MAX_CONFIG_BYTES, parse_yaml, read_bytes
-from evidence.experiments.storage.trust import expect_named
+from evidence.experiments.storage.trust import expect_named, named_words
 
 _FLAG = "--config"
 
@@ -45,4 +46,10 @@ def expect_own_words(options: Mapping[str, Any], words: Sequence[str]) -> None:
     if options.get("trust") and not any(word.startswith("--trust") for word in words):
         raise ValueError("trust is in the file of options: pass --trust true yourself")
     specs = [options.get(name) for name in ("model", "guide", "elbo")]
+    data = options.get("data") or ""
+    if is_data_code(data) and data not in named_words(words):
+        raise ValueError(
+            f"the file of options asks for the data {data}, which runs its code: if you know what "
+            "is in it, name it on the command line"
+        )
     expect_named([spec for spec in (*specs, *options.get("guides", [])) if spec], words)

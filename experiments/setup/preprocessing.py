@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from evidence.inference.programs.data import Batch, Data
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.models.networks import expect_choice
 
@@ -29,14 +31,14 @@ def resolve_binarization(binarize: str, *, pixels: str, num_levels: int | None) 
 
 
 def prepare(
-    x_train: Tensor,
-    x_test: Tensor,
+    x_train: Batch,
+    x_test: Batch,
     *,
     binarize: str,
     num_levels: int | None,
     seed: int,
     dequantized: bool = True,
-) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]:
+) -> tuple[Batch, Batch, Callable[[Any], Any] | None]:
     """Training data, evaluation data, and what to do with each minibatch as it is drawn.
 
     - dynamic: pixels are probabilities, drawn anew for each minibatch (Burda et al. 2016);
@@ -47,15 +49,14 @@ def prepare(
       real-valued data stay as they are, and so do grey levels if `dequantized` is false, for a
       likelihood that scores levels.
 
-    Evaluation data are drawn once, from `seed`, in every case.
+    Evaluation data are drawn once, from `seed`, in every case. Several tensors stay as they are.
     """
+    if isinstance(x_train, Data) or isinstance(x_test, Data):
+        return x_train, x_test, None
 
     def fixed(x: Tensor, draw: Callable[[Tensor], Tensor], offset: int) -> Tensor:
         with isolated_rng(seed + offset):
             return draw(x)
-
-    def dequantize(x: Tensor) -> Tensor:
-        return (x * (num_levels - 1) + torch.rand_like(x)) / num_levels
 
     match binarize:
         case "dynamic":
@@ -66,6 +67,10 @@ def prepare(
             return (x_train > 0.5).to(x_train), (x_test > 0.5).to(x_test), None
     if num_levels is None or not dequantized:
         return x_train, x_test, None
+
+    def dequantize(x: Tensor) -> Tensor:
+        return (x * (num_levels - 1) + torch.rand_like(x)) / num_levels
+
     return x_train, fixed(x_test, dequantize, 1), dequantize
 
 

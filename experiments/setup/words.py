@@ -16,7 +16,7 @@ _PATHS = ("out", "run", "runs", "data_root", "frozen_model")
 _BOOLEANS = ("true", "false", "yes", "no")
 
 
-def prepared(words: Sequence[str], commands: Mapping[str, type]) -> list[str]:
+def prepared(words: Sequence[str], commands: Mapping[str, type[Any]]) -> list[str]:
     """The words of a command line, with `true` after bare flags, and files of options first."""
     at = next((place for place, word in enumerate(words) if word in commands), None)
     if at is None:

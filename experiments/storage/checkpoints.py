@@ -1,7 +1,6 @@
 """Checkpoints: safetensors and JSON in one folder each, written atomically. No pickle is read."""
 
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def _write(final: Path, snapshot: Snapshot, context: dict[str, Any]) -> None:
         "format": FORMAT,
         "tensors_sha256": hashlib.sha256(payload).hexdigest(),
         "weights_sha256": weights_sha256(snapshot.tensors),
-        "snapshot": _finite(snapshot.meta),
+        "snapshot": snapshot.meta,
         **context,
     }
     with new_folder(final) as unfinished:
@@ -164,15 +163,6 @@ def _expect_snapshot(snapshot: Any) -> None:
     for part, value in {"step": None, **counts}.items():
         if not 0 <= expect_type(part, value, int) < _MAX_COUNT:
             raise ValueError(f"expected {part} between 0 and {_MAX_COUNT:,}, got {value}")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None in their place."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _name(position: dict[str, Any]) -> str:

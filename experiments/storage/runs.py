@@ -1,6 +1,6 @@
 """Run folders: the configuration, checkpoints, results and pictures of one run."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from evidence.experiments.storage.files import (
     unfinished,
     write,
 )
+from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.schema import (
     MAX_CONFIG_BYTES,
     parse_yaml,
@@ -28,8 +29,6 @@ from evidence.experiments.storage.schema import (
     signed,
     typed,
 )
-
-RESULTS_VERSION = 1
 
 # What is made from the weights of a run.
 OF_WEIGHTS = (
@@ -178,12 +177,13 @@ class RunFolder:
             what = "comparison" if is_comparison else "training run"
             raise ValueError(f"{self.path} is no {what}: {error}") from None
 
-    def write_results(self, command: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    def write_results(
+        self, command: str, rows: Sequence[Row | dict[str, Any]], **more: Any
+    ) -> None:
         """Replace `results.json`."""
-        document = {"version": RESULTS_VERSION, "command": command, "rows": rows, **more}
-        write(self._results, signed(document))
+        results.put(self._results, command, rows, **more)
 
-    def read_results(self) -> dict[str, Any] | None:
+    def read_results(self) -> results.Results | None:
         """The document last written, or None if there is none.
 
         Raises:

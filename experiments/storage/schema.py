@@ -13,9 +13,11 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
+
+from evidence.experiments.storage.numbers import finite
 
 MAX_CONFIG_BYTES = 2**16
 MAX_DOCUMENT_BYTES = 2**28  # histories and evaluations grow
@@ -139,6 +141,7 @@ def expect_bounded(value: Any, depth: int = 0) -> None:
 
 def signed(document: Mapping[str, Any]) -> bytes:
     """A document as JSON, with a checksum of all that is in it."""
+    document = finite(dict(document))
     text = json.dumps(
         {**document, CHECKSUM: checksum(document)}, indent=1, ensure_ascii=False, allow_nan=False
     )
@@ -188,7 +191,7 @@ def typed(kind: type[Kind], values: Any, *, complete: bool = False) -> Kind:
     if not isinstance(values, dict):
         raise ValueError(f"expected a mapping of {kind.__name__}, got {_shown(values)}")
     hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(cast("Any", kind))]
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"unknown option {_shown(unknown[0])}")
     if complete and (missing := [name for name in known if name not in values]):
@@ -208,8 +211,19 @@ def expect_type(name: str, value: Any, hint: Any) -> Any:
     """
     if not _is(value, hint):
         raise ValueError(f"expected {name} to be {_called(hint)}, got {_shown(value)}")
+    return _taken(value, hint)
+
+
+def _taken(value: Any, hint: Any) -> Any:
+    """The value as its type has it: records of objects, real numbers of whole ones."""
+    if hasattr(hint, "from_json"):
+        return hint.from_json(value)
     if is_dataclass(hint):
         return typed(hint, value, complete=True)  # type: ignore[arg-type]
+    if get_origin(hint) in (types.UnionType, Union):
+        return _taken(value, next(one for one in get_args(hint) if _is(value, one)))
+    if get_origin(hint) is list:
+        return [_taken(part, one) for part in value for one in get_args(hint)]
     return float(value) if hint is float else value
 
 

@@ -42,12 +42,17 @@ def training_state(
         for moment in kept:  # of every parameter, what is kept of any
             key = f"{_OPTIMIZER}{name}/{moment}"
             if moment in _NUMBERS:
-                expected[key] = torch.zeros(())
+                expected[key] = torch.zeros((), dtype=_real(tensors.get(key)))
             elif moment in _LIKE_PARAMETERS or key not in tensors:
                 expected[key] = parameters[name]
             else:
                 expected[key] = tensors[key]
     return expected
+
+
+def _real(tensor: Tensor | None) -> torch.dtype:
+    """The dtype of a count: some optimizers keep it in torch's default one, others in float32."""
+    return torch.float64 if tensor is not None and tensor.dtype == torch.float64 else torch.float32
 
 
 def weights(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:

@@ -4,30 +4,14 @@ A folder can come from anyone. Its `config.yaml` names classes and paths; of the
 own classes are used, unless the user vouches for the folder with `--trust true`.
 """
 
-import ast
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from evidence.experiments.config import FROM_FILES, Train, default_root
+from evidence.experiments.config import FROM_FILES, Train, default_root, is_data_code, is_data_file
+from evidence.experiments.storage.spec import foreign_names
 
 _PATHS = ("--config", "--out", "--data_root", "--frozen_model")
-_CALLED = re.compile(r"[\w.]+\.[\w.]+")
-
-
-def foreign_classes(spec: str) -> set[str]:
-    """The dotted names in `Name(option=value, ...)`, wherever they are: what would be imported."""
-    try:
-        nodes = list(ast.walk(ast.parse(spec.strip(), mode="eval")))
-        names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
-    except (SyntaxError, ValueError):
-        return set()  # no name at all, which whoever builds it will say
-    except (RecursionError, MemoryError):
-        return {spec[:60]}
-    words = (n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
-    names |= {name for word in words for name in _CALLED.findall(word)}
-    return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
 
 
 def expect_trusted(config: Train, folder: Path, *, trust: bool) -> None:
@@ -37,7 +21,8 @@ def expect_trusted(config: Train, folder: Path, *, trust: bool) -> None:
         ValueError: it does.
     """
     specs = (config.model, config.guide, config.elbo)
-    foreign = sorted(name for spec in specs for name in foreign_classes(spec))
+    foreign = sorted(name for spec in specs for name in foreign_names(spec))
+    foreign += [config.data] if is_data_code(config.data) else []
     if foreign and not trust:
         raise ValueError(
             f"{folder} asks for {foreign[0]}, which is no class of this suite: importing it runs "
@@ -55,15 +40,15 @@ def expect_named(specs: Iterable[str], words: Sequence[str]) -> None:
     Raises:
         ValueError: one is in the file of options alone.
     """
-    typed = {name for word in _options(words) for name in foreign_classes(word)}
-    if foreign := sorted({name for spec in specs for name in foreign_classes(spec)} - typed):
+    typed = {name for word in named_words(words) for name in foreign_names(word)}
+    if foreign := sorted({name for spec in specs for name in foreign_names(spec)} - typed):
         raise ValueError(
             f"the file of options asks for {foreign[0]}, which is no class of this suite: "
             "importing it runs its code. If you know what is in it, name it on the command line"
         )
 
 
-def _options(words: Sequence[str]) -> Iterator[str]:
+def named_words(words: Sequence[str]) -> Iterator[str]:
     """The words that may name a class, `--flag=word` taken apart; paths may not."""
     flag = ""
     for word in words:
@@ -76,8 +61,14 @@ def trusted_root(config: Train, named: str | None, *, trust: bool) -> str | None
     """The folder of the data: the one that the user names, or the run's own if it is trusted.
 
     Raises:
-        ValueError: the run's is neither the default nor trusted, and its data are read from files.
+        ValueError: the run's is neither the default nor trusted, and its data are read from files,
+            or from a file of its own.
     """
+    if is_data_file(config.data) and not trust:
+        raise ValueError(
+            f"the run's data are in {config.data}: a run folder cannot choose what is read, so "
+            "pass --trust true"
+        )
     recorded = config.data_root
     if named is not None or recorded is None or config.data not in FROM_FILES:
         return named

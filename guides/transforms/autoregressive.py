@@ -1,5 +1,6 @@
 """Autoregressive layers."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -52,7 +53,7 @@ class Autoregressive(AbstractTransform):
         self, start: Tensor, through: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Entries that the network sees as soon as they are found, and Σ of log-slopes."""
-        points = start.reshape(start.shape[:-1].numel(), start.shape[-1])
+        points = start.reshape(math.prod(start.shape[:-1]), start.shape[-1])
         entries, found, log_slopes = points.unbind(-1), [], []
 
         def solve(i: int, parameters: Tensor) -> Tensor:

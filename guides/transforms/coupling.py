@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from evidence.guides.transforms.base import AbstractTransform
 from evidence.guides.transforms.elementwise import AbstractElementwise
-from evidence.models.networks import mlp
+from evidence.models.networks import last_layer, mlp
 
 
 class Coupling(AbstractTransform):
@@ -58,5 +58,5 @@ def coupling_network(
     num_outputs = (dim - num_kept) * element.num_parameters
     network = mlp(num_kept + context_dim, hidden_dims, num_outputs)
     with torch.no_grad():
-        network[-1].weight *= 0.1
+        last_layer(network).weight *= 0.1
     return network

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -56,20 +57,24 @@ class Made(nn.Module):
             self.layers[0].weight.requires_grad_(False)
         self._start_calmly()
 
+    @property
+    def _linears(self) -> list[nn.Linear]:
+        return cast("list[nn.Linear]", [*self.layers])
+
     @torch.no_grad()
     def _start_calmly(self) -> None:
-        for layer in (self.context, *self.layers):
+        for layer in (self.context, *self._linears):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 layer.bias.zero_()
-        self.layers[-1].weight *= 0.1
+        self._linears[-1].weight *= 0.1
 
     def given(self, context: Tensor) -> "ConditionedMade":
         """The network for a batch of contexts, `[B, context_dim]`."""
         weights = [
-            layer.weight * self.get_buffer(f"mask{k}") for k, layer in enumerate(self.layers)
+            layer.weight * self.get_buffer(f"mask{k}") for k, layer in enumerate(self._linears)
         ]
-        biases = [layer.bias for layer in self.layers[1:]]
+        biases = [layer.bias for layer in self._linears[1:]]
         return ConditionedMade(self, weights, biases, self.context(context))
 
 
@@ -84,7 +89,7 @@ class ConditionedMade:
     """
 
     def __init__(
-        self, made: Made, weights: list[Tensor], biases: list[Tensor], first_bias: Tensor
+        self, made: Made, weights: Sequence[Tensor], biases: Sequence[Tensor], first_bias: Tensor
     ) -> None:
         self.made = made
         self.weights = weights

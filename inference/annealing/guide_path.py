@@ -99,7 +99,7 @@ class GuidePath(AbstractPath):
                 log_q_z = log_q_z + log_q + log_jacobian
                 log_p_xz = log_p_xz + log_jacobian
         with Given({name: site["value"] for name, site in sites.items()}):
-            scored = self._run(self.model, plate)
+            scored = self._run(self.model, plate, sum_out=True)
         for site in scored.values():
             log_p_xz = log_p_xz + self._log_prob(site, plate)
         return GuideTerms(log_q_z, log_p_xz)
@@ -119,7 +119,7 @@ class GuidePath(AbstractPath):
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
         sites, _ = self._guide_sites(z, plate)
         with Given({name: site["value"] for name, site in sites.items()}):
-            scored = self._run(self.model, plate)
+            scored = self._run(self.model, plate, sum_out=True)
         return self._latents.values(scored, plate or 1, len(self.x))
 
     def _check_scores(self) -> None:

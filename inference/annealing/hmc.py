@@ -3,6 +3,10 @@
 A kernel in BlackJAX's style: `init` and `step` on a small state, over a plain log-density. Chains
 and data are batch dimensions; nothing that happens to one chain of one datum touches another.
 
+The metric is given by a factor L of a covariance Σ = LLᵀ: `[Z]`, its diagonal, or `[Z, Z]`. Chains
+with the mass matrix Σ⁻¹ are chains of unit masses in the coordinates L⁻¹z, and momenta are kept
+there.
+
 Reference: R. M. Neal, "MCMC using Hamiltonian dynamics", 2011, https://arxiv.org/abs/1206.1901.
 """
 
@@ -62,6 +66,7 @@ def step(
     *,
     num_leapfrog_steps: int = 10,
     weights: Sequence[float] | None = None,
+    factor: Tensor | None = None,
 ) -> tuple[State, Info]:
     """One transition that leaves exp(Σ_k weight_k · term_k) invariant, and is reversible.
 
@@ -75,6 +80,7 @@ def step(
         step_size: of each chain and datum `[C, B]`, of each datum `[B]`, or of all.
         num_leapfrog_steps: L.
         weights: of the K terms; all 1 by default. A weight of 0 silences even an infinite term.
+        factor: L of the metric, `[Z]` or `[Z, Z]`; None for unit masses.
 
     Returns:
         The new state, and what happened.
@@ -88,6 +94,7 @@ def step(
         step_size,
         num_leapfrog_steps=num_leapfrog_steps,
         weights=weights,
+        factor=factor,
     )
     log_current = weighted_sum(weights, state.log_probs) - kinetic_energy(momentum)
     log_proposed = weighted_sum(weights, proposal.log_probs) - kinetic_energy(moved)
@@ -113,18 +120,34 @@ def leapfrog(
     *,
     num_leapfrog_steps: int,
     weights: Sequence[float],
+    factor: Tensor | None = None,
 ) -> tuple[State, Tensor]:
     """Follow Hamilton's equations for L steps: the state and the momentum `[C, B, Z]` at the end.
 
     Reversible and volume preserving: from the end with the momentum's sign turned, it leads back.
     """
     size = torch.as_tensor(step_size, dtype=state.z.dtype, device=state.z.device).unsqueeze(-1)
-    momentum = momentum + 0.5 * size * weighted_sum(weights, state.grads)
+    momentum = momentum + 0.5 * size * _force(state, weights, factor)
     for number in range(num_leapfrog_steps):
-        state = init(state.z + size * momentum, log_density)
+        state = init(state.z + size * _velocity(momentum, factor), log_density)
         kick = 0.5 if number == num_leapfrog_steps - 1 else 1.0  # two half-kicks between steps
-        momentum = momentum + kick * size * weighted_sum(weights, state.grads)
+        momentum = momentum + kick * size * _force(state, weights, factor)
     return state, momentum
+
+
+def _velocity(momentum: Tensor, factor: Tensor | None) -> Tensor:
+    """L p: how positions change."""
+    if factor is None:
+        return momentum
+    return factor * momentum if factor.ndim == 1 else momentum @ factor.mT
+
+
+def _force(state: State, weights: Sequence[float], factor: Tensor | None) -> Tensor:
+    """Lᵀ ∇ log f: how momenta change."""
+    grad = weighted_sum(weights, state.grads)
+    if factor is None:
+        return grad
+    return factor * grad if factor.ndim == 1 else grad @ factor
 
 
 def kinetic_energy(momentum: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import is_enumerated, prior_of
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import latent_sites
 from evidence.inference.programs.supports import on_edge, support_of
 from evidence.inference.programs.traces import Layout, Program, layout_of, random_sites
 from evidence.inference.programs.unconstrained import (
@@ -40,7 +41,7 @@ class PriorTerms(NamedTuple):
         return self.log_p_z + self.log_p_x
 
 
-class _Way(Enum):
+class Way(Enum):
     """How several chains are run: under a plate, by `torch.vmap`, or one after the other."""
 
     PLATE = auto()
@@ -71,28 +72,28 @@ class AbstractPath(ABC):
     ) -> None:
         self.model, self.x = model, x
         self.layout, self.packing = layout, packing
-        self._way: _Way | None = None
+        self._way: Way | None = None
 
     @property
-    def way(self) -> "_Way":
+    def way(self) -> Way:
         """How several chains are run."""
         if self._way is None:
             with isolated_rng(device=self.x.device), torch.no_grad():
                 self._way = self._probed_way()
         return self._way
 
-    def _probed_way(self) -> "_Way":
+    def _probed_way(self) -> Way:
         """The fastest way in which three chains are what each of them is alone."""
         z = torch.cat([self._draw(None) for _ in range(3)])
-        alone = self._terms_by(_Way.ONE_BY_ONE, z)
-        for way in (_Way.PLATE, _Way.VMAP):
+        alone = self._terms_by(Way.ONE_BY_ONE, z)
+        for way in (Way.PLATE, Way.VMAP):
             try:
                 together = self._terms_by(way, z)
             except Exception:  # whatever a program raises that was not written for it
                 continue
             if all(agree(*terms) for terms in zip(together, alone, strict=True)):
                 return way
-        return _Way.ONE_BY_ONE
+        return Way.ONE_BY_ONE
 
     @property
     def dim(self) -> int:
@@ -116,10 +117,10 @@ class AbstractPath(ABC):
         """The two terms at `z` `[C, B, Z]`, each `[C, B]`."""
         return self._terms_by(self.way, z)
 
-    def _terms_by(self, way: "_Way", z: Tensor) -> tuple[Tensor, Tensor]:
-        if way is _Way.PLATE:
+    def _terms_by(self, way: Way, z: Tensor) -> tuple[Tensor, Tensor]:
+        if way is Way.PLATE:
             return self._terms(z, len(z))
-        if way is _Way.VMAP:
+        if way is Way.VMAP:
             terms = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))(z)
             return type(terms)(*(part.squeeze(1) for part in terms))
         rows = [self._terms(row.unsqueeze(0), None) for row in z]
@@ -128,14 +129,14 @@ class AbstractPath(ABC):
     @torch.no_grad()
     def sample(self, num_chains: int) -> Tensor:
         """Draws from f_0: `[C, B, Z]`."""
-        if self.way is _Way.PLATE:
+        if self.way is Way.PLATE:
             return self._draw(num_chains)
         return torch.cat([self._draw(None) for _ in range(num_chains)])
 
     @torch.no_grad()
     def site_values(self, z: Tensor) -> dict[str, Tensor]:
         """The model's latents at `z` `[C, B, Z]` by site name, `[C, B, *plates, *event_shape]`."""
-        if self.way is _Way.PLATE:
+        if self.way is Way.PLATE:
             return self._values(z, len(z))
         rows = [self._values(row.unsqueeze(0), None) for row in z]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -165,8 +166,10 @@ class AbstractPath(ABC):
     @abstractmethod
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]: ...
 
-    def _run(self, program: Program, plate: int | None) -> dict[str, Site]:
-        return random_sites(trace_of(program, self.x, plate, self.layout))
+    def _run(
+        self, program: Program, plate: int | None, *, sum_out: bool = False
+    ) -> dict[str, Site]:
+        return random_sites(trace_of(program, self.x, plate, self.layout, sum_out=sum_out))
 
     def _log_prob(self, site: Site, plate: int | None) -> Tensor:
         num_chains = plate or 1
@@ -196,9 +199,8 @@ class PriorPath(AbstractPath):
 
     @torch.no_grad()
     def __init__(self, model: Program, x: Batch) -> None:
-        prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
         try:
-            layout = layout_of(model, prior, x, require_density=False)
+            layout = layout_of(model, prior_of(model), x, require_density=False)
         except NotImplementedError:
             raise ValueError(
                 "a latent site of the model has a prior that cannot be drawn from: without a "
@@ -219,7 +221,7 @@ class PriorPath(AbstractPath):
 
     def _terms(self, z: Tensor, plate: int | None) -> PriorTerms:
         with Assignment(self.packing, z, has_chains=plate is not None) as assignment:
-            sites = self._run(self.model, plate)
+            sites = self._run(self.model, plate, sum_out=True)
         log_p_z = log_p_x = z.new_zeros(z.shape[:2])
         for site in sites.values():
             log_p = self._log_prob(site, plate)
@@ -239,7 +241,7 @@ class PriorPath(AbstractPath):
 
 
 def latents_of(model: Program, x: Batch, layout: Layout) -> dict[str, Site]:
-    """The model's latent sites, from a run without chains whose draws are not used."""
+    """The model's latent sites but for those summed out, from a run whose draws are not used."""
     with isolated_rng(device=x.device):
-        sites = random_sites(trace_of(model, x, None, layout))
-    return {name: site for name, site in sites.items() if not site["is_observed"]}
+        sites = latent_sites(trace_of(model, x, None, layout))
+    return {name: site for name, site in sites.items() if not is_enumerated(site)}

@@ -1,98 +1,84 @@
 """What a snapshot of an annealing must hold before any of it is used."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from evidence.inference.annealing import hmc
+from evidence.inference.training.snapshots import matching, within
+
 _PLACES = ("block", "stage", "step")
 
 
-def expect_annealing_state(
-    tensors: Mapping[str, Tensor],
-    position: Mapping[str, Any],
-    *,
-    block_sizes: Sequence[int],
-    stages: Sequence[str],
-    num_steps: Mapping[str, int],
-    num_chains: Mapping[str, int],
-) -> None:
-    """Check position and tensors of a snapshot by name, shape and type.
+class Chains(Protocol):
+    """A dataclass of tensors and of a state."""
 
-    Args:
-        tensors: by name, the random state aside.
-        position: block, stage and step.
-        block_sizes: data of every block.
-        stages: of every block, in order.
-        num_steps: of each stage.
-        num_chains: of each stage, C.
+    state: hmc.State
+
+
+def tensors_of(chains: Chains) -> dict[str, Tensor]:
+    """All tensors, by name."""
+    values = {field.name: getattr(chains, field.name) for field in fields(chains)}
+    state = values.pop("state")
+    return values | {f"state.{name}": value for name, value in state._asdict().items()}
+
+
+def restored(like: Chains, tensors: dict[str, Tensor]) -> Chains:
+    """Chains of the kind, the shapes and the types of others, from a snapshot's tensors.
 
     Raises:
         ValueError: the snapshot is damaged, or of another run.
     """
-    block, stage = _expect_position(position, block_sizes, stages, num_steps)
-    before = sum(block_sizes[:block])
-    here = block_sizes[block] if block < len(block_sizes) else 0
-    forward_done = before + (here if stage > stages.index("forward") else 0)
-    done = {"log_w": (num_chains["forward"], forward_done), "acceptance": (1, forward_done)}
-    done["on_edge"] = done["acceptance"]
-    if "reverse" in stages:
-        done["reverse_log_w"] = (num_chains["forward"], before)
-    for name, shape in done.items():
-        if shape[1] > 0:
-            _expect(f"done.{name}", tensors, shape, torch.float64)
-    for name, tensor in tensors.items():
-        if name.startswith("done.latent."):
-            _expect(name, tensors, (num_chains["forward"], forward_done, *tensor.shape[2:]))
-    if block < len(block_sizes):
-        _expect_chains(tensors, here, num_chains[stages[stage]], _rows(stages[stage], num_steps))
+    found = matching(tensors, tensors_of(like))
+    state = hmc.State(**within("state.", found))
+    rest = {name: value for name, value in found.items() if not name.startswith("state.")}
+    return type(like)(state=state, **rest)
 
 
-def _expect_position(
-    position: Mapping[str, Any],
-    block_sizes: Sequence[int],
-    stages: Sequence[str],
-    num_steps: Mapping[str, int],
+def expect_position(
+    position: Mapping[str, Any], num_blocks: int, num_steps: Sequence[int]
 ) -> tuple[int, int]:
+    """Block and stage of a position, given the number of steps of every stage.
+
+    Raises:
+        ValueError: there is no such position.
+    """
     if set(position) != set(_PLACES) or any(type(position[name]) is not int for name in _PLACES):
         raise ValueError(f"expected a snapshot with block, stage and step, got {dict(position)}")
     block, stage, step = (position[name] for name in _PLACES)
-    is_over = (block, stage, step) == (len(block_sizes), 0, 0)
+    is_over = (block, stage, step) == (num_blocks, 0, 0)
     if not is_over and not (
-        0 <= block < len(block_sizes)
-        and 0 <= stage < len(stages)
-        and 0 <= step <= num_steps[stages[stage]]
+        0 <= block < num_blocks and 0 <= stage < len(num_steps) and 0 <= step <= num_steps[stage]
     ):
         raise ValueError(f"the snapshot is of another run: it is at {dict(position)}")
     return block, stage
 
 
-def _rows(stage: str, num_steps: Mapping[str, int]) -> int:
-    """Of the step sizes: the pilot run has a row more each step, the others one per temperature."""
-    return num_steps["pilot"] + 1 if stage == "pilot" else num_steps["forward"]
+def expect_done(
+    done: Mapping[str, Tensor], num_chains: int, *, forward: int, reverse: int | None
+) -> None:
+    """Check the results of the data that are done, so many of either direction.
 
-
-def _expect_chains(tensors: Mapping[str, Tensor], size: int, chains: int, rows: int) -> None:
-    z, grads = tensors.get("state.z"), tensors.get("state.grads")
-    if z is None or grads is None or z.dim() != 3 or grads.dim() != 4:
-        raise ValueError("the snapshot has no chains")
-    terms, width = len(grads), z.shape[2]
-    _expect("state.z", tensors, (chains, size, width), z.dtype)
-    _expect("state.log_probs", tensors, (terms, chains, size), z.dtype)
-    _expect("state.grads", tensors, (terms, chains, size, width), z.dtype)
-    _expect("step_sizes", tensors, (rows, size))
-    _expect("log_w", tensors, (chains, size), torch.float64)
-    _expect("acceptance", tensors, (1, size), torch.float64)
+    Raises:
+        ValueError: one is missing, or of another shape or type.
+    """
+    expected = {"log_w": (num_chains, forward), "acceptance": (1, forward), "on_edge": (1, forward)}
+    if reverse is not None:
+        expected["reverse_log_w"] = (num_chains, reverse)
+    for name, shape in expected.items():
+        if shape[1] > 0:
+            _expect(f"done.{name}", done.get(name), shape, torch.float64)
+    for name, tensor in done.items():
+        if name.startswith("latent."):
+            _expect(f"done.{name}", tensor, (num_chains, forward, *tensor.shape[2:]))
 
 
 def _expect(
-    name: str,
-    tensors: Mapping[str, Tensor],
-    shape: tuple[int, ...],
-    dtype: torch.dtype | None = None,
+    name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> None:
-    tensor = tensors.get(name)
     if tensor is None:
         raise ValueError(f"the snapshot lacks {name}")
     if tensor.shape != shape or not tensor.is_floating_point() or dtype not in (None, tensor.dtype):

@@ -29,6 +29,8 @@ class Axes:
         several: whether there is a dim of guides.
         dims: names of a variable's own dims, which come last.
         coords: labels of any dim; 0, 1, … otherwise.
+        plates: the plates of every site, from the left, where data share latents: their variables
+            have no dim of data.
     """
 
     num_chains: int
@@ -36,11 +38,12 @@ class Axes:
     several: bool
     dims: Mapping[str, Sequence[str]]
     coords: Labels
+    plates: Mapping[str, Sequence[str]] | None = None
 
     def datasets(self, parts: Sequence[Groups]) -> dict[str, xarray.Dataset]:
         """One dataset per group out of the groups of every guide.
 
-        Variables are `[S, B, ...]`, or `[B, ...]` if there is one value for all draws.
+        Variables are `[S, M, ...]`, or `[M, ...]` if there is one value for all draws.
 
         Raises:
             ValueError: dims or coords that do not fit.
@@ -59,7 +62,9 @@ class Axes:
                     f"expected coords of dims among {sizes}, got {len(labels)} labels for {dim!r}"
                 )
         return {
-            group: ds.assign_coords({d: list(self.coords.get(d, range(sizes[d]))) for d in ds.dims})
+            group: ds.assign_coords(
+                {d: list(self.coords.get(d, range(sizes[d]))) for d in map(str, ds.dims)}
+            )
             for group, ds in datasets.items()
         }
 
@@ -67,7 +72,11 @@ class Axes:
         per_draw = not {(group, None), (group, name)} & set(_PER_DATUM)
         arrays = [self._chains(part[group][name], per_draw) for part in parts if group in part]
         sample = ("chain", "draw") if per_draw else ()
-        dims = (*sample, "datum", *self._own_dims(name, arrays[0].ndim - len(sample) - 1))
+        if self.plates is not None:  # one weight, whose dim says nothing
+            arrays = [array.squeeze(len(sample)) for array in arrays]
+        data = () if self.plates is not None else ("datum",)
+        own = arrays[0].ndim - len(sample) - len(data)
+        dims = (*sample, *data, *self._own_dims(name, own))
         if not self.several or group in _OF_THE_MODEL:
             return xarray.Variable(dims, arrays[0])
         stacked = np.stack(arrays, axis=len(sample))
@@ -81,15 +90,25 @@ class Axes:
     def _own_dims(self, name: str, number: int) -> tuple[str, ...]:
         if number == 0:
             return ()
-        names = tuple(self.dims.get(name, [f"{name}_dim_{i}" for i in range(number)]))
+        plates = [self._free(plate) for plate in (self.plates or {}).get(name, ())][:number]
+        event = [f"{name}_dim_{i}" for i in range(number - len(plates))]
+        names = tuple(self.dims.get(name, [*plates, *event]))
+        if plates:  # a log-likelihood has no event
+            names = names[:number]
         if len(names) != number:
             raise ValueError(f"expected {number} dims for {name!r}, got {list(names)}")
         return names
 
+    def _free(self, plate: str) -> str:
+        """The plate's name, unless a variable has it."""
+        return f"{plate}_plate" if plate in (self.plates or {}) else plate
+
 
 def arviz_object(datasets: Mapping[str, xarray.Dataset], attrs: Mapping[str, Any]) -> Any:
     """`arviz.InferenceData` (ArviZ 0.x) or `xarray.DataTree` (1.x) of these groups."""
-    groups = {name: dataset.assign_attrs(attrs) for name, dataset in datasets.items()}
+    groups: dict[str, Any] = {
+        name: dataset.assign_attrs(attrs) for name, dataset in datasets.items()
+    }
     if int(version("arviz").split(".")[0]) >= 1:
         return xarray.DataTree.from_dict(groups)
     with warnings.catch_warnings():

@@ -1,9 +1,11 @@
 """Everything about a pair as one ArviZ object: draws, predictions, data and weights."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from evidence.inference.diagnostics.arviz_datasets import (
@@ -14,7 +16,7 @@ from evidence.inference.diagnostics.arviz_datasets import (
     library_attrs,
 )
 from evidence.inference.programs import estimators
-from evidence.inference.programs.data import Batch
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.psis import smoothed_log_weights
 from evidence.inference.programs.random_state import isolated_rng
@@ -50,6 +52,10 @@ def to_arviz(
                               k_hat, per datum
         prior, prior_predictive, observed_data
 
+    Where data share latents there is no dim `datum`: variables have the dims (chain, draw) and
+    those of the plates that their site is in, by the plates' names; log_likelihood is that of every
+    entry of an observed site, and sample_stats are of the data set.
+
     Draws of a guide are independent, and come in chains for ArviZ's sake only: r̂ near 1 and a
     large ESS in a summary say nothing about how close the guide is to the posterior; k_hat does.
     They are draws from q(z | x): for expectations under p(z | x) weight them by psis_log_weight.
@@ -57,7 +63,8 @@ def to_arviz(
     Args:
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model. Or several, by name.
-        x: data `[B, *data_shape]`.
+        x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
+            for `model(**x)`.
         num_draws: draws per chain and datum.
         num_chains: chains; S, the number of particles, is num_chains × num_draws.
         prior: whether to draw from the prior too (which not every model can).
@@ -81,19 +88,19 @@ def to_arviz(
     guides = guide if isinstance(guide, Mapping) else {"": guide}
     if not guides:
         raise ValueError("expected at least one guide, got none")
-    options = {
-        "chunk_size": chunk_size,
-        "progress": progress,
-    }
+    options = {"chunk_size": chunk_size, "progress": progress}
+    x = as_data(x)
     collected: list[_Collector] = []
     for one in guides.values():  # the model's own draws are taken once
-        collector = _Collector(model, prior=prior and not collected, predictive=predictive)
+        collector = _Collector(
+            takes(model, x), prior=prior and not collected, predictive=predictive
+        )
         with isolated_rng(seed, x.device):
-            collector.collect(one, x, num_chains * num_draws, options)
+            collector.collect(takes(one, x), x, num_chains * num_draws, options)
         collected.append(collector)
     several = isinstance(guide, Mapping)
     labels = {**(coords or {}), **({"guide": list(guides)} if several else {})}
-    axes = Axes(num_chains, num_draws, several, dims or {}, labels)
+    axes = Axes(num_chains, num_draws, several, dims or {}, labels, collected[0].plates)
     attrs = {**library_attrs(), "seed": seed}
     return arviz_object(axes.datasets([c.groups for c in collected]), attrs)
 
@@ -110,6 +117,7 @@ class _Collector:
     def __init__(self, model: Program, *, prior: bool, predictive: bool) -> None:
         self.model, self.prior, self.predictive = model, prior, predictive
         self.groups: Groups = {}
+        self.plates: dict[str, list[str]] | None = None  # of every site, where data share latents
 
     def collect(self, guide: Program, x: Batch, num_particles: int, options: Any) -> None:
         """Draw; every variable is `[S, B, ...]`, but for the data and k̂, `[B, ...]`."""
@@ -118,7 +126,10 @@ class _Collector:
         names += ["prior_predictive"] * (self.prior and self.predictive)
         self._records = {name: Record(num_particles, len(x)) for name in names}
         self._data: dict[str, list[Tensor]] = {}
-        visit_draws(self.model, guide, x, num_particles, self._visit, **options)
+        self._plates: dict[str, list[str]] = {}
+        layout = visit_draws(self.model, guide, x, num_particles, self._visit, **options)
+        if layout.is_joint:
+            self.plates = self._plates
         self.groups = {name: record.tensors for name, record in self._records.items()}
         self.groups["observed_data"] = {n: torch.cat(parts) for n, parts in self._data.items()}
         stats = self.groups["sample_stats"]
@@ -128,7 +139,10 @@ class _Collector:
 
     def _visit(self, block: Block) -> None:
         self._put("posterior", block, block.latents, block.value)
-        self._put("log_likelihood", block, block.observed, block.log_prob)
+        self._put("log_likelihood", block, block.observed, partial(_log_likelihood, block))
+        self._plates |= {
+            n: _plates_of(s, block) for n, s in (block.latents | block.observed).items()
+        }
         terms, stats = block.terms, self._records["sample_stats"]
         stats.put("log_p_xz", block, terms.log_p_x + terms.log_p_z)
         stats.put("log_q_z", block, terms.log_q_z)
@@ -155,3 +169,18 @@ class _Collector:
     ) -> None:
         for name, site in sites.items():
             self._records[group].put(name, block, of(site))
+
+
+def _log_likelihood(block: Block, site: dict) -> Tensor:
+    """Per datum `[s, m]`; of data that share latents, that of every entry `[s, 1, *plates]`."""
+    if not block.layout.is_joint:
+        return block.log_prob(site)
+    log_p = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    return block.lay_out(site, log_p, 0)
+
+
+def _plates_of(site: dict, block: Block) -> list[str]:
+    """The names of its plates but that of the particles, from the left."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    frames.sort(key=lambda frame: frame.dim)
+    return [frame.name for frame in frames if frame.dim != block.layout.particle_dim]

@@ -17,6 +17,7 @@ from evidence.inference.diagnostics.uniformity import (
 )
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
+from evidence.inference.programs.enumeration import given, trace_summed_out
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import isolated_rng
@@ -88,7 +89,7 @@ class Calibration:
         lower, upper = simultaneous_band(self.num_simulations, self.num_draws, level)
         return lower / self.num_simulations, upper / self.num_simulations
 
-    def coverage(self, nominal: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> Coverage:
+    def coverage(self, nominal: Sequence[float] | np.ndarray = (0.5, 0.8, 0.9, 0.95)) -> Coverage:
         """Expected coverage of the regions {z: log q(z | x) > c} of these masses.
 
         Masses are rounded to multiples of 1 / (L + 1), at which the check is exact.
@@ -127,7 +128,7 @@ def simulation_based_calibration(
     *,
     num_simulations: int = 1000,
     num_draws: int = 99,
-    x: Tensor | None = None,
+    x: Batch | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     seed: int = 0,
     progress: bool = False,
@@ -191,12 +192,12 @@ def _at_truth(
     """All that is ranked, at the truth, `[N, ...]` each."""
     size = len(data)
     with evaluation_mode(model, guide):
-        scored = poutine.trace(poutine.replay(model, trace=truth)).get_trace(data)
+        scored = trace_summed_out(model, data, given(truth))
         block = Block(slice(0, 1), slice(0, size), data, truth, scored, layout)
         values = {name: block.value(site)[0] for name, site in block.latents.items()}
-        log_p_x = sum(block.log_prob(site)[0] for site in block.observed.values())
+        observed = (block.log_prob(site)[0] for site in block.observed.values())
         log_q_z = _guide_at(guide, truth, block, values)
-    values[LOG_P_X] = log_p_x
+    values[LOG_P_X] = sum(observed, torch.zeros(()))
     return values if log_q_z is None else {**values, LOG_Q_Z: log_q_z}
 
 
@@ -208,7 +209,7 @@ def _guide_at(
         trace = poutine.trace(poutine.replay(guide, trace=truth)).get_trace(block.x)
         sites = random_sites(trace)
         if sites.keys() == values.keys():
-            return sum(block.log_prob(site)[0] for site in sites.values())
+            return sum((block.log_prob(s)[0] for s in sites.values()), torch.zeros(()))
         return _packed_log_prob(guide, block.x, values)
     except (NotImplementedError, KeyError):  # what Pyro's flows without an inverse raise
         return None
@@ -219,11 +220,12 @@ def _packed_log_prob(guide: Program, x: Batch, values: dict[str, Tensor]) -> Ten
 
     Such a guide draws one auxiliary vector, and its sites only repeat its parts.
     """
-    if not (hasattr(guide, "posterior") and hasattr(guide, "site_values")):
+    posterior, split = (getattr(guide, name, None) for name in ("posterior", "site_values"))
+    if posterior is None or split is None:
         return None
-    posterior = guide.posterior(x)
-    order = guide.site_values(posterior.sample())
-    return posterior.log_prob(torch.cat([values[name].flatten(1) for name in order], -1))
+    density = posterior(x)
+    order = split(density.sample())
+    return density.log_prob(torch.cat([values[name].flatten(1) for name in order], -1))
 
 
 def _ranks(draws: Tensor, truth: Tensor) -> Tensor:

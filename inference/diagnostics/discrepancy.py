@@ -14,7 +14,7 @@ from evidence.inference.diagnostics.two_samples import (
     distance_and_floor,
 )
 from evidence.inference.programs.broadcasting import agree
-from evidence.inference.programs.data import Batch
+from evidence.inference.programs.data import Batch, takes, unwrapped
 from evidence.inference.programs.draws import Block, Record, visit_draws
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
@@ -91,10 +91,10 @@ def compare_to_reference(
     Raises:
         ValueError: as `log_weights`, or as `classifier_accuracy`.
     """
-    of_p = reference.independent_draws
+    of_p, x = reference.independent_draws, reference.x
     with isolated_rng(seed, of_p.device):
-        of_q = _guide_draws(model, guide, reference.x, len(of_p))
-        log_q_z = _log_q_z(model, guide, reference)  # [C, N, B]
+        of_q = side_by_side(guide_draws(model, guide, x, len(of_p)))
+        log_q_z = _log_q_z(takes(model, x), takes(guide, x), reference)  # [C, N, B]
     mean, sd = (
         _difference(of_q, reference.draws, statistic) for statistic in (torch.mean, torch.std)
     )
@@ -104,9 +104,16 @@ def compare_to_reference(
         *distance_and_floor(of_q, of_p, num_directions=num_directions, seed=seed),
         classifier_accuracy(of_q, of_p, classifier=classifier, seed=seed),
         log_q_z.flatten(0, 1).mean(0),
-        diagnostic("mcse", log_q_z.unsqueeze(-1)).squeeze(-1),
+        _mean_se(log_q_z),
         reference.converged,
     )
+
+
+def _mean_se(values: Tensor) -> Tensor:
+    """Standard error of the mean of draws `[C, N, B]`, NaN where these are: `[B]`."""
+    if values.isnan().any():
+        return torch.full_like(values[0, 0], math.nan)
+    return diagnostic("mcse", values.unsqueeze(-1)).squeeze(-1)
 
 
 def _difference(
@@ -119,32 +126,44 @@ def _difference(
     return difference, torch.hypot(*errors)
 
 
-def _guide_draws(model: Program, guide: Program, x: Batch, num_draws: int) -> Tensor:
-    """Draws from q(z | x), sites side by side as in the reference: `[S, B, Z]`."""
+def guide_draws(model: Program, guide: Program, x: Batch, num_draws: int) -> dict[str, Tensor]:
+    """Draws from q(z | x) at the model's sites, `[S, M, *other plates, *event]`.
+
+    Args:
+        model: called with a batch; scores it.
+        guide: called with a batch; samples every latent of the model.
+        x: data `[B, *data_shape]`; M is B, or 1 where they share latents.
+        num_draws: S.
+    """
     record = Record(num_draws, len(x))
 
     def visit(block: Block) -> None:
-        shape = block.num_particles, len(block.x), -1
-        sites = [block.value(site).reshape(shape) for site in block.latents.values()]
-        record.put("z", block, torch.cat(sites, dim=-1))
+        for name, site in block.latents.items():
+            record.put(name, block, block.value(site))
 
-    visit_draws(model, guide, x, num_draws, visit)
-    return record.tensors["z"]
+    visit_draws(takes(model, x), takes(guide, x), x, num_draws, visit)
+    return record.tensors
+
+
+def side_by_side(sites: dict[str, Tensor]) -> Tensor:
+    """Draws by site as one vector each, as in the reference: `[S, M, Z]`."""
+    return torch.cat([value.reshape(*value.shape[:2], -1) for value in sites.values()], dim=-1)
 
 
 @torch.no_grad()
 def _log_q_z(model: Program, guide: Program, reference: Reference) -> Tensor:
     """Log q(z | x) at the draws of the reference, NaN where the guide cannot say: `[C, N, B]`."""
-    x, (num_chains, num_draws, num_data, _) = reference.x, reference.draws.shape
+    x, (num_chains, num_draws) = reference.x, reference.draws.shape[:2]
     blocks: list[Block] = []
-    visit_draws(model, guide, x, 1, blocks.append, chunk_size=num_data)
+    visit_draws(model, guide, x, 1, blocks.append, chunk_size=len(x))
     sites = random_sites(blocks[0].guide)
     try:
         with evaluation_mode(model, guide):
             if not any(site["infer"].get("is_auxiliary") for site in sites.values()):
                 log_q = _score(guide, blocks[0], reference)
-            elif hasattr(guide, "posterior"):  # over all sites side by side
-                log_q = guide.posterior(x).log_prob(reference.draws.flatten(0, 1))
+            elif (over_all := getattr(unwrapped(guide), "posterior", None)) is not None:
+                posterior = takes(over_all, x)(x)  # of all sites side by side
+                log_q = posterior.log_prob(reference.draws.flatten(0, 1))
             else:
                 raise NotImplementedError
     except (KeyError, NotImplementedError):  # a transform without an inverse
@@ -160,10 +179,10 @@ def _score(guide: Program, block: Block, reference: Reference) -> Tensor:
         with Given(values):
             sites = random_sites(trace_of(guide, x, num_draws, layout)).values()
         size = num_draws or 1
-        total = sum(log_prob_of(site, size, len(x), layout) for site in sites)
-        return total.expand(size, layout.num_weights(len(x)))
+        parts = (log_prob_of(site, size, len(x), layout) for site in sites)
+        return sum(parts, torch.zeros(())).expand(size, layout.num_weights(len(x)))
 
-    num_draws = reference.draws.shape[:2].numel()
+    num_draws = math.prod(reference.draws.shape[:2])
 
     def alone(row: int) -> Tensor:
         return log_prob({n: v[row] for n, v in reference.site_values.items()}, None)

@@ -8,6 +8,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from evidence.inference.objectives.interface import Differentiable
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.traces import Program
 
@@ -71,7 +72,11 @@ def gradient_signal_to_noise(
         ValueError: a bad objective, parameter or number of draws.
     """
     parameters = list(parameters)
-    _check(objective, parameters, num_draws)
+    if not isinstance(objective, Differentiable):
+        raise ValueError(
+            f"expected an objective with a differentiable_loss, got {type(objective).__name__}"
+        )
+    _check(parameters, num_draws)
     mean = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
     squares = mean.clone()  # Σ (g − mean)²
     for count in range(1, num_draws + 1):  # Welford: no draw is kept, and nothing cancels
@@ -87,11 +92,7 @@ def _gradient(loss: Tensor, parameters: list[Tensor]) -> Tensor:
     return torch.cat([g.detach().flatten().double().cpu() for g in gradients])
 
 
-def _check(objective: ELBO, parameters: list[Tensor], num_draws: int) -> None:
-    if not hasattr(objective, "differentiable_loss"):
-        raise ValueError(
-            f"expected an objective with a differentiable_loss, got {type(objective).__name__}"
-        )
+def _check(parameters: list[Tensor], num_draws: int) -> None:
     if num_draws < 2:
         raise ValueError(f"expected num_draws of at least 2, got {num_draws}")
     if not parameters or not all(p.requires_grad and p.is_leaf for p in parameters):

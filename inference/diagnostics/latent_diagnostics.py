@@ -12,6 +12,7 @@ from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import Site, sites_of
 from evidence.inference.programs.traces import Program, random_sites
 
 ByName = dict[str, Tensor]
@@ -119,7 +120,7 @@ def latent_diagnostics(
         forward = block.simulate(model)
         for name, site in block.latents.items():
             posterior.put(name, block, block.value(site).double())
-            prior.put(name, block, forward.value(forward.model.nodes[name]).double())
+            prior.put(name, block, forward.value(sites_of(forward.model)[name]).double())
         for name, ratio in _log_ratios(block).items():
             kl.put(name, block, ratio.double())
 
@@ -147,14 +148,14 @@ def _log_ratios(block: Block) -> ByName:
     return {name: _site_log_ratio(block, drawn[name], site) for name, site in latents.items()}
 
 
-def _site_log_ratio(block: Block, guide_site: dict, model_site: dict) -> Tensor:
+def _site_log_ratio(block: Block, guide_site: Site, model_site: Site) -> Tensor:
     log_q, log_p = _entrywise(block, guide_site), _entrywise(block, model_site)
     if log_q is None or log_p is None or log_q.shape != log_p.shape:
         return block.log_prob(guide_site) - block.log_prob(model_site)
     return log_q - log_p
 
 
-def _entrywise(block: Block, site: dict) -> Tensor | None:
+def _entrywise(block: Block, site: Site) -> Tensor | None:
     """The log-probability of every entry, `[s, b, ...]`, if the distribution is factorized."""
     fn = site["fn"]
     event_dim = fn.event_dim

@@ -18,11 +18,14 @@ from evidence.inference.diagnostics.preflight_structure import (
 )
 from evidence.inference.programs.checks import check_data, check_density, check_support
 from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.enumeration import given, trace_summed_out
 from evidence.inference.programs.evaluation import modules_of
+from evidence.inference.programs.masks import without_effect
 from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import Program
+from evidence.inference.programs.traces import Program, Traces, trace_pair
 from evidence.inference.soundness.findings import Finding, from_error, guarded
+from evidence.inference.soundness.pairs import check_masks
 
 
 def check(model: Program, guide: Program, x: Batch, *, seed: int = 0) -> list[Finding]:
@@ -81,14 +84,21 @@ def _structure(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
         yield from_error("run", error, "the guide fails")
         return
     try:
-        model_trace = _trace(poutine.replay(model, trace=guide_trace), x)
+        with torch.no_grad():
+            model_trace = trace_summed_out(model, x, guide_trace)
     except Exception as error:
         yield from _failed_model(model, guide_trace, x, error)
         return
-    yield from guarded("data", lambda: check_support(model_trace))
+
+    def again() -> Trace:
+        return trace_pair(model, guide, x).model
+
+    yield from guarded("data", lambda: check_support(model_trace, again))
     yield from guarded("density", lambda: check_density(guide_trace))
     for name, of_pair in OF_THE_PAIR.items():
         yield from guarded(name, lambda of=of_pair: of(guide_trace, model_trace))
+    in_full = without_effect(model, x, model_trace, guide_trace)
+    yield from guarded("mask", lambda: check_masks(Traces(guide_trace, model_trace), in_full))
     for role, trace in (("guide", guide_trace), ("model", model_trace)):
         for name, of_one in OF_ONE.items():
             yield from guarded(name, lambda of=of_one, r=role, t=trace: of(r, t, len(x)))
@@ -99,7 +109,7 @@ def _failed_model(
 ) -> Iterator[Finding]:
     """Is it the model, or what the guide gave it?"""
     try:
-        alone = _trace(model, x)
+        alone = given(_trace(model, x))
     except Exception as own:
         yield from_error("run", own, "the model fails")
         return

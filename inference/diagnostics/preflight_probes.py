@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
-from evidence.inference.programs.parameters import named_parameters
+from evidence.inference.programs.parameters import trainable_parameters
 from evidence.inference.programs.traces import Program, layout_of, trace_pair
 from evidence.inference.programs.weights import unchecked_log_weights
 from evidence.inference.soundness.auxiliary import check_auxiliary
@@ -38,7 +38,7 @@ def _check_positions(model: Program, guide: Program, x: Batch) -> Iterator[Findi
         scores = RowScores(model, guide, x)
         if scores.layout.is_joint:
             return
-        before, after = scores.at(x), scores.rolled().at(x.roll(1, 0))
+        before, after = scores.at(x), scores.rolled().at(x[torch.arange(len(x)).roll(1)])
     for role, site in before:
         if not same(before[role, site].roll(1), after[role, site]):
             problem = f"a row of the {role} depends on its place in the batch, not on x alone"
@@ -68,7 +68,7 @@ def _check_gradients(model: Program, guide: Program, x: Batch) -> Iterator[Findi
     """Trainable parameters that the ELBO does not move."""
     with evaluation_mode(model, guide):
         loss = Trace_ELBO().differentiable_loss(model, guide, x)
-        named = {n: p for n, p in named_parameters(model, guide).items() if p.requires_grad}
+        named = trainable_parameters(model, guide)
         if not named:
             return
         first = _gradients(loss, named)
@@ -106,7 +106,7 @@ def _check_coverage(model: Program, guide: Program, x: Batch) -> Iterator[Findin
         yield from Coverage(model, guide, x, layout).faults()
 
 
-PROBES: tuple[tuple[str, Callable[[Program, Program, Tensor], Iterator[Finding]]], ...] = (
+PROBES: tuple[tuple[str, Callable[[Program, Program, Batch], Iterator[Finding]]], ...] = (
     ("weights", _check_weights),
     ("sites", _check_auxiliary),
     ("support", _check_coverage),

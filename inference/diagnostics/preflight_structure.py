@@ -9,11 +9,12 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution
-from evidence.inference.programs.supports import support_of
+from evidence.inference.programs.sites import Site, advice_on_discrete
+from evidence.inference.programs.supports import declared_support
 from evidence.inference.programs.traces import Traces, random_sites
 from evidence.inference.soundness.coverage import SUPPORT_REMEDY, words
 from evidence.inference.soundness.findings import Finding
-from evidence.inference.soundness.pairs import check_masks, check_priors
+from evidence.inference.soundness.pairs import check_priors
 
 
 def check_sites(guide: Trace, model: Trace) -> Iterator[Finding]:
@@ -22,6 +23,7 @@ def check_sites(guide: Trace, model: Trace) -> Iterator[Finding]:
     latents = {name for name, site in sites.items() if not site["is_observed"]}
     for name in sorted(latents - guided.keys()):
         mend = f"add pyro.sample({name!r}, ...) to the guide, or observe it in the model"
+        mend = advice_on_discrete([sites[name]]).removeprefix(": ") or mend
         yield Finding("sites", name, "a latent of the model that the guide does not sample", mend)
     for name, site in guided.items():
         if site["is_observed"]:
@@ -46,7 +48,7 @@ def check_shapes(guide: Trace, model: Trace) -> Iterator[Finding]:
 def _check_supports(guide: Trace, model: Trace) -> Iterator[Finding]:
     """A guide that draws where the prior has no density, or not everywhere it has."""
     for name, drawn, scored in _both(guide, model):
-        ours, theirs = support_of(drawn["fn"]), support_of(scored["fn"])
+        ours, theirs = declared_support(drawn["fn"]), declared_support(scored["fn"])
         if ours is None or theirs is None:
             continue
         q, p = _bounds(drawn["fn"], ours), _bounds(scored["fn"], theirs)
@@ -98,12 +100,11 @@ OF_THE_PAIR = {
     "shape": check_shapes,
     "support": _check_supports,
     "prior": lambda guide, model: check_priors(Traces(guide, model)),
-    "mask": lambda guide, model: check_masks(Traces(guide, model)),
 }
 OF_ONE = {"plate": _check_plates, "scale": _check_scales, "finite": _check_finite}
 
 
-def _both(guide: Trace, model: Trace) -> Iterator[tuple[str, dict, dict]]:
+def _both(guide: Trace, model: Trace) -> Iterator[tuple[str, Site, Site]]:
     drawn = random_sites(guide)
     for name, site in random_sites(model).items():
         if name in drawn and not site["is_observed"]:
@@ -133,8 +134,8 @@ def _bounds(fn: TorchDistribution, support: constraints.Constraint) -> _Bounds |
             return None
     lower, upper = (-math.inf if ends[0] is None else ends[0]), ends[1]
     upper = math.inf if upper is None else upper
-    ends = (torch.as_tensor(end).double().cpu() for end in (lower, upper))
-    return *ends, support.is_discrete
+    lower, upper = (torch.as_tensor(end).double().cpu() for end in (lower, upper))
+    return lower, upper, support.is_discrete
 
 
 def _equal(a: _Bounds, b: _Bounds) -> bool:

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import Block, visit_draws
+from evidence.inference.programs.enumeration import prior_of
 from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.masks import InFull, without_effect
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import advice_on_discrete
 from evidence.inference.programs.supports import register_mixtures
 from evidence.inference.programs.traces import Program
 from evidence.inference.training.tempering import Unscaled
@@ -120,10 +122,11 @@ def nuts_reference(
     register_mixtures()
     runs = []
     with isolated_rng(device=x.device), evaluation_mode(model):
+        scored = Unscaled()(InFull(without_effect(model, x, block.model))(model))
         for chain in range(num_chains):
             pyro.set_rng_seed(seed * 1_000_003 + chain)
             run = MCMC(
-                NUTS(Unscaled()(model), target_accept_prob=target_accept_prob),
+                NUTS(scored, target_accept_prob=target_accept_prob),
                 num_samples,
                 num_warmup,
                 disable_progbar=not progress,
@@ -155,10 +158,11 @@ def _reference(x: Batch, block: Block, runs: Sequence[MCMC]) -> Reference:
 
 def _one_run(model: Program, x: Batch) -> Block:
     """A run of the model: its latent sites, and where the data are among the plates."""
-    latents = poutine.block(model, hide_fn=lambda site: site.get("is_observed", False))
     blocks: list[Block] = []
     with isolated_rng(device=x.device):
-        visit_draws(model, latents, x, 1, blocks.append, chunk_size=len(x))
+        visit_draws(model, prior_of(model), x, 1, blocks.append, chunk_size=len(x))
+    if advice := advice_on_discrete(blocks[0].latents.values()):
+        raise ValueError(f"NUTS moves latents along gradients{advice}")
     return blocks[0]
 
 

@@ -22,7 +22,7 @@ _DATA_AT_WORK = 1024
 # Weights drawn at a time; one datum may have more.
 _WEIGHTS_IN_HAND = 2**21
 
-_Draw = Callable[[Tensor, int], Tensor]  # log w [S, B] of some data
+_Draw = Callable[[Batch, int], Tensor]  # log w [S, B] of some data
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.run import AnnealingRun, Options
+from evidence.inference.annealing.options import Options
+from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
-from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.evaluation import evaluation_mode, modules_of
 from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.random_state import isolated_rng
@@ -52,32 +52,24 @@ class Annealed:
 
 
 def annealed_evidence(
-    model: Program,
-    x: Batch,
-    *,
-    guide: Program | None = None,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    **options: Any,
+    model: Program, x: Batch, *, guide: Program | None = None, **options: Any
 ) -> Evidence:
-    """Log p(x) per datum by annealed importance sampling, a lower bound in expectation.
+    """Log p(x) by annealed importance sampling, a lower bound in expectation.
 
     Args:
         model: called with a batch; scores it.
         x: data `[B, *data_shape]`.
         guide: where the path begins; None for the prior.
-        num_chains: C, chains per datum.
-        num_temperatures: T, transitions of each chain.
         options: all others of `anneal`, which explains the method.
 
     Returns:
-        The record "ais", in nats per datum; its particles are the chains.
+        The record "ais", in nats per datum, or of the data set where the data share latents; its
+        particles are the chains.
 
     Raises:
         ValueError: as `anneal`.
     """
-    own = {"guide": guide, "num_chains": num_chains, "num_temperatures": num_temperatures}
-    return anneal(model, x, **own, **options).evidence
+    return anneal(model, x, guide=guide, **options).evidence
 
 
 def anneal(
@@ -85,26 +77,19 @@ def anneal(
     x: Batch,
     *,
     guide: Program | None = None,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrog_steps: int = 10,
-    num_pilot_temperatures: int = 200,
-    target_acceptance: float = 0.65,
-    seed: int = 0,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: bool = False,
     resume_from: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
-    snapshot_every: int = 100,
+    **options: Any,
 ) -> Annealed:
     """Annealed importance sampling with HMC, from the prior or from a guide to the posterior.
 
     Chains follow log f_β = (1 − β) log f_0 + β log p(x, z) from f_0, the prior or q(z | x), at
     β = 0 to the posterior at β = 1, and gather weights that average to p(x) whatever the number of
-    temperatures; more temperatures make them more equal. Step sizes, per datum and temperature,
-    come from a pilot run with random numbers of its own and are frozen in the measured run: chains
-    that adapt while they are measured have no such average. Any Pyro model with continuous latents
-    will do, as long as all sites are inside one plate over the data; constrained latents move in
+    temperatures; more temperatures make them more equal. Where the temperatures lie, step sizes,
+    per datum and temperature, and the metric of HMC come from a pilot run with random numbers of
+    its own and are frozen in the measured run: chains that adapt while they are measured have no
+    such average. Any Pyro model with continuous latents will do; constrained latents move in
     unconstrained space. The random state outside is untouched.
 
     References: R. M. Neal, "Annealed importance sampling", 2001, https://arxiv.org/abs/physics/9803008;
@@ -115,39 +100,23 @@ def anneal(
         model: called with a batch; scores it.
         x: data `[B, *data_shape]`.
         guide: called with a batch; where the path begins. None for the prior.
-        num_chains: C, chains per datum.
-        num_temperatures: T, transitions of each chain.
-        num_leapfrog_steps: L, gradients per transition.
-        num_pilot_temperatures: transitions of the pilot run, of at most eight chains per datum.
-        target_acceptance: what the pilot run tunes step sizes towards.
-        seed: decides every random choice.
-        chunk_size: chains × data at work at a time, but at least one datum; bounds the memory.
         progress: show a progress bar.
         resume_from: a snapshot of the same run to go on from, bit for bit.
         on_snapshot: called with a snapshot now and then and at the end.
-        snapshot_every: steps between snapshots; one is also made if the last is ten seconds old.
+        options: by name, those of `Options`: num_chains, num_temperatures, metric, seed, …
 
     Raises:
-        ValueError: bad options or data; sites outside the data plate; latents that are discrete, or
-            a prior or guide that cannot be drawn from or scored; a snapshot of another run.
+        ValueError: bad options or data; latents that are discrete, or a prior or guide that cannot
+            be drawn from or scored; a snapshot of another run.
     """
-    options = Options(
-        num_chains,
-        num_temperatures,
-        num_leapfrog_steps,
-        num_pilot_temperatures,
-        target_acceptance,
-        seed,
-        chunk_size,
-        snapshot_every,
-    )
+    chosen = Options(**options)
     x = as_data(x)
     model, guide = takes(model, x), None if guide is None else takes(guide, x)
     check_data(x)
     if guide is not None:
         expect_sound_pair(model, guide, x)
-    with annealing_mode(model, guide, seed, x.device) as refuse_new_parameters:
-        run = AnnealingRun(model, guide, x, options)
+    with annealing_mode(model, guide, chosen.seed, x.device) as refuse_new_parameters:
+        run = AnnealingRun(model, guide, x, chosen)
         if guide is None:  # after what has a word of its own for a prior that is none
             expect_sound_model(model, x)
         refuse_new_parameters()

@@ -1,23 +1,22 @@
 """Bidirectional Monte Carlo: the evidence of simulated data from below and from above."""
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.run import AnnealingRun, Options
+from evidence.inference.annealing.options import Options
+from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.reliability import edge_caveat
 from evidence.inference.programs import estimators
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
-from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
-from evidence.inference.programs.simulation import device_of, observed_like
+from evidence.inference.programs.simulation import device_of, simulate
 from evidence.inference.programs.traces import Program, random_sites
 from evidence.inference.soundness.pairs import expect_sound_model, expect_sound_pair
 from evidence.inference.training.snapshots import Snapshot
@@ -100,19 +99,12 @@ def bidirectional_evidence(
     model: Program,
     *,
     size: int | None = None,
-    template: Batch | None = None,
+    like: Batch | Any = None,
     guide: Program | None = None,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrog_steps: int = 10,
-    num_pilot_temperatures: int = 200,
-    target_acceptance: float = 0.65,
-    seed: int = 0,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: bool = False,
     resume_from: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
-    snapshot_every: int = 100,
+    **options: Any,
 ) -> Bracket:
     """Bidirectional Monte Carlo: log p(x) of simulated data, from below and from above.
 
@@ -128,46 +120,33 @@ def bidirectional_evidence(
     Args:
         model: simulates with `model(None, size=n)` and scores with `model(x)`, as the suite's do.
         size: B, the number of data to simulate.
-        template: in place of `size`, for a plain Pyro model `model(x)` with one observed site: a
-            batch of the shape of the data `[B, *data_shape]`; its values are not used.
+        like: in place of `size`, for any Pyro model: data in the form that it takes, a tensor, a
+            tuple or a dict. What it observes is drawn anew, all else is kept.
         guide: see `anneal`.
-        num_chains: C, chains per datum and direction.
-        num_temperatures: see `anneal`.
-        num_leapfrog_steps: see `anneal`.
-        num_pilot_temperatures: see `anneal`.
-        target_acceptance: see `anneal`.
-        seed: decides every random choice, the simulated data included.
-        chunk_size: see `anneal`.
         progress: see `anneal`.
         resume_from: see `anneal`.
         on_snapshot: see `anneal`.
-        snapshot_every: see `anneal`.
+        options: see `anneal`; num_chains is C, per datum and direction.
 
     Raises:
-        ValueError: as `anneal`; neither or both of `size` and `template`; a model that cannot
+        ValueError: as `anneal`; neither or both of `size` and `like`; a model that cannot
             simulate; a guide whose draws cannot be found from the latents.
     """
-    options = Options(
-        num_chains,
-        num_temperatures,
-        num_leapfrog_steps,
-        num_pilot_temperatures,
-        target_acceptance,
-        seed,
-        chunk_size,
-        snapshot_every,
-    )
-    if template is not None:
-        template = as_data(template)
-        model, guide = takes(model, template), None if guide is None else takes(guide, template)
-    device = device_of(model, template) or torch.device("cpu")
-    with annealing_mode(model, guide, seed, device) as refuse_new_parameters:
-        x, values = _simulate(model, size, template)
+    chosen = Options(**options)
+    if (size is None) == (like is None):
+        raise ValueError("expected either a size, or data to simulate others like")
+    if like is not None:
+        like = as_data(like)
+        model, guide = takes(model, like), None if guide is None else takes(guide, like)
+    device = device_of(model, like) or torch.device("cpu")
+    with annealing_mode(model, guide, chosen.seed, device) as refuse_new_parameters:
+        trace, x = simulate(model, size, like)
+        values = {name: site["value"] for name, site in random_sites(trace).items()}
         check_data(x, "the simulated x")
         if guide is not None:
             expect_sound_pair(model, guide, x)
         exact = path_of(model, guide, x).locate(values)[0]
-        run = AnnealingRun(model, guide, x, options, exact)
+        run = AnnealingRun(model, guide, x, chosen, exact)
         if guide is None:
             expect_sound_model(model, x)
         refuse_new_parameters()
@@ -175,36 +154,7 @@ def bidirectional_evidence(
             run.restore(resume_from)
         results = run.run(progress=progress, on_snapshot=on_snapshot)
     lower, upper = estimators.iwae(results["log_w"]), -estimators.iwae(-results["reverse_log_w"])
-    gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(x) > 1 else 0.0
-    return Bracket(x, lower, upper, num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype))
-
-
-def _simulate(
-    model: Program, size: int | None, template: Batch | None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Data `[B, *data_shape]` drawn from the model, and the values of all sites by name."""
-    if (size is None) == (template is None):
-        raise ValueError("expected either a size or a template of the data to simulate")
-    if template is not None:
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(template)
-        x = observed_like(trace, template)
-    else:
-        if size < 1:
-            raise ValueError(f"expected a size of at least 1, got {size}")
-        _check_simulates(model)
-        trace = poutine.trace(model).get_trace(None, size=size)
-        x = trace.nodes["_RETURN"]["value"]
-        if not isinstance(x, Tensor) or len(x) != size:
-            raise ValueError(f"expected model(None, size={size}) to return {size} data")
-    return x, {name: site["value"] for name, site in random_sites(trace).items()}
-
-
-def _check_simulates(model: Program) -> None:
-    function = model.forward if isinstance(model, nn.Module) else model
-    try:
-        inspect.signature(function).bind(None, size=1)
-    except TypeError:
-        raise ValueError(
-            "the model cannot be called as model(None, size=n) to simulate n data: pass a "
-            "template of the data instead of a size"
-        ) from None
+    gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(upper) > 1 else 0.0
+    return Bracket(
+        x, lower, upper, chosen.num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype)
+    )

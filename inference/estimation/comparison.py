@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evidence.inference.estimation.difference import Difference, fits_of, paired_difference
 from evidence.inference.estimation.evidence import Evidence
 from evidence.inference.estimation.mean_interval import MIN_DATA
+
+_AGREEING = 3.0  # standard errors of a difference that is zero
 
 # One record per label, or one per fit: a label's estimates on the same data after several fits.
 Records = Mapping[str, Evidence | Sequence[Evidence]]
@@ -24,6 +26,7 @@ class Comparison:
         difference: A − B.
         gap: how far either estimate may lie below what it estimates, in nats; NaN if unknown.
         winner: the label that was shown to be better, or None.
+        is_of_one_number: whether A and B are estimates of one and the same number.
         not_reliable: which estimate its own diagnostics do not support, and why; or None.
     """
 
@@ -34,24 +37,43 @@ class Comparison:
     gap: float
     winner: str | None
     not_reliable: str | None = None
+    is_of_one_number: bool = False
 
     @property
     def verdict(self) -> str:
-        """One sentence: who beats whom, or that no difference was shown, and why."""
+        """One sentence: who beats whom, or that no difference was shown, and why.
+
+        Of two estimates of one number: whether they agree.
+        """
+        if self.is_of_one_number:
+            return self._agreement()
         if self.winner is not None:
             loser = self.second if self.winner == self.first else self.first
             fits = "" if self.difference.num_fits > 1 else ", for these fits"
             return f"{self.winner} beats {loser}{fits}"
         return f"no difference shown: {self._reason()}"
 
+    def _agreement(self) -> str:
+        if self.not_reliable is not None:
+            return f"nothing to tell: {self.not_reliable.partition(' (')[0]}"  # the rest is said
+        z_score = self.difference.mean / self.difference.mc_se
+        if math.isnan(z_score):
+            return "nothing to tell: there is no standard error"
+        if abs(z_score) <= _AGREEING:
+            return f"they agree ({z_score:+.1f} SE)"
+        return (
+            f"they DISAGREE by {abs(z_score):.1f} SE: one guide at least misses a part of the "
+            "posterior, and so does its error bar"
+        )
+
     def _reason(self) -> str:
         if self.not_reliable is not None:
             return self.not_reliable
         if math.isnan(self.gap):
             return "how far the lower bounds lie below is unknown"
-        if math.isnan(self.difference.data_se):
+        if math.isnan(self.difference.se):
             return "there is no standard error"
-        if self.difference.num_data < MIN_DATA:
+        if self.difference.num_data < MIN_DATA and not self.difference.is_of_data_set:
             return (
                 f"{self.difference.num_data} data are too few for an interval that holds for "
                 f"skewed differences: {MIN_DATA} at least"
@@ -116,6 +138,22 @@ def compare_evidences(
     return _compare_all(records, "evidence of models", _gaps_by_label(records, gaps))
 
 
+def compare_estimates(records: Records) -> list[Comparison]:
+    """Every pair of estimates of *one number*: log p(x) of one model and data set, by two guides.
+
+    Their difference is zero but for the Monte Carlo errors of both, so that more than three
+    standard errors of it show that an error bar is wrong.
+
+    Args:
+        records: by label, each of the one data set whose latents are shared.
+
+    Raises:
+        ValueError: fewer than two records, or as `paired_difference`.
+    """
+    found = _compare_all(records, "log p(x) of one model, estimated twice", {})
+    return [replace(one, is_of_one_number=True) for one in found]
+
+
 def _gaps_by_label(records: Records, gaps: float | Mapping[str, float] | None) -> dict[str, float]:
     """The gap of every label; NaN where it is unknown."""
     given = gaps if isinstance(gaps, Mapping) else dict.fromkeys(records, gaps)
@@ -137,8 +175,8 @@ def _compare_all(records: Records, quantity: str, gaps: Mapping[str, float]) -> 
     comparisons = []
     for first, second in itertools.combinations(records, 2):
         difference = paired_difference(records[first], records[second])
-        known = not (math.isnan(gaps[first]) or math.isnan(gaps[second]))
-        gap = max(gaps[first], gaps[second]) if known else math.nan
+        both = [gaps.get(label, math.nan) for label in (first, second)]
+        gap = math.nan if any(map(math.isnan, both)) else max(both)
         not_reliable = _not_reliable(records, first) or _not_reliable(records, second)
         winner = None if not_reliable else _winner(first, second, difference, gap)
         comparisons.append(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from scipy.stats import t as student_t
@@ -20,13 +21,24 @@ class Difference:
     either side. Of several fits, each with a training seed of its own, fits and data are both taken
     as drawn at random. The three error bars answer different questions and are never mixed.
 
+    Where data share latents there is one difference for all of them, B = 1: it is then that of two
+    numbers for the same data set, with no error from the data, and the interval is that of the
+    Monte Carlo error, and of the fits.
+
     Args:
         per_datum: the differences `[B]`; or of several fits `[S, B]`.
         variance: their Monte Carlo variances, of the same shape.
+        data_set_size: N, where there is one difference for a data set of N data; else None.
     """
 
     per_datum: Tensor
     variance: Tensor
+    data_set_size: int | None = None
+
+    @property
+    def is_of_data_set(self) -> bool:
+        """Whether it is of two numbers for one data set, and no mean over data."""
+        return self.data_set_size is not None
 
     @property
     def num_data(self) -> int:
@@ -74,7 +86,7 @@ class Difference:
     def se(self) -> float:
         """Standard error of `mean` for all data and fits there might be; of one fit, for it."""
         fits = self.fit_se if self.num_fits > 1 else 0.0
-        return math.hypot(self.mc_se, self.data_se, fits)
+        return math.hypot(self.mc_se, 0.0 if self.is_of_data_set else self.data_se, fits)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Confidence interval of the mean over all data, and all fits, there might be.
@@ -85,21 +97,26 @@ class Difference:
         of confidence limits about effect measures", 2008, https://doi.org/10.1002/sim.3095).
 
         Returns:
-            Both ends; NaN for fewer than 30 data.
+            Both ends; NaN for fewer than 30 data, unless it is of a data set.
 
         Raises:
             ValueError: a level outside of 0..1.
         """
-        se = torch.tensor(math.hypot(self.mc_se, self.data_se), dtype=torch.float64)
-        low, high = mean_interval(self._over_fits(self.per_datum).cpu(), level, se=se)
+        low, high = self._interval_over_data(level)
         half = 0.0
         if self.num_fits > 1:
             quantile = float(student_t.ppf(0.5 + level / 2, self.num_fits - 1))
             half = quantile * self._over_data().std().item() / math.sqrt(self.num_fits)
         mean = self.mean
-        return mean - math.hypot(mean - low.item(), half), mean + math.hypot(
-            high.item() - mean, half
-        )
+        return mean - math.hypot(mean - low, half), mean + math.hypot(high - mean, half)
+
+    def _interval_over_data(self, level: float) -> tuple[float, float]:
+        if self.is_of_data_set:
+            half = NormalDist().inv_cdf(0.5 + level / 2) * self.mc_se
+            return self.mean - half, self.mean + half
+        se = torch.tensor(math.hypot(self.mc_se, self.data_se), dtype=torch.float64)
+        low, high = mean_interval(self._over_fits(self.per_datum).cpu(), level, se=se)
+        return low.item(), high.item()
 
     def _over_fits(self, values: Tensor) -> Tensor:
         """Mean over the fits: `[B]`."""
@@ -111,6 +128,8 @@ class Difference:
 
     def __str__(self) -> str:
         fits = f", ± {self.fit_se:.4f} ({self.num_fits} fits)" if self.num_fits > 1 else ""
+        if self.is_of_data_set:
+            return f"{self.mean:+.4f} nats, ± {self.mc_se:.4f} (Monte Carlo){fits}"
         return (
             f"{self.mean:+.4f} nats per datum, ± {self.mc_se:.4f} (Monte Carlo), "
             f"± {self.data_se:.4f} ({self.num_data} data){fits}"
@@ -147,6 +166,7 @@ def paired_difference(
     return Difference(
         torch.stack([one.per_datum for one in differences]),
         torch.stack([one.variance for one in differences]),
+        differences[0].data_set_size,
     )
 
 
@@ -156,10 +176,10 @@ def fits_of(records: Evidence | Sequence[Evidence]) -> Sequence[Evidence]:
 
 
 def _difference(first: Evidence, second: Evidence) -> Difference:
-    if first.num_data != second.num_data:
+    if first.num_data != second.num_data or first.data_set_size != second.data_set_size:
+        sizes = [record.data_set_size or record.num_data for record in (first, second)]
         raise ValueError(
-            "expected records over the same data, got "
-            f"{first.num_data} and {second.num_data} of them"
+            f"expected records over the same data, got {sizes[0]} and {sizes[1]} of them"
         )
     for record in (first, second):
         if bad := int((~torch.isfinite(record.log_px)).sum()):
@@ -170,4 +190,5 @@ def _difference(first: Evidence, second: Evidence) -> Difference:
     return Difference(
         first.log_px.double() - second.log_px.double(),
         first.log_px_variance.double() + second.log_px_variance.double(),
+        first.data_set_size,
     )

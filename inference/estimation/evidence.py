@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from evidence.inference.programs.weights import unchecked_log_weights
 from evidence.inference.soundness.pairs import expect_sound_pair
 
 _DATA_PER_REDUCTION = 128
+
+Estimator = Literal["elbo", "iw", "ais", "exact"]
+Unit = Literal["datum", "data set"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Evidence:
         data_set_size: N, where there is one estimate for all data, `[1]`; else None.
     """
 
-    estimator: str
+    estimator: Estimator
     num_particles: int
     log_px: Tensor
     log_px_variance: Tensor
@@ -182,7 +186,7 @@ class Evidence:
         return dataclasses.replace(self, caveat=caveat, data_set_size=data_set_size)
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """Of what each estimate is: "datum", or "data set" where the data share latents."""
         return "datum" if self.data_set_size is None else "data set"
 

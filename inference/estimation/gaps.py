@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
@@ -16,7 +16,8 @@ from tqdm import tqdm
 from evidence.inference.estimation.difference import Difference, paired_difference
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs.checks import check_data
-from evidence.inference.programs.data import Batch
+from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import rng_state, set_rng_state
@@ -32,11 +33,9 @@ _STEPS_PER_LOOK = 100
 _LOOKS_WITHOUT_GAIN = 10
 
 
+@runtime_checkable
 class AmortizedGuide(Protocol):
     """What a guide must have: local parameters λ for every datum that can be taken and given."""
-
-    def __call__(self, x: Batch) -> Any:
-        """Sample every latent given the batch `x`."""
 
     def local_parameters(self, x: Batch) -> Tensor:
         """λ(x), unconstrained: `[B, P]`."""
@@ -102,7 +101,7 @@ class _Search:
 
 def inference_gaps(
     model: Program,
-    guide: AmortizedGuide,
+    guide: AmortizedGuide | Program,
     x: Batch,
     *,
     num_particles: int = 1000,
@@ -150,7 +149,8 @@ def inference_gaps(
     search = _Search(lr, num_draws, max_steps, restart, progress)
     if num_particles < 2:
         raise ValueError(f"expected num_particles of at least 2, got {num_particles}")
-    x = x.detach()  # data simulated from a model remember its parameters
+    x = as_data(x).detach()  # data simulated from a model remember its parameters
+    model, guide = takes(model, x), _amortized(guide)
     start = _start(guide, x)
     expect_per_datum(model, _rowwise(guide, start), x, "a gap")
     expect_sound_pair(model, _rowwise(guide, start), x)
@@ -173,16 +173,20 @@ def inference_gaps(
     )
 
 
-def _start(guide: AmortizedGuide, x: Batch) -> Tensor:
-    """The encoder's λ(x): `[B, P]`."""
-    check_data(x)
-    if not (hasattr(guide, "local_parameters") and hasattr(guide, "given")):
+def _amortized(guide: AmortizedGuide | Program) -> AmortizedGuide:
+    if not isinstance(guide, AmortizedGuide):
         raise ValueError(
             "expected a guide with local_parameters(x) and given(local_parameters), such as any of "
             f"guides, got {type(guide).__name__}"
         )
+    return guide
+
+
+def _start(guide: AmortizedGuide, x: Batch) -> Tensor:
+    """The encoder's λ(x): `[B, P]`."""
+    check_data(x)
     with torch.no_grad(), evaluation_mode(guide):
-        start = guide.local_parameters(x)
+        start = takes(guide.local_parameters, x)(x)
     if start.ndim != 2 or len(start) != len(x):
         raise ValueError(
             f"expected local parameters of shape ({len(x)}, P), got {tuple(start.shape)}"
@@ -227,7 +231,7 @@ def _rowwise(guide: AmortizedGuide, parameters: Tensor) -> Program:
 
     def program(x: Batch) -> Any:
         rows = torch.arange(len(x), device=parameters.device) % len(parameters)
-        return guide.given(parameters[rows])(x)
+        return takes(guide.given(parameters[rows]), x)(x)
 
     return program
 
@@ -338,18 +342,17 @@ def _loss(family: _Family, parameters: Tensor, num_draws: int) -> Tensor:
     log q is scored with λ held fixed: the gradient through the draws alone has the same mean, and
     no variance once q is the posterior (Roeder et al. 2017, https://arxiv.org/abs/1703.09194).
     """
-    x = family.x.repeat_interleave(num_draws, 0)  # rows are independent: no plate is needed
+    rows = torch.arange(len(family.x)).repeat_interleave(num_draws)
+    x = family.x[rows]  # rows are independent: no plate is needed
     repeated = parameters.repeat_interleave(num_draws, 0)
-    guide = family.guide.given(repeated)
+    guide = takes(family.guide.given(repeated), x)
     drawn = poutine.trace(guide).get_trace(x)
     if not all(site["fn"].has_rsample for site in random_sites(drawn).values()):
         with Unscaled():
             return Trace_ELBO().differentiable_loss(family.model, guide, x) / num_draws
-    scored = poutine.replay(family.model, trace=drawn)
-    held_fixed = poutine.replay(family.guide.given(repeated.detach()), trace=drawn)
-    log_p_xz, log_q_z = (
-        _log_prob_sum(poutine.trace(program).get_trace(x)) for program in (scored, held_fixed)
-    )
+    held_fixed = poutine.replay(takes(family.guide.given(repeated.detach()), x), trace=drawn)
+    log_p_xz = _log_prob_sum(trace_summed_out(family.model, x, drawn))
+    log_q_z = _log_prob_sum(poutine.trace(held_fixed).get_trace(x))
     return (log_q_z - log_p_xz) / num_draws
 
 

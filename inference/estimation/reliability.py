@@ -111,7 +111,7 @@ def diagnostics(evidence: "Evidence") -> str:
     return f"{text} (medians), above {evidence.k_hat_threshold:.2f} for {share:.1%} of the data"
 
 
-def edge_caveat(on_edge: Tensor, mc_se: float, dtype: torch.dtype) -> str | None:
+def edge_caveat(on_edge: Tensor, mc_se: float, dtype: torch.dtype | None) -> str | None:
     """What to say where the mass on the edge of supports `[B]` makes for more than the error bar.
 
     What lies there is not told from its neighbours: about −log(1 − share) nats are lost.
@@ -122,7 +122,7 @@ def edge_caveat(on_edge: Tensor, mc_se: float, dtype: torch.dtype) -> str | None
     remedy = "let the model draw it on an unconstrained scale"
     if dtype != torch.float64:
         remedy = "compute in double (model.double(), guide.double(), x.double(); --dtype float64)"
-    number = str(dtype).removeprefix("torch.")
+    number = "its precision" if dtype is None else str(dtype).removeprefix("torch.")
     return f"{share:.1%} of the draws are on the edge of a support, where {number} ends: {remedy}"
 
 

@@ -1,17 +1,30 @@
 """What objectives have in common: Pyro's interface, particles, and how to write another one."""
 
+import inspect
 from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
+from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from evidence.inference.objectives.draws import Pair, plate_nesting
-from evidence.inference.programs.traces import Program
+from evidence.inference.objectives.draws import Pair
+from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
+from evidence.inference.programs.data import Batch, Data, takes
+from evidence.inference.programs.evaluation import no_training
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.traces import (
+    Layout,
+    Program,
+    check_batch_shapes,
+    common_plate,
+    outermost_dim,
+    trace_pair,
+)
 
 
 class AbstractObjective(ELBO):
@@ -35,10 +48,11 @@ class AbstractObjective(ELBO):
                 draws = pair.draw()
                 return draws.total(draws.log_w.var(0))
 
+    All particles are drawn in one call, under a plate left of all others, where a probe of the pair
+    shows that it broadcasts over them rightly; else in one call each.
+
     Args:
-        num_particles: K, draws per datum.
-        vectorize_particles: draw all particles in one call, under a plate left of all others.
-            False for programs that cannot be broadcast: one call per particle.
+        num_particles: K, draws per datum; None for what is usual for the objective.
 
     Raises:
         ValueError: a bad option; on use, sites of model and guide that do not match, or a latent
@@ -46,20 +60,19 @@ class AbstractObjective(ELBO):
     """
 
     min_particles: ClassVar[int] = 1
+    default_particles: ClassVar[int] = 1
     trains_model: ClassVar[bool] = True
 
-    def __init__(self, num_particles: int = 1, *, vectorize_particles: bool = True) -> None:
+    def __init__(self, num_particles: int | None = None) -> None:
+        num_particles = self.default_particles if num_particles is None else num_particles
         if not _is_count(num_particles) or num_particles < self.min_particles:
             raise ValueError(
                 f"expected num_particles to be an integer of at least {self.min_particles} for "
                 f"{type(self).__name__}, got {num_particles!r}"
             )
-        if not isinstance(vectorize_particles, bool):
-            raise ValueError(
-                f"expected vectorize_particles to be True or False, got {vectorize_particles!r}"
-            )
-        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
-        self._inspected: tuple[Program, Program, int] | None = None
+        super().__init__(num_particles=num_particles)
+        self._probed_pair: tuple[Program, Program] | None = None
+        self._probed: dict[int, int | None] = {}  # particle dims, by the number of data
 
     @abstractmethod
     def surrogate(self, pair: Pair) -> Tensor:
@@ -76,8 +89,10 @@ class AbstractObjective(ELBO):
             args: passed to both.
             kwargs: passed to both.
         """
-        dim = self._particle_dim(model, guide, args, kwargs)
-        return self.surrogate(Pair(model, guide, args, kwargs, self.num_particles, dim))
+        is_batch = len(args) == 1 and not kwargs and isinstance(args[0], Batch)
+        data = args[0] if is_batch else Data(args, kwargs)
+        dim = self._particle_dim(model, guide, data)
+        return self.surrogate(Pair(model, guide, data, self.num_particles, dim))
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -94,35 +109,50 @@ class AbstractObjective(ELBO):
     @property
     def options(self) -> dict[str, Any]:
         """The arguments it was made with."""
-        return {
-            "num_particles": self.num_particles,
-            "vectorize_particles": self.vectorize_particles,
-        }
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"{type(self).__name__}({options})"
 
     def _value(self, loss: Tensor) -> float:
-        value = loss.item()
-        warn_if_nan(value, "loss")
-        return value
+        return warn_if_nan(loss.detach(), "loss").item()
 
-    def _particle_dim(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> int | None:
-        """Left of all plates of the pair, which is inspected when it is new."""
-        if self.num_particles == 1 or not self.vectorize_particles:
+    def _particle_dim(self, model: Program, guide: Program, data: Batch) -> int | None:
+        """Left of all plates of a pair that broadcasts over particles, which is asked once."""
+        if self.num_particles == 1:
             return None
-        if self._inspected is None or self._inspected[:2] != (model, guide):
-            self._inspected = model, guide, plate_nesting(model, guide, args, kwargs)
-        return -1 - self._inspected[2]
+        if self._probed_pair != (model, guide):
+            self._probed_pair, self._probed = (model, guide), {}
+        if len(data) not in self._probed:
+            self._probed[len(data)] = _probe(
+                takes(model, data), takes(guide, data), data, self.num_particles
+            )
+        return self._probed[len(data)]
 
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
         """One trace of each, for code of Pyro's that asks for it."""
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+@torch.no_grad()
+def _probe(model: Program, guide: Program, data: Batch, num_particles: int) -> int | None:
+    """The dim for a plate of particles, or None if the pair does not broadcast over them.
+
+    Its runs leave no trace. Raises ValueError for a site whose batch dims belong to no plate.
+    """
+    with isolated_rng(device=data.device), poutine.block(), no_training(model, guide):
+        traces = trace_pair(model, guide, data)
+        check_batch_shapes(traces)
+        plate, dim = common_plate(traces), outermost_dim(traces) - 1
+        layout = Layout(None if plate is None else plate.dim, dim)
+        num_data = 1 if plate is None else plate.size
+        probed = broadcasts(model, guide, data, num_particles, layout, num_data=num_data)
+    if probed is None:
+        warn_one_by_one()
+    return None if probed is None else dim
 
 
 def expect_number(name: str, value: float, *, at_least: float | None = None) -> float:

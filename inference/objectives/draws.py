@@ -1,47 +1,44 @@
 """Draws of a guide, scored by the guide and by the model: what every objective is made of."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from evidence.inference.objectives.paths import DetachDraws, detached, gradient_only, subset
-from evidence.inference.objectives.plates import (
-    PARTICLES,
-    Plates,
-    Run,
-    Site,
-    nesting,
-    shared_plates,
-)
 from evidence.inference.programs.checks import base_distribution
-from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.data import Batch, takes
+from evidence.inference.programs.scoring import full_share, sum_of_sites
+from evidence.inference.programs.sites import Site, latent_sites, observed_sites
 from evidence.inference.programs.traces import (
+    Layout,
     Program,
+    Traces,
     check_batch_shapes,
     check_sites,
+    common_plate,
+    outermost_dim,
+    particle_plate,
     random_sites,
+    trace_pair,
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A model and a guide with the arguments of one call of both.
+    """A model and a guide with the data of one call of both.
 
     Args:
-        model: scores data.
-        guide: samples every latent of the model.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
+        model: called with the data; scores them.
+        guide: called with the data; samples every latent of the model.
+        data: a batch, or whatever arguments the two take.
         num_particles: K, draws per datum.
         particle_dim: the dim of a plate for all particles, left of all others; None for one call
             per particle.
@@ -49,8 +46,7 @@ class Pair:
 
     model: Program
     guide: Program
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    data: Batch
     num_particles: int
     particle_dim: int | None
 
@@ -67,31 +63,29 @@ class Pair:
             ValueError: the sites do not match, have batch dims of no plate, or are drawn without
                 reparameterization though not to be detached.
         """
-        runs: list[Run] = []
-        for _ in range(self.num_particles if self.particle_dim is None else 1):
-            runs.append(self._run(_subsamples(runs), detach, show or _all))
+        runs = [self._run(None, detach, show)]
+        if self.particle_dim is None:
+            # All particles see the same data.
+            subsamples = Traces(*(subset(trace, lambda _: False, detached) for trace in runs[0]))
+            more = range(self.num_particles - 1)
+            runs += [self._run(subsamples, detach, show) for _ in more]
         check_sites(runs[0])
         if not detach:
             _check_reparameterized(runs[0].guide)
-        plates = shared_plates(runs[0], self.particle_dim)
         if self.particle_dim is None:  # else a dim of no plate can pass for the particles'
             check_batch_shapes(runs[0])
-        return Draws(self, runs, plates)
+        return Draws(self, runs)
 
-    def _run(self, subsamples: Trace, detach: bool, show: Callable[[Trace], Trace]) -> Run:
-        guide = poutine.replay(self.guide, trace=subsamples)
-        model = poutine.replay(self.model, trace=subsamples)
-        with self.particle_plate():
-            with DetachDraws() if detach else nullcontext():
-                guide_trace = poutine.trace(guide).get_trace(*self.args, **self.kwargs)
-            model = poutine.trace(poutine.replay(model, trace=show(guide_trace)))
-            return Run(guide_trace, model.get_trace(*self.args, **self.kwargs))
-
-    def particle_plate(self) -> AbstractContextManager:
-        """The plate over all particles, if they are to have one."""
-        if self.particle_dim is None:
-            return nullcontext()
-        return pyro.plate(PARTICLES, self.num_particles, dim=self.particle_dim)
+    def _run(
+        self, subsamples: Traces | None, detach: bool, show: Callable[[Trace], Trace] | None
+    ) -> Traces:
+        model, guide = takes(self.model, self.data), takes(self.guide, self.data)
+        if subsamples is not None:
+            model = poutine.replay(model, trace=subsamples.model)
+            guide = poutine.replay(guide, trace=subsamples.guide)
+        shape = self.num_particles, self.particle_dim
+        with DetachDraws() if detach else nullcontext():
+            return trace_pair(model, guide, self.data, *shape, show=show)
 
 
 @dataclass(frozen=True)
@@ -103,23 +97,29 @@ class Draws:
     """
 
     pair: Pair
-    runs: list[Run]
-    plates: Plates
+    runs: list[Traces]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where data and particles are among the batch dimensions."""
+        dim = self.pair.particle_dim
+        dim = outermost_dim(self.runs[0]) - 1 if dim is None else dim
+        return Layout(None if self._plate is None else self._plate.dim, dim)
 
     @cached_property
     def log_p_x(self) -> Tensor:
         """The observed sites of the model."""
-        return self._sum_sites([_sites(run.model, observed=True) for run in self.runs])
+        return self._sum([observed_sites(run.model) for run in self.runs])
 
     @cached_property
     def log_p_z(self) -> Tensor:
         """The latent sites of the model."""
-        return self._sum_sites([_sites(run.model, observed=False) for run in self.runs])
+        return self._sum([latent_sites(run.model) for run in self.runs])
 
     @cached_property
     def log_q_z(self) -> Tensor:
         """All sites of the guide."""
-        return self._sum_sites([list(random_sites(run.guide).values()) for run in self.runs])
+        return self._sum([random_sites(run.guide) for run in self.runs])
 
     @property
     def log_p_xz(self) -> Tensor:
@@ -138,15 +138,12 @@ class Draws:
         """
         if not torch.is_grad_enabled():
             return self.log_q_z
-        return self.log_q_z - gradient_only(self._log_q_of_fixed_draws())
-
-    def _log_q_of_fixed_draws(self) -> Tensor:
-        per_run = [list(random_sites(run.guide).values()) for run in self.runs]
+        per_run = [random_sites(run.guide) for run in self.runs]
         if len(per_run[0]) > 1:  # a later site may depend on an earlier draw: detach that, too
             per_run = [self._fixed_sites(run.guide) for run in self.runs]
-        return self._sum_sites(per_run, detach=True)
+        return self.log_q_z - gradient_only(self._sum(per_run, detach=True))
 
-    def _fixed_sites(self, guide_trace: Trace) -> list[Site]:
+    def _fixed_sites(self, guide_trace: Trace) -> dict[str, Site]:
         """The guide's sites when it runs again on the same draws, detached.
 
         Point masses move along by themselves: they come after the draw that was scored.
@@ -156,73 +153,37 @@ class Draws:
             lambda site: not isinstance(base_distribution(site["fn"]), Delta),
             lambda site: detached(site["value"]),
         )
-        with self.pair.particle_plate():
-            guide = poutine.trace(poutine.replay(self.pair.guide, trace=fixed))
-            return list(random_sites(guide.get_trace(*self.pair.args, **self.pair.kwargs)).values())
+        pair = self.pair
+        with particle_plate(pair.num_particles, pair.particle_dim):
+            guide = poutine.trace(poutine.replay(takes(pair.guide, pair.data), trace=fixed))
+            return random_sites(guide.get_trace(pair.data))
 
     def total(self, per_weight: Tensor) -> Tensor:
         """The sum over all data, `[M] -> []`; a subsample stands for all N."""
-        return self.plates.factor * per_weight.sum()
+        return per_weight.sum() * (1.0 if self._plate is None else full_share(self._plate))
 
-    def _sum_sites(self, sites_per_run: list[list[Site]], *, detach: bool = False) -> Tensor:
-        num_weights, num_particles = torch.Size(self.plates.shape).numel(), self._particles_per_run
-        sums = []
-        for sites in sites_per_run:
-            terms = [
-                self.plates.sum_rest(site, detached(site["value"]) if detach else None)
-                for site in sites
-            ]
-            sums.append(sum(terms, torch.zeros(())).expand(num_particles, num_weights))
+    def sum_of_run(self, sites: dict[str, Site], num_particles: int, **options: bool) -> Tensor:
+        """The joint log-probability of one run's sites, as objectives take it: `[S, M]`."""
+        size = 1 if self._plate is None else self._plate.size
+        return sum_of_sites(
+            sites.values(), num_particles, size, self.layout, scaled=True, **options
+        )
+
+    def _sum(self, sites_per_run: list[dict[str, Site]], **options: bool) -> Tensor:
+        size = self.pair.num_particles // len(self.runs)
+        sums = [self.sum_of_run(sites, size, **options) for sites in sites_per_run]
         return torch.cat(sums)
 
-    @property
-    def _particles_per_run(self) -> int:
-        return self.pair.num_particles // len(self.runs)
-
-
-@torch.no_grad()
-def plate_nesting(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> int:
-    """How many batch dims the plates of a pair take, found by a run that leaves no trace.
-
-    Raises:
-        ValueError: a site has batch dims that belong to no plate.
-    """
-    tensors = (value for value in (*args, *kwargs.values()) if torch.is_tensor(value))
-    device = next((tensor.device for tensor in tensors), None)
-    with isolated_rng(device=device), poutine.block():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace))
-        run = Run(guide_trace, model_trace.get_trace(*args, **kwargs))
-    depth = nesting(run)
-    check_batch_shapes(run)
-    return depth
+    @cached_property
+    def _plate(self) -> CondIndepStackFrame | None:
+        return common_plate(self.runs[0])
 
 
 def _check_reparameterized(guide_trace: Trace) -> None:
-    for name, site in random_sites(guide_trace).items():
-        if not site["is_observed"] and not site["fn"].has_rsample:
+    for name, site in latent_sites(guide_trace).items():
+        if not site["fn"].has_rsample:
             raise ValueError(
                 f"expected guide site {name!r} to be reparameterized, got "
                 f"{type(base_distribution(site['fn'])).__name__}, whose draws have no gradient: "
                 "use ReweightedWakeSleep, ForwardKL or WakeSleep"
             )
-
-
-def _sites(trace: Trace, *, observed: bool) -> list[Site]:
-    return [site for site in random_sites(trace).values() if site["is_observed"] == observed]
-
-
-def _subsamples(runs: list[Run]) -> Trace:
-    """The subsamples of the first run: all particles see the same data."""
-    subsamples = Trace()
-    for trace in runs[0] if runs else ():
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample" and site_is_subsample(site) and name not in subsamples:
-                subsamples.add_node(name, **site)
-    return subsamples
-
-
-def _all(trace: Trace) -> Trace:
-    return trace

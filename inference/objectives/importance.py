@@ -1,7 +1,6 @@
 """Bounds from several importance weights, and lower-variance gradients of them."""
 
 import math
-from typing import Any
 
 from torch import Tensor
 
@@ -22,11 +21,9 @@ class IWAE(AbstractObjective):
 
     Args:
         num_particles: K, draws per datum.
-        vectorize_particles: draw all particles in one call.
     """
 
-    def __init__(self, num_particles: int = 8, *, vectorize_particles: bool = True) -> None:
-        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+    default_particles = 8
 
     def surrogate(self, pair: Pair) -> Tensor:
         """−Σ L_K in nats."""
@@ -45,11 +42,9 @@ class DReG(AbstractObjective):
 
     Args:
         num_particles: K, draws per datum.
-        vectorize_particles: draw all particles in one call.
     """
 
-    def __init__(self, num_particles: int = 8, *, vectorize_particles: bool = True) -> None:
-        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+    default_particles = 8
 
     def surrogate(self, pair: Pair) -> Tensor:
         """−Σ L_K in nats.
@@ -61,7 +56,7 @@ class DReG(AbstractObjective):
         draws = pair.draw(show=paths.show)
         log_w = draws.log_w.detach()
         share = log_w.softmax(0)
-        paths.set_weights(share, draws.plates)
+        paths.set_weights(share, draws.layout)
         signal = (share * draws.log_p_xz - share**2 * draws.path_log_q_z()).sum(0)
         return -draws.total(iwae(log_w) + gradient_only(signal))
 
@@ -77,7 +72,6 @@ class STL(AbstractObjective):
 
     Args:
         num_particles: K, draws per datum, averaged.
-        vectorize_particles: draw all particles in one call.
     """
 
     def surrogate(self, pair: Pair) -> Tensor:
@@ -99,19 +93,13 @@ class Renyi(AbstractObjective):
     Args:
         alpha: the order α, any finite number.
         num_particles: K, draws per datum.
-        vectorize_particles: draw all particles in one call.
     """
 
-    def __init__(
-        self, alpha: float = 0.5, *, num_particles: int = 8, vectorize_particles: bool = True
-    ) -> None:
-        super().__init__(num_particles, vectorize_particles=vectorize_particles)
-        self.alpha = expect_number("alpha", alpha)
+    default_particles = 8
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments it was made with."""
-        return {"alpha": self.alpha, **super().options}
+    def __init__(self, alpha: float = 0.5, *, num_particles: int | None = None) -> None:
+        super().__init__(num_particles)
+        self.alpha = expect_number("alpha", alpha)
 
     def surrogate(self, pair: Pair) -> Tensor:
         """−Σ L_α in nats."""

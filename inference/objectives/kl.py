@@ -1,7 +1,7 @@
 """ELBOs whose KL term is weighted or has a floor."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pyro.distributions import Independent, TorchDistribution
@@ -11,8 +11,8 @@ from torch.distributions import kl_divergence
 
 from evidence.inference.objectives.base import AbstractObjective, expect_number
 from evidence.inference.objectives.draws import Draws, Pair
-from evidence.inference.objectives.plates import Run, Site, total_weight
-from evidence.inference.programs.traces import random_sites
+from evidence.inference.programs.sites import Site, latent_sites
+from evidence.inference.programs.traces import Traces
 
 
 class BetaELBO(AbstractObjective):
@@ -27,19 +27,11 @@ class BetaELBO(AbstractObjective):
     Args:
         beta: the weight β ≥ 0 of the KL term.
         num_particles: K, draws per datum, averaged.
-        vectorize_particles: draw all particles in one call.
     """
 
-    def __init__(
-        self, beta: float = 4.0, *, num_particles: int = 1, vectorize_particles: bool = True
-    ) -> None:
-        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+    def __init__(self, beta: float = 4.0, *, num_particles: int | None = None) -> None:
+        super().__init__(num_particles)
         self.beta = expect_number("beta", beta, at_least=0)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments it was made with."""
-        return {"beta": self.beta, **super().options}
 
     def surrogate(self, pair: Pair) -> Tensor:
         """−Σ of the weighted ELBO in nats."""
@@ -64,19 +56,11 @@ class FreeBits(AbstractObjective):
     Args:
         free_bits: the floor λ ≥ 0 in nats per group.
         num_particles: K, draws per datum, averaged.
-        vectorize_particles: draw all particles in one call.
     """
 
-    def __init__(
-        self, free_bits: float = 0.25, *, num_particles: int = 1, vectorize_particles: bool = True
-    ) -> None:
-        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+    def __init__(self, free_bits: float = 0.25, *, num_particles: int | None = None) -> None:
+        super().__init__(num_particles)
         self.free_bits = expect_number("free_bits", free_bits, at_least=0)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments it was made with."""
-        return {"free_bits": self.free_bits, **super().options}
 
     def surrogate(self, pair: Pair) -> Tensor:
         """−Σ of the ELBO with a floored KL, in nats."""
@@ -105,19 +89,18 @@ def _averaged(draws: Draws) -> Iterator[_SiteKL]:
     for name in per_run[0]:
         parts = [kls[name] for kls in per_run]
         yield _SiteKL(
-            sum(part.kl for part in parts) / num_particles,
-            sum(part.num_data for part in parts) / num_particles,
+            sum((part.kl for part in parts), torch.zeros(())) / num_particles,
+            sum((part.num_data for part in parts), torch.zeros(())) / num_particles,
         )
 
 
-def _site_kls(run: Run) -> dict[str, _SiteKL]:
+def _site_kls(run: Traces) -> dict[str, _SiteKL]:
     """The KL of every latent site, by name.
 
     Raises:
         ValueError: the guide has auxiliary draws for several latent sites.
     """
-    latents = {n: s for n, s in random_sites(run.model).items() if not s["is_observed"]}
-    guided = {n: s for n, s in random_sites(run.guide).items() if not s["is_observed"]}
+    latents, guided = latent_sites(run.model), latent_sites(run.guide)
     if latents.keys() == guided.keys():
         ordered = list(latents) == list(guided)
         return {n: _site_kl(site, guided[n], closed_form=ordered) for n, site in latents.items()}
@@ -128,7 +111,7 @@ def _site_kls(run: Run) -> dict[str, _SiteKL]:
         )
     log_q_z = sum(_scaled_log_prob(site).sum() for site in guided.values())
     return {
-        name: _SiteKL((log_q_z - _scaled_log_prob(site).sum()).reshape(1), total_weight(site).sum())
+        name: _SiteKL((log_q_z - _scaled_log_prob(site).sum()).reshape(1), _weight(site).sum())
         for name, site in latents.items()
     }
 
@@ -138,7 +121,7 @@ def _site_kl(model_site: Site, guide_site: Site, *, closed_form: bool) -> _SiteK
     if _factorizes(p) and _factorizes(q) and p.event_shape == q.event_shape:
         p, q = _entries(p), _entries(q)
     kl = _kl(q, p, guide_site["value"], closed_form=closed_form)  # [*batch, *groups]
-    weight = total_weight(model_site)
+    weight = _weight(model_site)
     num_groups = kl.shape[weight.ndim :].numel()
     by_group = kl.reshape(-1, num_groups) * weight.reshape(-1, 1)
     return _SiteKL(by_group.sum(0), weight.sum())
@@ -165,3 +148,11 @@ def _entries(fn: TorchDistribution) -> TorchDistribution:
 
 def _scaled_log_prob(site: Site) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+
+
+def _weight(site: Site) -> Tensor:
+    """Scale × mask of a site for each of its values, `[*batch]`."""
+    value, event_dim = site["value"], site["fn"].event_dim
+    # Of the value, for the distribution of a replayed site is not expanded over the particles.
+    ones = torch.ones(value.shape[: value.ndim - event_dim]).to(value)
+    return scale_and_mask(ones, site["scale"], site["mask"]).expand(ones.shape)

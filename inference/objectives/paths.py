@@ -7,10 +7,10 @@ import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from evidence.inference.objectives.plates import Plates, Site
+from evidence.inference.programs.sites import Site, is_subsample, sites_of
+from evidence.inference.programs.traces import Layout
 
 
 class PathScale:
@@ -22,7 +22,7 @@ class PathScale:
 
     def __init__(self) -> None:
         self._weights: Tensor | None = None
-        self._plates: Plates | None = None
+        self._layout: Layout | None = None
         self._num_runs = 0
 
     def show(self, guide_trace: Trace) -> Trace:
@@ -39,12 +39,17 @@ class PathScale:
 
         return subset(guide_trace, lambda _: True, scaled)
 
-    def set_weights(self, weights: Tensor, plates: Plates) -> None:
+    def set_weights(self, weights: Tensor, layout: Layout) -> None:
         """The weights `[K, M]`, before any gradient is taken."""
-        self._weights, self._plates = weights.detach(), plates
+        self._weights, self._layout = weights.detach(), layout
 
     def _aligned(self, run: int, site: Site) -> Tensor:
-        return self._plates.align(self._weights.chunk(self._num_runs)[run], site)
+        """The weights in the shape of the values of a site, with ones where they differ."""
+        assert self._weights is not None  # see `set_weights`
+        assert self._layout is not None
+        weights, event_dim = self._weights.chunk(self._num_runs)[run], site["fn"].event_dim
+        aligned = self._layout.align(weights, site["value"].ndim - event_dim)
+        return aligned.reshape(aligned.shape + (1,) * event_dim)
 
 
 class DetachDraws(Messenger):
@@ -67,10 +72,10 @@ def gradient_only(value: Tensor) -> Tensor:
 def subset(trace: Trace, keep: Callable[[Site], bool], value: Callable[[Site], Any]) -> Trace:
     """Those draws of a trace that are to be kept, with other values; subsamples stay."""
     subset = Trace()
-    for name, site in trace.nodes.items():
+    for name, site in sites_of(trace).items():
         if site["type"] != "sample" or site["is_observed"]:
             continue
-        if site_is_subsample(site):
+        if is_subsample(site):
             subset.add_node(name, **site)
         elif keep(site):
             subset.add_node(name, **{**site, "value": value(site)})

@@ -1,7 +1,5 @@
 """Guides that minimize the forward KL, KL(p(z | x) ‖ q(z | x)): no draw is differentiated."""
 
-from typing import Any
-
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
@@ -12,6 +10,7 @@ from evidence.inference.objectives.base import AbstractObjective
 from evidence.inference.objectives.draws import Draws, Pair
 from evidence.inference.objectives.paths import gradient_only
 from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.data import Batch, takes, tensors_in, with_replaced
 from evidence.inference.programs.estimators import iwae
 from evidence.inference.programs.traces import random_sites
 
@@ -30,13 +29,9 @@ class ReweightedWakeSleep(AbstractObjective):
 
     Args:
         num_particles: K, draws per datum; two at least, as one has no weight to speak of.
-        vectorize_particles: draw all particles in one call.
     """
 
-    min_particles = 2
-
-    def __init__(self, num_particles: int = 8, *, vectorize_particles: bool = True) -> None:
-        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+    min_particles, default_particles = 2, 8
 
     def surrogate(self, pair: Pair) -> Tensor:
         """−Σ L_K in nats."""
@@ -55,14 +50,10 @@ class ForwardKL(AbstractObjective):
 
     Args:
         num_particles: K, draws per datum, two at least.
-        vectorize_particles: draw all particles in one call.
     """
 
-    min_particles = 2
+    min_particles, default_particles = 2, 8
     trains_model = False
-
-    def __init__(self, num_particles: int = 8, *, vectorize_particles: bool = True) -> None:
-        super().__init__(num_particles, vectorize_particles=vectorize_particles)
 
     def surrogate(self, pair: Pair) -> Tensor:
         """Σ KL in nats."""
@@ -90,7 +81,6 @@ class WakeSleep(AbstractObjective):
 
     Args:
         num_particles: K, draws per datum of the wake phase.
-        vectorize_particles: draw all particles in one call.
     """
 
     def surrogate(self, pair: Pair) -> Tensor:
@@ -114,25 +104,25 @@ def _sleep_loss(pair: Pair, draws: Draws) -> Tensor:
     """−Σ log q(z | x̃) in nats with (z, x̃) from the model."""
     _check_no_auxiliary(draws)
     dream = _dream(pair)
-    args, kwargs = _in_place_of_data(pair, dream)
-    guide = poutine.trace(poutine.replay(pair.guide, trace=dream))
-    sites = random_sites(guide.get_trace(*args, **kwargs)).values()
-    return -draws.total(sum(draws.plates.sum_rest(site) for site in sites).sum(0))
+    data = _in_place_of_data(pair.data, dream)
+    guide = poutine.trace(poutine.replay(takes(pair.guide, data), trace=dream))
+    return -draws.total(draws.sum_of_run(random_sites(guide.get_trace(data)), 1).sum(0))
 
 
 @torch.no_grad()
 def _dream(pair: Pair) -> Trace:
     """A trace of the model without observations."""
-    return poutine.trace(poutine.uncondition(pair.model)).get_trace(*pair.args, **pair.kwargs)
+    model = poutine.uncondition(takes(pair.model, pair.data))
+    return poutine.trace(model).get_trace(pair.data)
 
 
-def _in_place_of_data(pair: Pair, dream: Trace) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _in_place_of_data(data: Batch, dream: Trace) -> Batch:
     """The arguments, with simulated data in place of the observed.
 
     Raises:
         ValueError: an observed site whose value is no argument, or a factor.
     """
-    arguments = {id(value) for value in (*pair.args, *pair.kwargs.values())}
+    arguments = {id(tensor) for tensor in tensors_in(data)}
     dreamt = {}
     for name, site in random_sites(dream).items():
         if not site["infer"].get("was_observed"):
@@ -144,8 +134,7 @@ def _in_place_of_data(pair: Pair, dream: Trace) -> tuple[tuple[Any, ...], dict[s
                 "value: the guide cannot be shown what the model simulates"
             )
         dreamt[id(observed)] = site["value"]
-    args = tuple(dreamt.get(id(value), value) for value in pair.args)
-    return args, {name: dreamt.get(id(value), value) for name, value in pair.kwargs.items()}
+    return with_replaced(data, dreamt)
 
 
 def _check_no_auxiliary(draws: Draws) -> None:

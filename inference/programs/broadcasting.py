@@ -12,39 +12,43 @@ from torch import Tensor
 
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import (
-    Layout,
-    LogProbs,
-    Program,
-    Traces,
-    random_sites,
-    terms_of,
-    trace_pair,
-)
+from evidence.inference.programs.scoring import LogProbs, terms_of
+from evidence.inference.programs.sites import is_subsample, latent_sites, random_sites, sites_of
+from evidence.inference.programs.traces import Layout, Program, Traces, trace_pair
 from evidence.inference.programs.unconstrained import Given, is_point
 
 _NUM_PROBED = 3
 
 
 def broadcasts(
-    model: Program, guide: Program, x: Batch, size: int, layout: Layout
+    model: Program,
+    guide: Program,
+    x: Batch,
+    size: int,
+    layout: Layout,
+    *,
+    num_data: int | None = None,
 ) -> Traces | None:
     """The pair under a plate of particles, if that is the same as one particle after another.
 
     Some of the particles are scored once more by themselves, by the guide and by the model.
+    `num_data` is the size of the plate over the data, where that is not the batch's.
     """
+    num_data = len(x) if num_data is None else num_data
     try:
         traces = trace_pair(model, guide, x, size, layout.particle_dim)
-        together = terms_of(traces, size, len(x), layout)
+        together = terms_of(traces, size, num_data, layout)
     except Exception:  # whatever a program raises that was not written for it
         return None
     with isolated_rng(device=x.device):
         alone = trace_pair(model, guide, x)
         for row in {0, size // 2, size - 1} if size > _NUM_PROBED else range(size):
             values = values_of_particle(traces, alone, row, layout)
-            if values is None or not _agree(
-                together, row, _scored(model, guide, x, values, layout)
-            ):
+            if values is None:
+                return None
+            with Given(values):
+                single = terms_of(trace_pair(model, guide, x), 1, num_data, layout)
+            if not _agree(together, row, single):
                 return None
     return traces
 
@@ -52,14 +56,22 @@ def broadcasts(
 def values_of_particle(
     traces: Traces, alone: Traces, row: int, layout: Layout
 ) -> dict[str, Tensor] | None:
-    """The latents of one particle, as a run of one has them; None if they do not fit."""
-    # What follows an auxiliary draw is made anew: vectorized or alone, it may be rounded otherwise.
-    points = {name for name, site in random_sites(traces.guide).items() if is_point(site)}
-    values = {}
+    """The latents of one particle, as a run of one has them; None if they do not fit.
+
+    And the data that a program draws of all by itself. What the guide makes of its other draws
+    (`Delta`) it makes anew: repeated, it would have to be the same to the last bit.
+    """
+    values: dict[str, Tensor] = {}
+    made = {name for name, site in random_sites(traces.guide).items() if is_point(site)}
     for trace, single in zip(traces, alone, strict=True):
-        shapes = {name: site["value"].shape for name, site in random_sites(single).items()}
-        for name, site in random_sites(trace).items():
-            if site["is_observed"] or name in points:
+        values |= {
+            name: site["value"]
+            for name, site in sites_of(trace).items()
+            if site["type"] == "sample" and is_subsample(site)
+        }
+        shapes = {name: site["value"].shape for name, site in latent_sites(single).items()}
+        for name, site in latent_sites(trace).items():
+            if name in made:
                 continue
             value, event_dim = site["value"], site["fn"].event_dim
             if value.ndim - event_dim == -layout.particle_dim and value.shape[0] > 1:
@@ -68,13 +80,6 @@ def values_of_particle(
                 return None
             values[name] = value.reshape(shapes[name])
     return values
-
-
-def _scored(
-    model: Program, guide: Program, x: Batch, values: dict[str, Tensor], layout: Layout
-) -> LogProbs:
-    with Given(values):
-        return terms_of(trace_pair(model, guide, x), 1, len(x), layout)
 
 
 def _agree(together: LogProbs, row: int, alone: LogProbs) -> bool:

@@ -1,17 +1,21 @@
 """Checks of data and of model/guide pairs, each failing with one line that names the mend."""
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from pyro.distributions import Bernoulli, Delta, ImproperUniform, TorchDistribution, constraints
 from pyro.poutine import Trace
 from torch import Tensor
 
 from evidence.inference.programs.data import Batch, Data
+from evidence.inference.programs.sites import Site, is_deterministic, sites_of
+
+_ENDS = ("lower_bound", "upper_bound")  # of an interval
 
 
 def check_data(x: Batch, name: str = "x") -> None:
-    """Check that `x` is a non-empty, finite, floating-point batch `[N, *data_shape]`.
-
-    Of several tensors each is checked; integers are let through there.
+    """Check that `x` is a non-empty, finite batch `[N, *data_shape]`; of several tensors each.
 
     Raises:
         ValueError: with what was expected and what was got.
@@ -23,8 +27,8 @@ def check_data(x: Batch, name: str = "x") -> None:
         return
     if not isinstance(x, Tensor) or x.ndim < 1:
         raise ValueError(f"expected {name} to be a tensor of shape (N, ...), got {_describe(x)}")
-    if not x.is_floating_point():
-        raise ValueError(f"expected {name} to be floating point, got {x.dtype}: use {name}.float()")
+    if x.is_complex():
+        raise ValueError(f"expected {name} to be real numbers, got {x.dtype}")
     if x.numel() == 0:
         raise ValueError(f"expected at least one datum in {name}, got shape {tuple(x.shape)}")
     if torch.isfinite(x.sum()):  # one fast pass; a sum that overflows gets the slow one too
@@ -37,15 +41,47 @@ def check_data(x: Batch, name: str = "x") -> None:
         )
 
 
-def check_support(model_trace: Trace) -> None:
+def check_support(model_trace: Trace, again: Callable[[], Trace]) -> None:
     """Check that every observed value lies in the support of its distribution.
+
+    A support that moves with the latents may leave out the data for some of them, where p(x, z) is
+    zero: nothing is wrong with that.
+
+    Args:
+        model_trace: of a run.
+        again: runs the model with other latents.
 
     Raises:
         ValueError: names the site, the distribution, the support and a value outside it.
     """
-    for name, site in model_trace.nodes.items():
+    for name, site in sites_of(model_trace).items():
         if site["type"] == "sample" and site["is_observed"] and not is_deterministic(site):
-            check_site_support(name, site["fn"], site["value"])
+            try:
+                check_site_support(name, site["fn"], site["value"])
+            except ValueError:
+                if has_fixed_support(site["fn"]) or not _moves(name, again):
+                    raise
+
+
+def _moves(name: str, again: Callable[[], Trace]) -> bool:
+    """Whether the ends of a site's support are others in every run."""
+    supports = [base_distribution(sites_of(again())[name]["fn"]).support for _ in range(3)]
+    ends = [
+        torch.cat([torch.as_tensor(getattr(support, end, 0.0)).flatten() for end in _ENDS])
+        for support in supports
+    ]
+    return any(not torch.equal(ends[0], other) for other in ends[1:])
+
+
+def has_fixed_support(fn: TorchDistribution) -> bool:
+    """Whether the support is that of the family, whatever the parameters.
+
+    So it is for whoever sees only a sum over discrete latents.
+    """
+    if type(fn).__name__ == "SummedOut":
+        return True
+    support = inspect.getattr_static(base_distribution(fn), "support", None)
+    return isinstance(support, constraints.Constraint) and not constraints.is_dependent(support)
 
 
 def check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
@@ -55,14 +91,17 @@ def check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
         ValueError: as `check_support`.
     """
     base, support = base_distribution(fn), getattr(fn, "support", None)
-    if support is None or base.support is constraints.real or support.check(value).all():
+    entry = getattr(base, "support", None)
+    if support is None or entry is None or entry is constraints.real:
         return  # that all numbers are finite was checked before
-    elementwise = base.support.check(value)
+    if support.check(value).all():
+        return
+    elementwise = entry.check(value)
     outside = value[~elementwise].flatten()[:1] if elementwise.shape == value.shape else value[:1]
     family = type(base).__name__
     mend = "binarize the data first" if isinstance(base, Bernoulli) else "transform the data"
     raise ValueError(
-        f"data outside the support of site {name!r}: {family} expects {_words(base.support)}, got "
+        f"data outside the support of site {name!r}: {family} expects {_words(entry)}, got "
         f"values such as {outside.flatten()[0].item():.4g}: {mend}, or choose another likelihood"
     )
 
@@ -80,13 +119,13 @@ def check_density(guide_trace: Trace, model_trace: Trace | None = None) -> None:
     Raises:
         ValueError: names the site.
     """
-    sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
+    sites = [site for site in sites_of(guide_trace).values() if site["type"] == "sample"]
     if any(site["infer"].get("is_auxiliary") for site in sites):
         return
     for site in sites:
         base = base_distribution(site["fn"])
         if isinstance(base, Delta) and not is_deterministic(site) and not base.log_density.any():
-            if model_trace is not None and _is_improper(model_trace.nodes.get(site["name"])):
+            if model_trace is not None and _is_improper(sites_of(model_trace).get(site["name"])):
                 raise ValueError(
                     f"the model has no prior on {site['name']!r} (ImproperUniform), and its guide "
                     "is a point mass (Delta), which has no density: there is no log p(x); choose a "
@@ -98,20 +137,16 @@ def check_density(guide_trace: Trace, model_trace: Trace | None = None) -> None:
             )
 
 
-def _is_improper(site: dict | None) -> bool:
+def _is_improper(site: Site | None) -> bool:
     return site is not None and isinstance(base_distribution(site["fn"]), ImproperUniform)
 
 
 def base_distribution(fn: TorchDistribution) -> TorchDistribution:
-    """The distribution inside `Independent`, masked and expanded wrappers."""
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+    """The distribution inside `Independent`, masked, expanded and summed wrappers."""
+    wrappers = ("Independent", "MaskedDistribution", "ExpandedDistribution", "SummedOut")
+    while type(fn).__name__ in wrappers:
         fn = fn.base_dist
     return fn
-
-
-def is_deterministic(site: dict) -> bool:
-    """Whether the site was made by `pyro.deterministic`."""
-    return bool(site["infer"].get("_deterministic"))
 
 
 def _words(support: object) -> str:

@@ -115,6 +115,19 @@ def _as_tensor(value: Any) -> Any:
     return value
 
 
+def tensors_in(data: Batch) -> list[Tensor]:
+    """All tensors that a program is called with."""
+    return data.tensors if isinstance(data, Data) else [data]
+
+
+def with_replaced(data: Batch, replacements: Mapping[int, Tensor]) -> Batch:
+    """The same arguments, some of them replaced: by their `id`."""
+    if not isinstance(data, Data):
+        return replacements.get(id(data), data)
+    kwargs = {name: replacements.get(id(value), value) for name, value in data.kwargs.items()}
+    return Data(tuple(replacements.get(id(value), value) for value in data.args), kwargs)
+
+
 def takes(program: Program, data: Batch) -> Program:
     """The program as one that takes these data as a single argument."""
     return partial(_call, program) if isinstance(data, Data) else program

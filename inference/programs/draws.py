@@ -1,10 +1,8 @@
 """Draws from a guide by particle and weight, and what model and guide say about them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -15,15 +13,14 @@ from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
 from evidence.inference.programs.checks import check_data, check_support
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.scoring import LogProbs, log_prob_per_datum, terms_of
+from evidence.inference.programs.sites import Site, latent_sites, observed_sites, sites_of
 from evidence.inference.programs.traces import (
     Layout,
-    LogProbs,
     Program,
     Traces,
     layout_of,
-    log_prob_per_datum,
-    random_sites,
-    terms_of,
+    particle_plate,
     trace_pair,
 )
 
@@ -67,29 +64,29 @@ class Block:
         return terms_of(traces, self.num_particles, len(self.x), self.layout)
 
     @property
-    def latents(self) -> dict[str, dict]:
+    def latents(self) -> dict[str, Site]:
         """The model's latent sites, by name."""
-        return {n: s for n, s in random_sites(self.model).items() if not s["is_observed"]}
+        return latent_sites(self.model)
 
     @property
-    def observed(self) -> dict[str, dict]:
+    def observed(self) -> dict[str, Site]:
         """The model's observed sites, by name."""
-        return {n: s for n, s in random_sites(self.model).items() if s["is_observed"]}
+        return observed_sites(self.model)
 
-    def sites(self, names: Iterable[str]) -> dict[str, dict]:
+    def sites(self, names: Iterable[str]) -> dict[str, Site]:
         """The model's sites of these names."""
-        return {name: self.model.nodes[name] for name in names}
+        return {name: sites_of(self.model)[name] for name in names}
 
-    def log_prob(self, site: dict) -> Tensor:
+    def log_prob(self, site: Site) -> Tensor:
         """The site's log-probability in nats, over all but particles and weights: `[s, m]`."""
         log_p = log_prob_per_datum(site, self.num_particles, len(self.x), self.layout)
         return log_p.expand(self.num_particles, self.num_weights)
 
-    def value(self, site: dict) -> Tensor:
+    def value(self, site: Site) -> Tensor:
         """The value at a site: `[s, m, *other plates, *event]`."""
         return self.lay_out(site, site["value"], site["fn"].event_dim)
 
-    def lay_out(self, site: dict, tensor: Tensor, event_dim: int) -> Tensor:
+    def lay_out(self, site: Site, tensor: Tensor, event_dim: int) -> Tensor:
         """A tensor in the batch dimensions of a site: `[s, m, *other plates, *event]`."""
         depth = -self.layout.particle_dim
         tensor = tensor.reshape((1,) * (depth + event_dim - tensor.ndim) + tensor.shape)
@@ -109,14 +106,10 @@ class Block:
         forward = poutine.uncondition(model)
         if latents is not None:
             forward = poutine.uncondition(poutine.replay(model, trace=latents))
-        with self._particles():
+        dim = None if self.num_particles == 1 else self.layout.particle_dim
+        with particle_plate(self.num_particles, dim):
             trace = poutine.trace(forward).get_trace(self.x)
         return Block(self.rows, self.columns, self.x, self.guide, trace, self.layout)
-
-    def _particles(self) -> AbstractContextManager:
-        if self.num_particles == 1:
-            return nullcontext()
-        return pyro.plate("_particles", self.num_particles, dim=self.layout.particle_dim)
 
 
 @dataclass(frozen=True)
@@ -236,7 +229,7 @@ class _Engine:
                 self.may_broadcast = False
                 continue
             if done == 0:
-                check_support(traces.model)
+                check_support(traces.model, lambda: trace_pair(self.model, self.guide, x).model)
             rows = slice(done, done + size)
             yield Block(rows, columns, x, traces.guide, traces.model, self.layout)
             done += size

@@ -10,13 +10,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from evidence.inference.programs.modules import modules_of
 from evidence.inference.programs.parameters import evaluation_store
-from evidence.inference.programs.traces import Program
+from evidence.inference.programs.validation import Unvalidated
 
 __all__ = ["evaluation_mode", "modules_of", "no_training"]
 
 
 @contextmanager
-def evaluation_mode(*programs: Program | None) -> Generator[Callable[[], None]]:
+def evaluation_mode(*programs: object) -> Generator[Callable[[], None]]:
     """No validation, modules in evaluation mode and with their parameters to themselves.
 
     Yields:
@@ -25,13 +25,14 @@ def evaluation_mode(*programs: Program | None) -> Generator[Callable[[], None]]:
     with (
         no_training(*programs),
         pyro.validation_enabled(False),
+        Unvalidated(),
         evaluation_store() as refuse_new_parameters,
     ):
         yield refuse_new_parameters
 
 
 @contextmanager
-def no_training(*programs: Program | None) -> Generator[None]:
+def no_training(*programs: object) -> Generator[None]:
     """Modules in evaluation mode: those of the programs, and whatever other they call."""
     switched: list[nn.Module] = []
 

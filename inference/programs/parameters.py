@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pyro
+import torch
+from pyro.distributions.transforms import transform_to
+from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
-from evidence.inference.programs.data import unwrapped
+from evidence.inference.programs.data import Program, unwrapped
 from evidence.inference.programs.modules import modules_of
 
 
 @contextmanager
 def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], None]]:
     """A parameter store for one fit, merged into the one outside at its end, however it ends.
+
+    A fit that is refused before it begins leaves nothing behind.
 
     Programs written as plain functions keep their parameters in Pyro's global store, by name: a
     second fit that reuses a name would silently go on from the first one's values and overwrite
@@ -28,8 +32,11 @@ def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], N
     store = pyro.get_param_store()
     outside = _global_state(store.get_state())
     taken = set() if warm_start else set(outside["params"])
+    have_run = False
 
     def refuse_taken_names() -> None:
+        nonlocal have_run
+        have_run = True
         if shared := sorted(taken & set(_global_state(store.get_state())["params"])):
             raise ValueError(
                 f"parameters {shared} are in Pyro's store already, from an earlier fit: rename "
@@ -42,7 +49,7 @@ def own_parameter_store(*, warm_start: bool = False) -> Generator[Callable[[], N
             try:
                 yield refuse_taken_names
             finally:
-                trained = _global_state(store.get_state())
+                trained = _global_state(store.get_state()) if have_run else outside
     finally:
         new = {name: value for name, value in trained["params"].items() if name not in taken}
         constraints = {name: trained["constraints"][name] for name in new}
@@ -74,18 +81,18 @@ def evaluation_store() -> Generator[Callable[[], None]]:
         yield refuse_new_names
 
 
-def _global_state(state: dict[str, Any]) -> dict[str, Any]:
+def _global_state(state: StateDict) -> StateDict:
     """The parameters that live in the store alone: `pyro.param`, not the weights of a module."""
     params = {n: p for n, p in state["params"].items() if not isinstance(p, nn.Parameter)}
     return {"params": params, "constraints": {n: state["constraints"][n] for n in params}}
 
 
-def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
+def named_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
     """Every unconstrained leaf tensor of the pair, once, by a name that does not change.
 
     Call it after the programs have run once, inside `own_parameter_store`.
     """
-    named = [
+    named: list[tuple[str, Tensor]] = [
         (f"{role}.{name}", parameter)
         for role, module in _modules(model, guide)
         for name, parameter in module.named_parameters()
@@ -96,20 +103,27 @@ def named_parameters(model: object, guide: object) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in named if first[id(parameter)] == name}
 
 
-def trainable_parameters(model: object, guide: object) -> dict[str, Tensor]:
-    """The parameters to train.
-
-    Raises:
-        ValueError: there are none.
-    """
+def trainable_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
+    """The parameters to train: those that require gradients and whose value is not a constant."""
+    constant = set(_constants(model, guide))
     named = named_parameters(model, guide)
-    trainable = {name: p for name, p in named.items() if p.requires_grad}
-    if not trainable:
-        raise ValueError("model and guide have no trainable parameters: there is nothing to fit")
-    return trainable
+    return {name: p for name, p in named.items() if p.requires_grad and name not in constant}
 
 
-def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
+@torch.no_grad()
+def _constants(model: Program, guide: Program) -> Iterator[str]:
+    """Parameters that their constraint leaves one value, as the unit triangle of a 1 × 1 matrix."""
+    for role, module in _modules(model, guide):
+        for path, part in module.named_modules(prefix=role):
+            for name, (constraint, _) in getattr(part, "_pyro_params", {}).items():
+                free = part._parameters.get(f"{name}_unconstrained")
+                if free is not None and free.numel() == 1:
+                    to = transform_to(constraint)
+                    if torch.equal(to(free), to(free + 1)):
+                        yield f"{path}.{name}_unconstrained"
+
+
+def tensors_of(model: Program, guide: Program) -> dict[str, Tensor]:
     """All state of the pair, parameters and buffers, by name."""
     state = {
         f"{role}.{name}": tensor
@@ -120,14 +134,14 @@ def tensors_of(model: object, guide: object) -> dict[str, Tensor]:
     return named | state | _held_buffers(model, guide)
 
 
-def _modules(model: object, guide: object) -> Iterator[tuple[str, nn.Module]]:
+def _modules(model: Program, guide: Program) -> Iterator[tuple[str, nn.Module]]:
     for role, program in (("model", model), ("guide", guide)):
         module = unwrapped(program)
         if isinstance(module, nn.Module):
             yield role, module
 
 
-def _held_buffers(model: object, guide: object) -> dict[str, Tensor]:
+def _held_buffers(model: Program, guide: Program) -> dict[str, Tensor]:
     """Buffers, such as running statistics, of modules that a program holds and is not itself."""
     whole = [part for _, module in _modules(model, guide) for part in module.modules()]
     buffers: dict[str, Tensor] = {}

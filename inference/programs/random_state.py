@@ -3,6 +3,7 @@
 import random
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import numpy as np
 import pyro
@@ -29,13 +30,13 @@ def isolated_rng(seed: int | None = None, device: torch.device | None = None) ->
 
 def rng_state(device: torch.device | None = None) -> dict[str, Tensor]:
     """The states of torch (CPU, and CUDA on a CUDA `device`), numpy and Python, as tensors."""
-    _, keys, position, has_gauss, cached_gauss = np.random.get_state()
+    of_numpy = np.random.get_state(legacy=False)
     _, words, gauss_next = random.getstate()
     state = {
         "torch": torch.get_rng_state(),
-        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
-        "numpy_position": torch.tensor([position, has_gauss]),
-        "numpy_gauss": torch.tensor(cached_gauss, dtype=torch.float64),
+        "numpy_keys": torch.from_numpy(of_numpy["state"]["key"].astype(np.int64)),
+        "numpy_position": torch.tensor([of_numpy["state"]["pos"], of_numpy["has_gauss"]]),
+        "numpy_gauss": torch.tensor(of_numpy["gauss"], dtype=torch.float64),
         "python_words": torch.tensor(words, dtype=torch.int64),
         # No cached draw, or one: not a NaN, which would equal no other state.
         "python_gauss": torch.tensor(
@@ -94,5 +95,5 @@ def _expect_form(state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
         raise ValueError("the snapshot has no random state that can be restored: numpy_position")
 
 
-def _is_cuda(device: torch.device | None) -> bool:
+def _is_cuda(device: torch.device | None) -> TypeGuard[torch.device]:
     return device is not None and device.type == "cuda"

@@ -5,42 +5,52 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from evidence.inference.programs.data import Batch, Data
+from evidence.inference.programs.data import Batch, tensors_in, with_replaced
 from evidence.inference.programs.evaluation import evaluation_mode, modules_of
 from evidence.inference.programs.traces import Program, random_sites
 
 
 @torch.no_grad()
-def simulate(model: Program, size: int, x: Tensor | None = None) -> tuple[Trace, Tensor]:
-    """The trace of `size` simulations from the model, and their data `[N, *data_shape]`.
+def simulate(model: Program, size: int | None, like: Batch | None = None) -> tuple[Trace, Batch]:
+    """The trace of a simulation of `size` data from the model, and these data.
 
     Args:
-        model: called as `model(None, size=N)`; or, given `x`, with a batch.
-        size: N.
-        x: a batch to simulate another one like; its rows are used in turn.
+        model: called as `model(None, size=N)`; or, given `like`, with a batch.
+        size: N; by default as many as `like` has.
+        like: a batch to simulate another one like; its rows are used in turn, and what is observed
+            of them is drawn anew.
 
     Raises:
         ValueError: the model cannot be simulated so.
     """
+    if size is not None and size < 1:
+        raise ValueError(f"expected a size of at least 1, got {size}")
     with evaluation_mode(model):
-        if x is None:
-            try:
-                trace = poutine.trace(model).get_trace(None, size=size)
-            except TypeError as error:
-                raise ValueError(
-                    f"the model cannot be called as model(None, size=N) ({error}): pass x, a batch "
-                    "to simulate another one like"
-                ) from error
-            data = trace.nodes["_RETURN"]["value"]
-            if not isinstance(data, Tensor) or data.shape[:1] != (size,):
-                raise ValueError(
-                    f"expected model(None, size={size}) to return data of shape ({size}, ...), got "
-                    f"{tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__}"
-                )
-            return trace, data
-        like = x[torch.arange(size, device=x.device) % len(x)]
+        if like is None:
+            if size is None:
+                raise ValueError("expected a size or a batch to simulate another one like")
+            return _simulated_alone(model, size)
+        if size is not None:
+            like = like[torch.arange(size, device=like.device) % len(like)]
         trace = poutine.trace(poutine.uncondition(model)).get_trace(like)
     return trace, observed_like(trace, like)
+
+
+def _simulated_alone(model: Program, size: int) -> tuple[Trace, Tensor]:
+    try:
+        trace = poutine.trace(model).get_trace(None, size=size)
+    except TypeError as error:
+        raise ValueError(
+            f"the model cannot be called as model(None, size=N) ({error}): pass a batch to "
+            "simulate another one like"
+        ) from error
+    data = trace.nodes["_RETURN"]["value"]
+    if not isinstance(data, Tensor) or data.shape[:1] != (size,):
+        raise ValueError(
+            f"expected model(None, size={size}) to return data of shape ({size}, ...), got "
+            f"{tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__}"
+        )
+    return trace, data
 
 
 def observed_like(trace: Trace, like: Batch) -> Batch:
@@ -49,7 +59,7 @@ def observed_like(trace: Trace, like: Batch) -> Batch:
     Raises:
         ValueError: no site observes any of the tensors as it is, or several the same.
     """
-    tensors = {id(t): t.shape for t in (like.tensors if isinstance(like, Data) else [like])}
+    tensors = {id(tensor): tensor.shape for tensor in tensors_in(like)}
     sites = [
         site
         for site in random_sites(trace).values()
@@ -62,10 +72,7 @@ def observed_like(trace: Trace, like: Batch) -> Batch:
             f"expected one site that observes x as it is, got {len(as_it_is)} of {len(sites)} "
             "observed sites: give the model a form model(None, size=N) that returns data"
         )
-    if isinstance(like, Data):
-        kwargs = {name: drawn.get(id(value), value) for name, value in like.kwargs.items()}
-        return Data(tuple(drawn.get(id(value), value) for value in like.args), kwargs)
-    return drawn[id(like)]
+    return with_replaced(like, drawn)
 
 
 def device_of(model: Program, x: Batch | None) -> torch.device | None:

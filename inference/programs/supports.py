@@ -10,12 +10,16 @@ from torch import Tensor
 from torch.distributions import biject_to, transform_to
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
-from evidence.inference.programs.checks import base_distribution
+from evidence.inference.programs.checks import base_distribution, has_fixed_support
+from evidence.inference.programs.sites import Site
 
-Site = dict[str, Any]  # of a Pyro trace
+
+def support_of(fn: TorchDistribution) -> constraints.Constraint:
+    """The support; all real numbers, of a distribution that does not say."""
+    return declared_support(fn) or constraints.independent(constraints.real, fn.event_dim)
 
 
-def support_of(fn: TorchDistribution) -> constraints.Constraint | None:
+def declared_support(fn: TorchDistribution) -> constraints.Constraint | None:
     """The support, or None of a distribution that does not say."""
     try:
         return getattr(fn, "support", None)
@@ -23,7 +27,7 @@ def support_of(fn: TorchDistribution) -> constraints.Constraint | None:
         return None
 
 
-def entry_of(support: constraints.Constraint | None) -> constraints.Constraint | None:
+def entry_of(support: constraints.Constraint) -> constraints.Constraint:
     """The constraint on a single entry, or a single component."""
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
         support = support.base_constraint
@@ -32,18 +36,21 @@ def entry_of(support: constraints.Constraint | None) -> constraints.Constraint |
 
 def is_everywhere(fn: TorchDistribution) -> bool:
     """Whether the support is all real numbers, or not known."""
-    entry = entry_of(support_of(fn))
-    return entry is None or entry in (constraints.real, constraints.real_vector)
+    return entry_of(support_of(fn)) in (constraints.real, constraints.real_vector)
 
 
 def zero_outside(site: Site, log_p: Tensor) -> Tensor:
-    """A latent's log-probability `[...batch]`, −inf where its value is outside the support.
+    """A log-probability `[...batch]`, −inf where the value is outside the support.
 
     Without validation a density outside its support is whatever its formula gives there: that of
-    `Exponential` at a negative value is finite, that of `Gamma` NaN.
+    `Exponential` at a negative value is finite, that of `Gamma` NaN. Data were checked before
+    against supports that do not move with the latents.
     """
     fn = site["fn"]
-    if site["is_observed"] or is_everywhere(fn) or support_of(fn).is_discrete:
+    if is_everywhere(fn):
+        return log_p
+    is_known = has_fixed_support(fn) if site["is_observed"] else support_of(fn).is_discrete
+    if is_known:
         return log_p
     inside = support_of(fn).check(site["value"])
     return torch.where(inside, log_p, -torch.inf)
@@ -59,7 +66,7 @@ def has_narrow_image(fn: TorchDistribution) -> bool:
     return is_everywhere(fn) and any(entry_of(p.codomain) is not constraints.real for p in parts)
 
 
-def _parts(transforms: Iterable[Transform]) -> Iterator[Transform]:
+def _parts(transforms: Iterable[Any]) -> Iterator[Transform]:
     """The transforms that others are made of."""
     for transform in transforms:
         inside = getattr(transform, "parts", None) or getattr(transform, "transforms", None)

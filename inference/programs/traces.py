@@ -1,23 +1,32 @@
 """Traces of a pair of Pyro callables: its sites, its plates, and log-probabilities per datum."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from evidence.inference.programs.checks import check_density, check_support, is_deterministic
+from evidence.inference.programs.checks import check_density, check_support
 from evidence.inference.programs.data import Batch, Program
+from evidence.inference.programs.enumeration import trace_summed_out
+from evidence.inference.programs.masks import without_effect
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.supports import zero_outside
+from evidence.inference.programs.sites import (
+    advice_on_discrete,
+    dim_of,
+    latent_sites,
+    plates_of,
+    random_sites,
+)
 from evidence.inference.programs.validation import validated
+
+PARTICLES = "_particles"  # the name of their plate
 
 
 class Traces(NamedTuple):
@@ -38,10 +47,12 @@ class Layout:
     Args:
         data_dim: of the plate over the data; None for a joint weight.
         particle_dim: left of all plates.
+        in_full: latents that are scored as if the model did not mask them; see `masks`.
     """
 
     data_dim: int | None
     particle_dim: int
+    in_full: frozenset[str] = frozenset()
 
     @property
     def is_joint(self) -> bool:
@@ -56,6 +67,15 @@ class Layout:
         """Which of `depth` batch dimensions is that of the data; None for a joint weight."""
         return None if self.data_dim is None else depth + self.data_dim
 
+    def align(self, per_weight: Tensor, num_dims: int) -> Tensor:
+        """`[S, M]` in so many batch dimensions of the pair, of size 1 where there is no weight."""
+        shape = [1] * -self.particle_dim
+        shape[self.particle_dim] = -1
+        if self.data_dim is not None:
+            shape[self.data_dim] = per_weight.shape[1]
+        aligned = per_weight.reshape(shape)
+        return aligned.reshape(aligned.shape[aligned.ndim - num_dims :])
+
 
 def layout_of(
     model: Program,
@@ -63,15 +83,14 @@ def layout_of(
     x: Batch,
     *,
     require_density: bool,
-    may_enumerate: bool = False,
 ) -> Layout:
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
-        traces = checked_traces(model, guide, x, may_enumerate=may_enumerate)
+        traces = checked_traces(model, guide, x)
     if require_density:
         check_density(traces.guide, traces.model)
-    outermost = min((frame.dim for frame in _frames(traces)), default=0)
-    return Layout(_data_dim(model, x, traces), outermost - 1)
+    in_full = without_effect(model, x, traces.model, traces.guide)
+    return Layout(_data_dim(model, x, traces), outermost_dim(traces) - 1, in_full)
 
 
 def _data_dim(model: Program, x: Batch, traces: Traces) -> int | None:
@@ -108,29 +127,45 @@ def trace_of_one_more(model: Program, x: Batch) -> Trace | None:
 
 def common_dims(traces: Iterable[Trace], size: int) -> set[int]:
     """The dims of plates of this size that all sites are in; they may have different names."""
-    dims = [
-        {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.size == size}
-        for trace in traces
-        for site in random_sites(trace).values()
-    ]
-    return set.intersection(*dims) if dims else set()
+    return {dim for dim, its_size in _in_common(traces, _dim_and_size) if its_size == size}
 
 
-def _frames(traces: Traces) -> Iterator[CondIndepStackFrame]:
-    for trace in traces:
-        for site in random_sites(trace).values():
-            yield from (frame for frame in site["cond_indep_stack"] if frame.vectorized)
+def common_plate(traces: Traces) -> CondIndepStackFrame | None:
+    """The outermost plate that all random sites are in, as the model has it, or None.
+
+    A training step has no time to see, as `layout_of` does, which plates grow with the data: those
+    of different names in one program are different plates here.
+    """
+    in_both = _in_common(traces, _dim_and_size)
+    frames: set[CondIndepStackFrame] = _in_common([traces.model], lambda frame: frame)
+    shared = [f for f in frames if _dim_and_size(f) in in_both and f.name != PARTICLES]
+    return min(shared, key=dim_of, default=None)
 
 
-def checked_traces(
-    model: Program, guide: Program, x: Batch, *, may_enumerate: bool = False
-) -> Traces:
+def outermost_dim(traces: Iterable[Trace]) -> int:
+    """The leftmost dim of all plates, but for that of particles; 0 if there are none."""
+    sites = [site for trace in traces for site in random_sites(trace).values()]
+    frames = [f for s in sites for f in (*plates_of(s), *s["infer"].get("summed_plates", ()))]
+    return min((dim_of(frame) for frame in frames if frame.name != PARTICLES), default=0)
+
+
+def _in_common(traces: Iterable[Trace], key: Callable[[CondIndepStackFrame], Any]) -> set:
+    """What the plates of all random sites have in common."""
+    sites = [site for trace in traces for site in random_sites(trace).values()]
+    return set.intersection(*({key(f) for f in plates_of(s)} for s in sites)) if sites else set()
+
+
+def _dim_and_size(frame: CondIndepStackFrame) -> tuple[int, int]:
+    return dim_of(frame), frame.size
+
+
+def checked_traces(model: Program, guide: Program, x: Batch) -> Traces:
     """Run the pair once under validation, and check its data, its shapes and its sites."""
     with validated(x):
         traces = trace_pair(model, guide, x)
-    check_support(traces.model)
+    check_support(traces.model, lambda: trace_pair(model, guide, x).model)
     check_batch_shapes(traces)
-    check_sites(traces, may_enumerate=may_enumerate)
+    check_sites(traces)
     return traces
 
 
@@ -174,105 +209,44 @@ def _shape_of(plates: dict[int, int]) -> tuple[int, ...]:
     return tuple(plates.get(dim, 1) for dim in range(min(plates, default=0), 0))
 
 
-def check_sites(traces: Traces, *, may_enumerate: bool = False) -> None:
+def check_sites(traces: Traces) -> None:
     """Check that the guide samples the model's latent sites and, but for auxiliary ones, no others.
-
-    Args:
-        traces: of one run.
-        may_enumerate: latents that the model enumerates in parallel need no guide.
 
     Raises:
         ValueError: it does not.
     """
-    sites = random_sites(traces.model)
-    latents = {name for name, site in sites.items() if not site["is_observed"]}
-    guided = set(random_sites(traces.guide))
-    if may_enumerate:
-        latents -= {n for n in latents - guided if sites[n]["infer"].get("enumerate") == "parallel"}
-    auxiliary = {n for n in guided if traces.guide.nodes[n]["infer"].get("is_auxiliary")}
-    if missing := sorted(latents - guided):
-        raise ValueError(f"the guide does not sample the model's latent sites {missing}")
-    if extra := sorted(guided - latents - auxiliary):
+    latents, guided = latent_sites(traces.model), random_sites(traces.guide)
+    auxiliary = {name for name, site in guided.items() if site["infer"].get("is_auxiliary")}
+    if missing := sorted(latents.keys() - guided.keys()):
+        advice = advice_on_discrete(latents[name] for name in missing)
+        raise ValueError(f"the guide does not sample the model's latent sites {missing}{advice}")
+    if extra := sorted(guided.keys() - latents.keys() - auxiliary):
         raise ValueError(
             f"the guide samples {extra}, which are no latent sites of the model: rename them, or "
             "give the model sites of these names too, of any density given the latents and x"
         )
 
 
+def particle_plate(num_particles: int, dim: int | None) -> AbstractContextManager:
+    """The plate of so many particles, left of all others; none if it has no dim."""
+    return nullcontext() if dim is None else pyro.plate(PARTICLES, num_particles, dim=dim)
+
+
 def trace_pair(
-    model: Program, guide: Program, x: Batch, num_particles: int = 1, dim: int | None = None
+    model: Program,
+    guide: Program,
+    x: Batch,
+    num_particles: int = 1,
+    dim: int | None = None,
+    *,
+    show: Callable[[Trace], Trace] | None = None,
 ) -> Traces:
-    """Trace the guide, and the model replayed against it; under a plate of particles if `dim`."""
-    if dim is None or num_particles == 1:
+    """Trace the guide, and the model replayed against it, or what `show` makes of it.
+
+    Under a plate of particles if `dim` and there are several.
+    """
+    with particle_plate(num_particles, None if num_particles == 1 else dim):
         guide_trace = poutine.trace(guide).get_trace(x)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
-    else:
-        with pyro.plate("_particles", num_particles, dim=dim):
-            guide_trace = poutine.trace(guide).get_trace(x)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+        seen = guide_trace if show is None else show(guide_trace)
+        model_trace = trace_summed_out(model, x, seen)
     return Traces(guide_trace, model_trace)
-
-
-def log_prob_per_datum(site: dict, num_particles: int, num_data: int, layout: Layout) -> Tensor:
-    """The site's unscaled log-probability, summed over all other plates: `[S or 1, M or 1]`."""
-    log_p = zero_outside(site, site["fn"].log_prob(site["value"]))
-    log_p = scale_and_mask(log_p, 1.0, site["mask"])
-    depth = -layout.particle_dim
-    if log_p.ndim > depth:
-        raise ValueError(
-            f"site {site['name']!r} has log-probabilities of shape {tuple(log_p.shape)}, with "
-            "dimensions that belong to no plate: declare them with .to_event()"
-        )
-    log_p = log_p.reshape((1,) * (depth - log_p.ndim) + log_p.shape)
-    kept = {0, layout.data_axis(depth)}
-    others = [dim for dim in range(depth) if dim not in kept]
-    log_p = log_p.sum(others) if others else log_p
-    log_p = log_p.unsqueeze(1) if layout.is_joint else log_p
-    num_weights = layout.num_weights(num_data)
-    if log_p.shape[0] not in (1, num_particles) or log_p.shape[1] not in (1, num_weights):
-        raise ValueError(
-            f"site {site['name']!r} did not broadcast over {num_particles} particles and "
-            f"{num_data} data: its log-probabilities are of shape {tuple(log_p.shape)}"
-        )
-    return log_p
-
-
-@dataclass(frozen=True)
-class LogProbs:
-    """The terms of log w = log p(x | z) + log p(z) − log q(z | x), each `[S, M]`, in nats."""
-
-    log_p_x: Tensor
-    log_p_z: Tensor
-    log_q_z: Tensor
-
-    @property
-    def log_w(self) -> Tensor:
-        """The log importance weights `[S, M]`."""
-        return self.log_p_x + self.log_p_z - self.log_q_z
-
-
-def terms_of(traces: Traces, num_particles: int, num_data: int, layout: Layout) -> LogProbs:
-    """The terms of log w of one run of the pair, each `[S, M]`."""
-    log_p_x = log_p_z = log_q_z = torch.zeros(())
-
-    def per_datum(site: dict) -> Tensor:
-        return log_prob_per_datum(site, num_particles, num_data, layout)
-
-    for site in random_sites(traces.model).values():
-        if site["is_observed"]:
-            log_p_x = log_p_x + per_datum(site)
-        else:
-            log_p_z = log_p_z + per_datum(site)
-    for site in random_sites(traces.guide).values():
-        log_q_z = log_q_z + per_datum(site)
-    shape = num_particles, layout.num_weights(num_data)
-    return LogProbs(log_p_x.expand(shape), log_p_z.expand(shape), log_q_z.expand(shape))
-
-
-def random_sites(trace: Trace) -> dict[str, dict]:
-    """The sample sites that have a density, by name; neither subsamples nor deterministic ones."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
-    }

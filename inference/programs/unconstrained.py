@@ -1,11 +1,8 @@
 """The continuous latents of a Pyro program, side by side in one unconstrained tensor."""
 
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -19,9 +16,10 @@ from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch
-from evidence.inference.programs.traces import Layout, Program, log_prob_per_datum
-
-Site = dict[str, Any]  # of a Pyro trace
+from evidence.inference.programs.enumeration import trace_summed_out
+from evidence.inference.programs.scoring import log_prob_per_datum
+from evidence.inference.programs.sites import Site
+from evidence.inference.programs.traces import Layout, Program, particle_plate
 
 
 class _Part(NamedTuple):
@@ -189,20 +187,16 @@ class Given(Messenger):
             msg["value"] = self.values[msg["name"]]
 
 
-@contextmanager
-def chain_plate(num_chains: int | None, layout: Layout) -> Generator[None]:
-    """A plate of chains left of all the program's plates; none if `num_chains` is None."""
-    if num_chains is None:
-        yield
-    else:
-        with pyro.plate("_particles", num_chains, dim=layout.particle_dim):
-            yield
+def trace_of(
+    program: Program, x: Batch, num_chains: int | None, layout: Layout, *, sum_out: bool = False
+) -> Trace:
+    """A run of the program on the batch, under a plate of chains unless `num_chains` is None.
 
-
-def trace_of(program: Program, x: Batch, num_chains: int | None, layout: Layout) -> Trace:
-    """A run of the program on the batch, under a plate of chains unless `num_chains` is None."""
-    with chain_plate(num_chains, layout):
-        return poutine.trace(program).get_trace(x)
+    With all latents given, the discrete ones that it enumerates can be summed out.
+    """
+    dim = None if num_chains is None else layout.particle_dim
+    with particle_plate(num_chains or 1, dim):
+        return trace_summed_out(program, x) if sum_out else poutine.trace(program).get_trace(x)
 
 
 def log_prob_of(site: Site, num_chains: int, num_data: int, layout: Layout) -> Tensor:
@@ -250,7 +244,8 @@ def _check_latent(site: Site) -> None:
     if getattr(fn.support, "is_discrete", False):
         raise ValueError(
             f"latent site {name!r} is discrete ({type(base_distribution(fn)).__name__}): annealing "
-            "moves latents along gradients; sum it out in the model"
+            "moves latents along gradients; decorate the model with pyro.infer.config_enumerate "
+            "to sum it out"
         )
     if is_point(site):
         raise ValueError(

@@ -3,8 +3,12 @@
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Distribution
 
 from evidence.inference.programs.data import Batch
 
@@ -24,6 +28,30 @@ _BAD_VALUE = re.compile(
 
 class InvalidArgumentError(ValueError):
     """A distribution was given arguments, or a value, that it is not made for."""
+
+
+class Unvalidated(Messenger):
+    """Switches the validation of distributions off that were made before, as those of `PyroSample`.
+
+    Chains may leave the numbers that a computer has; their densities are to be zero, no error.
+    """
+
+    def __enter__(self) -> "Unvalidated":
+        self._switched: list[Distribution] = []
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for fn in self._switched:
+            fn._validate_args = True
+        super().__exit__(*error)
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn = msg["fn"]
+        while isinstance(fn, Distribution):
+            if fn._validate_args:
+                fn._validate_args = False
+                self._switched.append(fn)
+            fn = getattr(fn, "base_dist", None)
 
 
 @contextmanager
@@ -59,6 +87,11 @@ def in_one_line(x: Batch) -> Generator[None]:
             raise
         mend = advice_on_scale(x) or "look at what its program makes of the data"
         raise InvalidArgumentError(f"{what}, got {_example(found['got'])}: {mend}") from None
+    except RuntimeError as error:
+        integers = isinstance(x, Tensor) and not x.is_floating_point()
+        if not (integers and "dtype" in str(error)):
+            raise
+        raise ValueError(f"expected floating-point data, got {x.dtype}: use x.float()") from None
 
 
 def advice_on_scale(x: Batch) -> str:

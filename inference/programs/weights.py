@@ -4,7 +4,8 @@ from torch import Tensor
 
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
-from evidence.inference.programs.traces import LogProbs, Program
+from evidence.inference.programs.scoring import LogProbs
+from evidence.inference.programs.traces import Program
 
 
 def unchecked_log_weights(

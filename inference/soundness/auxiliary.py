@@ -86,7 +86,8 @@ def _check_jacobian(
         for site in made.values():
             back.assign(dict(site))
     log_det = log_det + _total(back.ladj, scored, x, layout)
-    stated = sum(log_prob_of(again[name], 1, len(x), layout)[0].double() for name in made)
+    parts = (log_prob_of(again[name], 1, len(x), layout)[0].double() for name in made)
+    stated = sum(parts, torch.zeros(()))
     known = ~_near_edge(made, len(x), layout)  # elsewhere rounding is as large as what is asked
     log_det, stated = log_det[known], stated.expand_as(log_det)[known]
     off = (log_det + stated).abs()

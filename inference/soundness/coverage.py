@@ -1,31 +1,28 @@
 """Whether a guide draws everywhere that the posterior has mass: what it misses, no weight shows."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution, constraints
+from pyro.poutine import Trace
 from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import trace_summed_out
+from evidence.inference.programs.scoring import sum_of_sites
+from evidence.inference.programs.sites import Site, latent_sites, observed_sites
 from evidence.inference.programs.supports import (
-    Site,
     entry_of,
     has_narrow_image,
     is_everywhere,
     on_edge,
     support_of,
 )
-from evidence.inference.programs.traces import (
-    Layout,
-    Program,
-    log_prob_per_datum,
-    random_sites,
-    trace_pair,
-)
+from evidence.inference.programs.traces import Layout, Program, random_sites, trace_pair
 from evidence.inference.programs.unconstrained import Given, is_point
 from evidence.inference.soundness.findings import Finding
 
@@ -59,11 +56,10 @@ class Coverage:
         draws = []
         for _ in range(_NUM_DRAWS):
             try:
-                sites = random_sites(poutine.trace(self.model).get_trace(self.x))
+                trace = poutine.trace(self.model).get_trace(self.x)
             except NotImplementedError:
                 return []
-            observed = [site for site in sites.values() if site["is_observed"]]
-            draws.append((_latents(sites), self._log_prob(observed)))
+            draws.append((_values_of(trace), self._log_prob(observed_sites(trace))))
         return draws
 
     def faults(self) -> Iterator[Finding]:
@@ -73,9 +69,9 @@ class Coverage:
         own, mirrored at the ends of its support and weighted by p(x, z)/q(z | x): both estimate the
         share of the posterior that is missed.
         """
-        sites, scored = random_sites(self.traces.guide), random_sites(self.traces.model)
-        for name, site in scored.items():
-            if site["is_observed"] or name not in sites or is_point(sites[name]):
+        sites = random_sites(self.traces.guide)
+        for name, site in latent_sites(self.traces.model).items():
+            if name not in sites or is_point(sites[name]):
                 continue
             ours = sites[name]["fn"]
             if is_everywhere(ours) and not has_narrow_image(ours):
@@ -92,7 +88,7 @@ class Coverage:
         """Share of the posterior on the edge of a support, by draws from the prior: `[B]`."""
         edged = {
             name: site["fn"]
-            for name, site in _latents_of(random_sites(self.traces.model)).items()
+            for name, site in latent_sites(self.traces.model).items()
             if site["value"].is_floating_point() and not is_everywhere(site["fn"])
         }
         if not edged or not self._prior_draws:
@@ -126,8 +122,8 @@ class Coverage:
             missed, weights = [], []
             for _ in range(_NUM_DRAWS):
                 traces = trace_pair(self.model, self.guide, self.x)
-                log_q = self._log_prob(random_sites(traces.guide).values())
-                latents = _latents(random_sites(traces.model))
+                log_q = self._log_prob(random_sites(traces.guide))
+                latents = _values_of(traces.model)
                 beyond = {**latents, name: 2 * torch.as_tensor(end) - latents[name]}
                 weights += [self._log_joint(values) - log_q for values in (latents, beyond)]
                 missed += [torch.zeros_like(log_q), self._is_missed(name, beyond)]
@@ -135,13 +131,10 @@ class Coverage:
 
     def _log_joint(self, values: _Values) -> Tensor:
         with Given(values):
-            sites = random_sites(poutine.trace(self.model).get_trace(self.x))
-        return self._log_prob(sites.values())
+            return self._log_prob(random_sites(trace_summed_out(self.model, self.x)))
 
-    def _log_prob(self, sites: Iterable[Site]) -> Tensor:
-        total = torch.zeros(self.num_weights, device=self.x.device)
-        for site in sites:
-            total = total + log_prob_per_datum(site, 1, len(self.x), self.layout)[0]
+    def _log_prob(self, sites: dict[str, Site]) -> Tensor:
+        total = sum_of_sites(sites.values(), 1, len(self.x), self.layout)[0]
         return torch.where(total.isnan(), -math.inf, total)
 
     def _is_missed(self, name: str, values: _Values) -> Tensor:
@@ -152,20 +145,16 @@ class Coverage:
 
     def _any_per_datum(self, found: Tensor) -> Tensor:
         """Whether it is found in any other batch dimension: `[...batch] -> [B]`."""
-        if self.layout.is_joint:
-            return found.any().reshape(1)
         depth = -self.layout.particle_dim
-        found = found.reshape((1,) * (depth - found.ndim) + found.shape)
-        found = found.movedim(depth + self.layout.data_dim, 0)
+        axis = self.layout.data_axis(depth)
+        if axis is None:
+            return found.any().reshape(1)
+        found = found.reshape((1,) * (depth - found.ndim) + found.shape).movedim(axis, 0)
         return found.flatten(1).any(1).expand(len(self.x))
 
 
-def _latents_of(sites: dict[str, Site]) -> dict[str, Site]:
-    return {name: site for name, site in sites.items() if not site["is_observed"]}
-
-
-def _latents(sites: dict[str, Site]) -> _Values:
-    return {name: site["value"] for name, site in _latents_of(sites).items()}
+def _values_of(trace: Trace) -> _Values:
+    return {name: site["value"] for name, site in latent_sites(trace).items()}
 
 
 def _share(missed: list[Tensor], log_weights: list[Tensor]) -> Tensor:

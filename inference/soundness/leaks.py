@@ -6,9 +6,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from evidence.inference.programs.data import Batch
+from evidence.inference.programs.data import Batch, Data
+from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import Program, layout_of, log_prob_per_datum, random_sites
+from evidence.inference.programs.scoring import log_prob_per_datum
+from evidence.inference.programs.traces import Program, layout_of, random_sites
 from evidence.inference.soundness.findings import Finding
 
 Scores = dict[tuple[str, str], Tensor]  # (role, site) -> log-probability of every row, [B]
@@ -19,16 +21,18 @@ LEAK_REMEDY = "let row j depend on x[j] only: no statistics across the batch"
 @torch.no_grad()
 def check_leaks(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
     """Row j of the pair, at the same latents, when another datum changes."""
-    changed = _with_another_first_row(x) if isinstance(x, Tensor) else None
-    if changed is None:
+    others = _other_rows(x)
+    if not others:
         return
     scores = RowScores(model, guide, x)
     if scores.layout.is_joint:  # all data share the weight
         return
-    before, after = scores.at(x), scores.at(changed)
+    before = scores.at(x)
+    after = [scores.at(x[torch.tensor([other, *range(1, len(x))])]) for other in others]
     for role, site in before:
-        ours, theirs = before[role, site], after[role, site]
-        if not same(ours[1:], theirs[1:]):
+        ours = before[role, site]
+        theirs = next((s[role, site] for s in after if not same(ours[1:], s[role, site][1:])), ours)
+        if theirs is not ours:
             row = 1 + int((ours - theirs)[1:].abs().nan_to_num().argmax())
             yield Finding("leak", site, f"row {row} of the {role} changes with x[0]", LEAK_REMEDY)
 
@@ -48,9 +52,10 @@ class RowScores:
     def at(self, x: Batch) -> Scores:
         """Of the sites of guide and model, each `[B]`."""
         with isolated_rng(0, x.device):  # what the programs draw besides, such as dropout
+            guide = poutine.replay(self.guide, trace=self.latents)
             traces = {
-                role: poutine.trace(poutine.replay(program, trace=self.latents)).get_trace(x)
-                for role, program in (("guide", self.guide), ("model", self.model))
+                "guide": poutine.trace(guide).get_trace(x),
+                "model": trace_summed_out(self.model, x, self.latents),
             }
         return {
             (role, name): log_prob_per_datum(site, 1, len(x), self.layout)[0].expand(len(x))
@@ -73,11 +78,9 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=relative, atol=relative, equal_nan=True)
 
 
-def _with_another_first_row(x: Batch) -> Tensor | None:
-    """`x` with its first row replaced by one that differs, or None if all rows are equal."""
-    others = (x != x[:1]).flatten(1).any(1) if x.ndim > 1 else x != x[0]
-    if not others.any():
-        return None
-    changed = x.clone()
-    changed[0] = x[int(others.nonzero()[0])]
-    return changed
+def _other_rows(x: Batch) -> set[int]:
+    """Rows that differ from the first one: the first such of every tensor that has rows."""
+    tensors = x.tensors if isinstance(x, Data) else [x]
+    by_row = [tensor for tensor in tensors if tensor.ndim and len(tensor) == len(x)]
+    differ = [t.ne(t[:1]).reshape(len(x), -1).any(1).nonzero() for t in by_row]
+    return {int(rows[0]) for rows in differ if len(rows)}

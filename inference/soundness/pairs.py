@@ -1,17 +1,18 @@
 """What must hold of a pair for its weights to average to p(x): checked before any are drawn."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
-from pyro import poutine
 from pyro.distributions import ImproperUniform
 from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution, check_data
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import prior_of
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import latent_sites
 from evidence.inference.programs.supports import Site
 from evidence.inference.programs.traces import (
     Program,
@@ -83,12 +84,12 @@ def expect_sound_draws(model: Program, guide: Program, x: Batch, traces: Traces)
     if random_sites(traces.guide).keys() <= random_sites(traces.model).keys():
         return
     with isolated_rng(device=x.device), evaluation_mode(model, guide), torch.no_grad():
-        layout = layout_of(model, guide, x, require_density=False, may_enumerate=True)
+        layout = layout_of(model, guide, x, require_density=False)
         for finding in check_auxiliary(guide, traces, x, layout):
             raise ValueError(str(finding))
 
 
-def _few(model: Program, guide: Program, x: Batch) -> Tensor:
+def _few(model: Program, guide: Program, x: Batch) -> Batch:
     """The first data, or all of them where they share latents or the pair runs on no others."""
     try:
         traces = trace_pair(model, guide, x[:_NUM_DATA])
@@ -101,7 +102,7 @@ def _few(model: Program, guide: Program, x: Batch) -> Tensor:
 def _faults(coverage: Coverage) -> Iterator[Finding]:
     model, guide, x = coverage.model, coverage.guide, coverage.x
     yield from check_priors(coverage.traces)
-    yield from check_masks(coverage.traces)
+    yield from check_masks(coverage.traces, coverage.layout.in_full)
     yield from check_auxiliary(guide, coverage.traces, x, coverage.layout)
     yield from coverage.faults()
     yield from check_leaks(model, guide, x)
@@ -113,7 +114,7 @@ def expect_sound_model(model: Program, x: Batch) -> None:
     Raises:
         ValueError: they do; or as `traces.layout_of`.
     """
-    prior = poutine.block(model, hide_fn=lambda site: site["is_observed"])
+    prior = prior_of(model)
     with isolated_rng(device=x.device), evaluation_mode(model), torch.no_grad():
         for finding in check_leaks(model, prior, _few(model, prior, x)):
             raise ValueError(str(finding))
@@ -121,17 +122,22 @@ def expect_sound_model(model: Program, x: Batch) -> None:
 
 def check_priors(traces: Traces) -> Iterator[Finding]:
     """Latents whose prior is no density."""
-    for name, site in _latents(traces).items():
+    for name, site in latent_sites(traces.model).items():
         if isinstance(base_distribution(site["fn"]), ImproperUniform):
             problem = "an improper prior (ImproperUniform), under which no evidence exists"
             yield Finding("prior", name, problem, "give it a proper one, however wide")
 
 
-def check_masks(traces: Traces) -> Iterator[Finding]:
-    """Latents whose density is masked out in one of the two programs alone."""
+def check_masks(traces: Traces, in_full: Collection[str]) -> Iterator[Finding]:
+    """Latents whose density is masked out in one of the two programs alone.
+
+    Args:
+        traces: of the pair.
+        in_full: latents whose mask in the model does not count; see `masks`.
+    """
     guided = random_sites(traces.guide)
-    for name, site in _latents(traces).items():
-        if name not in guided:
+    for name, site in latent_sites(traces.model).items():
+        if name not in guided or name in in_full:
             continue
         # What a Delta repeats was drawn, and counted, at an auxiliary site without its mask.
         theirs = torch.tensor(True) if is_point(guided[name]) else _mask(guided[name])
@@ -139,10 +145,6 @@ def check_masks(traces: Traces) -> Iterator[Finding]:
             problem = "masked out otherwise in the model than in the guide"
             remedy = "mask its prior and its guide alike (poutine.mask), or neither"
             yield Finding("mask", name, problem, remedy)
-
-
-def _latents(traces: Traces) -> dict[str, Site]:
-    return {n: s for n, s in random_sites(traces.model).items() if not s["is_observed"]}
 
 
 def _mask(site: Site) -> Tensor:

@@ -38,7 +38,8 @@ class GradientWatch:
             )
         self._without &= without
         # Zero data say nothing: what they are multiplied with has a gradient of zero.
-        zero = {n for n in self._idle - without if x.any() and not parameters[n].grad.any()}
+        gradients = {n: p.grad for n, p in parameters.items() if n in self._idle}
+        zero = {n for n, g in gradients.items() if g is not None and x.any() and not g.any()}
         self._idle &= without | zero
         self._steps += 1
         if self._steps == NUM_WATCHED:

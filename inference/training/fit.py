@@ -2,17 +2,21 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pyro
-from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
+from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.objectives.interface import Objective
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.enumeration import sums_out
+from evidence.inference.programs.masks import InFull, without_effect
 from evidence.inference.programs.parameters import own_parameter_store
 from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import Program, Traces, checked_traces
+from evidence.inference.programs.traces import Program, Traces, checked_traces, outermost_dim
 from evidence.inference.programs.validation import validated
 from evidence.inference.soundness.pairs import expect_sound_draws
 from evidence.inference.training.history import History
@@ -38,10 +42,10 @@ def fit(
     lr_decay: float = 1.0,
     optimizer: MakeOptimizer = fused_adam,
     scheduler: MakeScheduler | None = None,
-    elbo: ELBO | None = None,
+    elbo: Objective | None = None,
     x_test: Batch | None = None,
     held_out: Batch | None = None,
-    transform: Callable[[Tensor], Tensor] | None = None,
+    transform: Callable[[Any], Any] | None = None,
     kl_warmup_epochs: float = 0.0,
     likelihood_warmup_epochs: float = 0.0,
     clip_norm: float | None = None,
@@ -75,8 +79,9 @@ def fit(
             by `functools.partial(torch.optim.AdamW, weight_decay=0.01)`. A fused Adam by default.
         scheduler: makes a torch learning-rate scheduler for that optimizer, which is stepped after
             each epoch and then alone sets the learning rate.
-        elbo: any Pyro `ELBO`; `Trace_ELBO()` by default. `TraceMeanField_ELBO()` takes the KL
-            divergence in closed form where there is one.
+        elbo: any Pyro `ELBO`; `Trace_ELBO()` by default, or `TraceEnum_ELBO` of a model with
+            discrete latents that it enumerates. `TraceMeanField_ELBO()` takes the KL divergence in
+            closed form where there is one.
         x_test: data to report the ELBO and its terms on after each epoch; not transformed.
         held_out: data that are not trained on, as `x_test`; their ELBO after each epoch decides
             when to stop, and the parameters of the best epoch are kept: against overfitting.
@@ -144,15 +149,35 @@ def fit(
         refuse_taken_names()
         data = TrainingData(x_train, x_test, held_out, transform)
         makers = Makers(optimizer, scheduler)
-        run = TrainingRun(model, guide, data, options, elbo or Trace_ELBO(), makers, writer, traces)
+        elbo = _objective_for(traces, elbo)
+        run = TrainingRun(model, guide, data, options, elbo, makers, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
-        return run.train(progress, on_snapshot)
+        with InFull(without_effect(model, batch, traces.model, traces.guide)):
+            return run.train(progress, on_snapshot)
+
+
+def _objective_for(traces: Traces, elbo: Objective | None) -> Objective:
+    """The objective, by default the one that the pair needs.
+
+    Raises:
+        ValueError: one that draws discrete latents that are to be summed out.
+    """
+    if not sums_out(traces):
+        return elbo or Trace_ELBO()
+    needed = TraceEnum_ELBO(max_plate_nesting=-outermost_dim(traces))
+    if elbo is None or isinstance(elbo, TraceEnum_ELBO | AbstractObjective):
+        return elbo or needed
+    raise ValueError(
+        "expected an objective that sums out the discrete latents that the model enumerates, got "
+        f"{type(elbo).__name__}: leave it out, or pass pyro.infer.TraceEnum_ELBO("
+        f"max_plate_nesting={needed.max_plate_nesting})"
+    )
 
 
 def _first_run(model: Program, guide: Program, x: Batch) -> Traces:
     """Run the pair once: it creates lazy parameters and shows what is wrong with it."""
-    traces = checked_traces(model, guide, x, may_enumerate=True)
+    traces = checked_traces(model, guide, x)
     with validated(x):
         for trace in traces:
             trace.compute_log_prob()

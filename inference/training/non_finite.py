@@ -37,7 +37,7 @@ def likely_cause(
         was_updated: whether there was an update before.
         advice: what to do about updates that are too large.
     """
-    if not torch.isfinite(x).all():
+    if not torch.isfinite(x.abs()).all():
         return "Likely cause: the transform makes NaN or infinite data"
     site = _non_finite_site(model, guide, x)
     on_scale = advice_on_scale(x)

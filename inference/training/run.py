@@ -9,17 +9,19 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, SVI
+from pyro.infer import SVI
 from pyro.poutine import Trace
 from torch import Tensor
 from tqdm import tqdm
 
 from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.objectives.interface import Differentiable, Objective
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.parameters import tensors_of, trainable_parameters
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
-from evidence.inference.programs.traces import Program, Traces, random_sites
+from evidence.inference.programs.sites import observed_sites
+from evidence.inference.programs.traces import Program, Traces
 from evidence.inference.programs.validation import InvalidArgumentError, in_one_line, validated
 from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.training.first_steps import NUM_WATCHED, GradientWatch
@@ -62,11 +64,11 @@ class TrainingData:
     """What is trained on, and what else there is to look at."""
 
     x_train: Batch
-    x_test: Tensor | None
-    held_out: Tensor | None
-    transform: Callable[[Tensor], Tensor] | None
+    x_test: Batch | None
+    held_out: Batch | None
+    transform: Callable[[Any], Any] | None
 
-    def batch(self, rows: Tensor | slice) -> Tensor:
+    def batch(self, rows: Tensor | slice) -> Batch:
         """Rows of the training data, as they are trained on."""
         x = self.x_train[rows]
         return x if self.transform is None else self.transform(x)
@@ -88,7 +90,7 @@ class TrainingRun:
         guide: Program,
         data: TrainingData,
         options: TrainingOptions,
-        elbo: ELBO,
+        elbo: Objective,
         makers: Makers,
         writer: ScalarWriter | None,
         first: Traces,
@@ -97,6 +99,10 @@ class TrainingRun:
         self.data, self.options, self.makers, self.writer = data, options, makers, writer
         self.position = Position()
         self.parameters = trainable_parameters(model, guide)
+        if not self.parameters:
+            raise ValueError(
+                "model and guide have no trainable parameters: there is nothing to fit"
+            )
         self.optim = JointOptim(
             self.parameters, lr=options.lr, make=makers.optimizer, clip_norm=options.clip_norm
         )
@@ -110,7 +116,7 @@ class TrainingRun:
         self.gradients = GradientWatch(_to_be_trained(self.parameters, elbo, first.guide))
         self.steps_per_epoch = math.ceil(len(data.x_train) / options.batch_size)
         self.best: dict[str, Tensor] | None = None  # where held-out data say which is
-        self.last_batch: Tensor | None = None
+        self.last_batch: Batch | None = None
         self.last_snapshot = time.monotonic()
         self._start_schedule([])
         for x in (data.x_test, data.held_out):
@@ -227,7 +233,7 @@ class TrainingRun:
         """
         num_data = self.plate_total or (len(self.data.x_train) if self.data_dims else len(x))
         with poutine.block(hide_types=["param"]), self._scaled(len(x)):
-            if not hasattr(self.elbo, "differentiable_loss"):
+            if not isinstance(self.elbo, Differentiable):
                 loss = self.elbo.loss_and_grads(model, guide, x) / num_data
                 for parameter in self.parameters.values():
                     if parameter.grad is not None:
@@ -404,7 +410,7 @@ class TrainingRun:
         return lower + (" or set clip_norm" if self.options.clip_norm is None else "")
 
 
-def _describe(elbo: ELBO) -> str:
+def _describe(elbo: Objective) -> str:
     """An objective and its options, as far as it tells them: Pyro's own do not."""
     if isinstance(elbo, AbstractObjective):
         return repr(elbo)
@@ -413,13 +419,13 @@ def _describe(elbo: ELBO) -> str:
 
 def _plate_total(model_trace: Trace, size: int) -> int | None:
     """N of the plate over the data, if a batch is a subsample of it: the loss stands for all N."""
-    observed = [site for site in random_sites(model_trace).values() if site["is_observed"]]
+    observed = observed_sites(model_trace).values()
     frames = [frame for site in observed for frame in site["cond_indep_stack"]]
     subsampled = (f.full_size for f in frames if f.size == size and f.full_size not in (None, size))
     return next(subsampled, None)
 
 
-def _to_be_trained(names: Iterable[str], elbo: ELBO, guide_trace: Trace) -> list[str]:
+def _to_be_trained(names: Iterable[str], elbo: Objective, guide_trace: Trace) -> list[str]:
     """The parameters that the objective trains: some leave the model's alone."""
     if getattr(elbo, "trains_model", True):
         return list(names)

@@ -1,21 +1,19 @@
 """All data against the support of the likelihood, whatever a model makes of them first."""
 
-import inspect
-
 import torch
-from pyro.distributions import TorchDistribution, constraints
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from evidence.inference.programs.checks import (
-    base_distribution,
     check_site_support,
     check_support,
-    is_deterministic,
+    has_fixed_support,
 )
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import Site, is_deterministic, observed_sites
 from evidence.inference.programs.traces import Program, random_sites, trace_pair
 
 
@@ -26,7 +24,7 @@ class CheckSupport(Messenger):
         ValueError: as `check_support`.
     """
 
-    def _pyro_post_sample(self, msg: dict) -> None:
+    def _pyro_post_sample(self, msg: Site) -> None:
         if msg["is_observed"] and not is_deterministic(msg):
             check_site_support(msg["name"], msg["fn"], msg["value"])
 
@@ -50,14 +48,20 @@ def check_all_data(
     Raises:
         ValueError: as `check_support`.
     """
-    observed = [site for site in random_sites(model_trace).values() if site["is_observed"]]
-    if all(site["value"] is batch and _is_fixed(site["fn"]) for site in observed):
+    observed = observed_sites(model_trace).values()
+    if isinstance(x, Tensor) and all(
+        site["value"] is batch and has_fixed_support(site["fn"]) for site in observed
+    ):
         for site in observed:
             check_site_support(site["name"], site["fn"], x)
         return
     with isolated_rng(device=x.device), no_training(model, guide):
         for rows in x.split(len(batch)):
-            check_support(trace_pair(model, guide, rows).model)
+
+            def run(rows: Batch = rows) -> Trace:
+                return trace_pair(model, guide, rows).model
+
+            check_support(run(), run)
 
 
 def takes_subsamples(model_trace: Trace, batch: Batch) -> bool:
@@ -67,9 +71,3 @@ def takes_subsamples(model_trace: Trace, batch: Batch) -> bool:
         for site in random_sites(model_trace).values()
         for frame in site["cond_indep_stack"]
     )
-
-
-def _is_fixed(fn: TorchDistribution) -> bool:
-    """Whether the support is that of the family, whatever the parameters."""
-    support = inspect.getattr_static(base_distribution(fn), "support", None)
-    return isinstance(support, constraints.Constraint) and not constraints.is_dependent(support)

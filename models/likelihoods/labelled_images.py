@@ -1,6 +1,6 @@
 """Images beside their labels, where the labels are given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class LabelledImages(TorchDistribution):
     def __init__(
         self,
         decode: Decode,
-        batch_shape: torch.Size,
+        batch_shape: Sequence[int],
         image_dim: int,
         num_classes: int,
         *,
@@ -51,7 +51,7 @@ class LabelledImages(TorchDistribution):
         """Images in their support, beside one-hot labels."""
         return _ImageAndLabel(self.pixels, self.image_dim)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "LabelledImages":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "LabelledImages":
         """The same distribution for a larger batch."""
         sizes = (self.image_dim, self.num_classes)
         return LabelledImages(

@@ -68,7 +68,9 @@ class PixelLikelihood:
     @property
     def support(self) -> Constraint:
         """Where an image, a vector of pixels, may lie."""
-        return self(torch.zeros(self.outputs_per_pixel)).support
+        support = self(torch.zeros(self.outputs_per_pixel)).support
+        assert support is not None
+        return support
 
     def __call__(self, outputs: Tensor) -> TorchDistribution:
         """Pixels from outputs `[..., outputs_per_pixel · D]`: batch `[...]`, event `[D]`."""

@@ -1,13 +1,13 @@
 """A standard normal through invertible layers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
-from evidence.models.networks import mlp
+from evidence.models.networks import last_layer, mlp
 
 _NO_SHAPE = torch.Size()
 _HIDDEN = 64
@@ -53,7 +53,7 @@ class FlowPrior(nn.Module):
 
     def forward(self) -> TorchDistribution:
         """p(z): batch shape `[]`, event shape `[Z]`."""
-        return Flow(list(self.layers))
+        return Flow(cast("list[Coupling]", [*self.layers]))
 
 
 class Coupling(nn.Module):
@@ -74,7 +74,7 @@ class Coupling(nn.Module):
         kept = torch.arange(dim) % 2 == parity
         self.register_buffer("kept", kept, persistent=False)
         self.network = mlp(dim, hidden_dims, 2 * dim, activation="tanh")
-        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(last_layer(self.network).weight)
 
     def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image and log|det ∂y/∂x|: `[..., Z]` and `[...]`."""

@@ -67,6 +67,7 @@ class VampPrior(nn.Module):
         """Location and log-scale of the components, `[K, Z]` each."""
         if self._tied is not None:
             return self._tied(self.pseudo_inputs)
+        assert self.encoder is not None  # until `tie`
         loc, log_scale = self.encoder(self.pseudo_inputs).chunk(2, dim=-1)
         return loc, log_scale
 

@@ -1,0 +1,176 @@
+"""Discrete latents of a model summed out exactly, by Pyro's enumeration."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution, Unit, constraints
+from pyro.distributions.util import scale_and_mask
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
+from torch import Tensor
+
+from evidence.inference.programs.checks import check_support
+from evidence.inference.programs.data import Batch, Program
+from evidence.inference.programs.sites import Site, dim_of, plates_of, random_sites, sites_of
+from evidence.inference.programs.supports import zero_outside
+
+_FIRST_DIM = -13  # of enumeration: left of the plates of any program, and of that of particles
+
+
+class SummedOut(TorchDistribution):
+    """The log-probability of a value together with the discrete latents that it depends on.
+
+    Args:
+        base_dist: of the value, given the latents.
+        log_sum: log Σ_k p(k) p(value | k), `[*batch]`.
+    """
+
+    def __init__(self, base_dist: TorchDistribution, log_sum: Tensor) -> None:
+        self.base_dist, self.log_sum = base_dist, log_sum
+        super().__init__(log_sum.shape, base_dist.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint | None:
+        """That of the value."""
+        return self.base_dist.support
+
+    @property
+    def has_rsample(self) -> bool:
+        """It is not drawn from."""
+        return False
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Of the one value that the sum was made for."""
+        return self.log_sum
+
+
+def is_enumerated(site: Mapping[str, Any]) -> bool:
+    """Whether a latent site asks to be summed out."""
+    is_latent = site["type"] == "sample" and not site["is_observed"]
+    return is_latent and site["infer"].get("enumerate") == "parallel"
+
+
+def prior_of(model: Program) -> Program:
+    """The model as a guide that draws all latents, but for those summed out, from the prior."""
+    return poutine.block(
+        model, hide_fn=lambda site: site.get("is_observed", False) or is_enumerated(site)
+    )
+
+
+def trace_summed_out(model: Program, x: Batch, latents: Trace | None = None) -> Trace:
+    """A run of the model in which the discrete latents that it enumerates are summed out.
+
+    Models are decorated with `pyro.infer.config_enumerate`, or mark sites by
+    `infer={"enumerate": "parallel"}`. All other latents must be given, by a trace or by a handler
+    outside. What depends on a latent that is summed out counts with it as one site, the first
+    observed one.
+
+    Reference: F. Obermeyer et al., "Tensor Variable Elimination for Plated Factor Graphs", 2019,
+    https://arxiv.org/abs/1902.03210.
+    """
+    program = EnumMessenger(first_available_dim=_FIRST_DIM)(model)
+    program = program if latents is None else poutine.replay(program, trace=latents)
+    trace = poutine.trace(program).get_trace(x)
+    if not any("_enumerate_dim" in site["infer"] for site in random_sites(trace).values()):
+        return trace
+    return _without_enumerated(trace)
+
+
+def given(truth: Trace) -> Trace:
+    """The draws of a run of the model that are to be given when the others are summed out."""
+    kept = Trace()
+    for name, site in sites_of(truth).items():
+        if not is_enumerated(site):
+            kept.add_node(name, **site)
+    return kept
+
+
+def sums_out(traces: Iterable[Trace]) -> bool:
+    """Whether discrete latents were summed out in one of these runs."""
+    sites = (site for trace in traces for site in random_sites(trace).values())
+    return any("summed_plates" in site["infer"] for site in sites)
+
+
+class _Component(NamedTuple):
+    """Sites that depend on the same enumerated latents, and the symbols of these."""
+
+    sites: dict[str, Site]
+    symbols: set[str]
+
+
+def _without_enumerated(trace: Trace) -> Trace:
+    sites = random_sites(trace)
+    check_support(trace, lambda: trace)
+    for site in sites.values():
+        site["log_prob"] = site["unscaled_log_prob"] = _log_prob(site)
+    trace.pack_tensors()
+    changed: dict[str, Site | None] = {}
+    for component in _components(trace, sites):
+        carrier = _carrier(component)
+        changed |= dict.fromkeys(component.sites)
+        if carrier is not None:
+            changed[carrier["name"]] = _summed(trace, component, carrier)
+    result = Trace()
+    for name, site in sites_of(trace).items():
+        kept = changed.get(name, site)
+        if kept is not None:
+            result.add_node(name, **kept)
+    return result
+
+
+def _log_prob(site: Site) -> Tensor:
+    """Masked and unscaled, in the shape of its plates, which Pyro's contraction relies on."""
+    log_p = zero_outside(site, site["fn"].log_prob(site["value"]))
+    log_p = scale_and_mask(log_p, 1.0, site["mask"])
+    shape = [1] * -min((dim_of(frame) for frame in plates_of(site)), default=0)
+    for frame in plates_of(site):
+        shape[dim_of(frame)] = frame.size
+    return log_p.expand(torch.broadcast_shapes(log_p.shape, shape))
+
+
+def _components(trace: Trace, sites: dict[str, Site]) -> Iterator[_Component]:
+    """The parts that have no enumerated latent in common; none of sites without."""
+    plates = set(trace.plate_to_symbol.values())
+    found: list[_Component] = []
+    for name, site in sites.items():
+        symbols = set(site["packed"]["log_prob"]._pyro_dims) - plates
+        if not symbols and not is_enumerated(site):
+            continue
+        members = {name: site}
+        for other in [c for c in found if c.symbols & symbols]:
+            found.remove(other)
+            members, symbols = other.sites | members, other.symbols | symbols
+        found.append(_Component(members, symbols))
+    yield from found
+
+
+def _carrier(component: _Component) -> Site | None:
+    """The site that stands for all: the first observed, or else the last that is not summed out."""
+    observed = [site for site in component.sites.values() if site["is_observed"]]
+    others = [site for site in component.sites.values() if "_enumerate_dim" not in site["infer"]]
+    return next(iter(observed + others[::-1]), None)
+
+
+def _summed(trace: Trace, component: _Component, carrier: Site) -> Site:
+    """The carrier with the log-probability of the component."""
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    for site in component.sites.values():
+        ordinal = frozenset(trace.plate_to_symbol[frame.name] for frame in plates_of(site))
+        factors.setdefault(ordinal, []).append(site["packed"]["log_prob"])
+    [(ordinal, [term])] = contract_tensor_tree(factors, component.symbols).items()
+    log_sum = packed.unpack(term, trace.symbol_to_dim)
+    frames = {f for s in component.sites.values() for f in plates_of(s)}
+    common = {f for f in frames if trace.plate_to_symbol[f.name] in ordinal}
+    scales = [site["scale"] for site in component.sites.values()]
+    infer = {**carrier["infer"], "summed_plates": frames - common}
+    changed = {"fn": SummedOut(carrier["fn"], log_sum), "mask": None, "infer": infer}
+    if not common >= set(plates_of(carrier)):  # one number for several values
+        changed |= {"fn": Unit(log_sum), "value": log_sum.new_empty(0), "is_observed": True}
+    changed["cond_indep_stack"] = tuple(sorted(common, key=lambda frame: frame.dim))
+    changed["scale"] = scales[0] if all(scale == scales[0] for scale in scales) else None
+    return {**carrier, **changed}

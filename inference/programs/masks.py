@@ -1,0 +1,76 @@
+"""Latents masked out where nothing depends on them, such as those of `obs_mask` and of padding.
+
+A model that masks the prior of some entries leaves them without a density, and a guide that knows
+nothing of the mask, such as Pyro's autoguides, draws them all the same: p(x, z) / q(z | x) is then
+no weight. Where nothing else depends on these entries, scoring their prior in full leaves p(x) as
+it is and makes it one.
+"""
+
+from collections.abc import Collection, Iterator
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from evidence.inference.programs.data import Batch, Program
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import Site, sites_of
+
+
+class InFull(Messenger):
+    """Scores latents of these names as if the model did not mask them."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] in self.names:  # observed, too, where NUTS conditions on it
+            msg["mask"] = None
+
+
+@torch.no_grad()
+def without_effect(
+    model: Program, x: Batch, model_trace: Trace, guide_trace: Trace | None = None
+) -> frozenset[str]:
+    """The latents that the model masks, the guide does not, and on whose rest nothing depends."""
+    masked = [
+        site
+        for site in sites_of(model_trace).values()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and isinstance(site["mask"], Tensor)
+        and (guide_trace is None or _is_in_full(sites_of(guide_trace).get(site["name"])))
+    ]
+    if not masked:
+        return frozenset()
+    with isolated_rng(device=x.device):
+        return frozenset(s["name"] for s in masked if _has_no_effect(model, x, model_trace, s))
+
+
+def _is_in_full(site: Site | None) -> bool:
+    return site is None or site["mask"] is None
+
+
+def _has_no_effect(model: Program, x: Batch, trace: Trace, site: Site) -> bool:
+    """Whether all else is as it was when the entries that are masked out are drawn anew."""
+    fn, mask = site["fn"], site["mask"]
+    try:
+        changed = trace.copy()
+        value = torch.where(mask.reshape(mask.shape + (1,) * fn.event_dim), site["value"], fn())
+        sites_of(changed)[site["name"]] = {**site, "value": value}
+        again = poutine.trace(poutine.replay(model, trace=changed)).get_trace(x)
+    except Exception:  # whatever a program raises
+        return False
+    terms = zip(_all_but(site["name"], trace), _all_but(site["name"], again), strict=False)
+    return all(torch.equal(before, after) for before, after in terms)
+
+
+def _all_but(name: str, trace: Trace) -> Iterator[Tensor]:
+    """The masked log-probabilities of all other sites."""
+    trace.compute_log_prob()
+    for other, site in sites_of(trace).items():
+        if site["type"] == "sample" and other != name:
+            yield site["log_prob"]

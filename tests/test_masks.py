@@ -1,0 +1,93 @@
+"""Latents that a model masks: counted where the rest depends on them, and only there."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoMultivariateNormal
+
+from evidence.inference import (
+    annealed_evidence,
+    check,
+    fit,
+    importance_weighted_evidence,
+    nuts_reference,
+)
+from evidence.inference.programs.random_state import isolated_rng
+
+with isolated_rng(3):
+    X = 0.3 + torch.randn(6).double()
+SEEN = torch.arange(6) % 3 > 0
+PRIOR_SD = 0.5
+
+
+def missing(x, seen):
+    """Normal data, some of them missing, as Pyro's documentation of `obs_mask` has them."""
+    mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), PRIOR_SD))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x, obs_mask=seen)
+
+
+def padded(x, seen):
+    """A latent per datum, masked with its datum where there is none."""
+    mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), PRIOR_SD))
+    with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+        z = pyro.sample("z", dist.Normal(mu, 0.6))
+        pyro.sample("x", dist.Normal(z, 0.8), obs=x)
+
+
+def improper(x, seen):
+    """The likelihood depends on latents whose prior is masked out: no density at all."""
+    mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), PRIOR_SD))
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Normal(mu, 0.6))
+        pyro.sample("x", dist.Normal(z, 0.8), obs=x)
+
+
+def exact():
+    seen = X[SEEN]
+    covariance = torch.eye(len(seen)).double() + PRIOR_SD**2
+    return dist.MultivariateNormal(torch.zeros_like(seen), covariance).log_prob(seen).item()
+
+
+def fitted(model):
+    guide = AutoMultivariateNormal(model, init_scale=0.3)
+    guide(X, SEEN)
+    guide.double()
+    fit(model, guide, (X, SEEN), num_epochs=500, batch_size=len(X), lr=0.02, progress=False)
+    return guide
+
+
+@pytest.mark.parametrize("model", [missing, padded])
+def test_evidence_of_what_was_seen(model):
+    guide = fitted(model)
+    assert check(model, guide, (X, SEEN)) == []
+    for evidence in (
+        importance_weighted_evidence(model, guide, (X, SEEN), 4000),
+        annealed_evidence(model, (X, SEEN), num_chains=200, num_temperatures=40),
+    ):
+        assert evidence.not_reliable is None
+        assert abs(evidence.mean - exact()) / evidence.mc_se < 4
+        planted = exact() + math.log(2) * (~SEEN).sum().item()  # masked entries counted
+        assert abs(evidence.mean - planted) / evidence.mc_se > 5
+
+
+def test_a_latent_whose_prior_is_missing_is_refused():
+    guide = AutoMultivariateNormal(improper)
+    guide(X, SEEN)
+    guide.double()
+    with pytest.raises(ValueError, match="mask 'z'"):
+        importance_weighted_evidence(improper, guide, (X, SEEN), 100)
+    assert [finding.check for finding in check(improper, guide, (X, SEEN))] == ["mask"]
+
+
+def test_the_reference_stays_where_the_posterior_is():
+    found = nuts_reference(missing, (X, SEEN), num_samples=60, num_warmup=40, num_chains=2)
+    draws = found.site_values["x_unobserved"]
+    assert draws.std() < 3  # else it walks off where nothing holds it
+    mean = X[SEEN].sum() / (len(X[SEEN]) + PRIOR_SD**-2)
+    assert abs(found.site_values["mu"].mean() - mean) < 0.3
