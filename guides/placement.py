@@ -16,8 +16,7 @@ from evidence.guides.relative import Relative, is_of_location_and_scale, is_of_s
 from evidence.guides.transforms.base import AbstractTransform
 from evidence.inference.programs.data import Data
 from evidence.inference.programs.latents import Latents
-from evidence.inference.programs.sites import dim_of, sites_of
-from evidence.inference.programs.sites import plates_of as plates_of_site
+from evidence.inference.programs.sites import sites_of
 from evidence.inference.programs.traces import Layout
 from evidence.inference.programs.unconstrained import (
     Assignment,
@@ -71,7 +70,8 @@ class Placement:
         self._frames = {
             frame.name: frame
             for site in (*self.sites.values(), *self.imputed.values())
-            for frame in plates_of_site(site)
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
         }
         self._growing = latents.data_dim, len(latents.x)
 
@@ -93,7 +93,7 @@ class Placement:
     def plate_sizes(self, num_data: int) -> dict[str, tuple[int, int]]:
         """Size and dim of the model's plates that the sites are in, for so many data, by name."""
         return {
-            name: (num_data if (f.dim, f.size) == self._growing else f.size, dim_of(f))
+            name: (num_data if (f.dim, f.size) == self._growing else f.size, f.dim)
             for name, f in self._frames.items()
         }
 
@@ -161,8 +161,9 @@ class Placement:
     def _inside(self, site: Site, plates: Plates) -> ExitStack:
         """The plates of a site."""
         stack = ExitStack()
-        for frame in plates_of_site(site):
-            stack.enter_context(plates[frame.name])
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized:
+                stack.enter_context(plates[frame.name])
         return stack
 
     def _assigned(
@@ -172,8 +173,8 @@ class Placement:
         if self._model:
             with poutine.block(), poutine.trace() as tracer, Given(dict(known)), assignment:
                 self._model[0](*data.args, **data.kwargs)
-            runs = sites_of(tracer.trace)
-            return {name: runs[name] for name in (*self.sites, *self.imputed)}
+            sites = sites_of(tracer.trace)
+            return {name: sites[name] for name in (*self.sites, *self.imputed)}
         sites = {name: dict(site) for name, site in self.sites.items()}
         for site in sites.values():
             assignment.assign(site)

@@ -53,8 +53,8 @@ class TwoLevel(AbstractPosterior):
     def _seen(self, data: Data, v: Tensor) -> Tensor:
         """Rows of the data beside the shared v `[..., Z]`: `[..., B, *outer, D + Z]`."""
         x = self.inputs(data)
-        dim = self._local_placement.data_dim or -1
-        x = x.reshape(len(x), *(1,) * (-1 - dim), -1)
+        data_dim = self._local_placement.data_dim or -1
+        x = x.reshape(len(x), *(1,) * (-1 - data_dim), -1)
         batch = torch.broadcast_shapes(x.shape[:-1], v.shape[:-1])
         return torch.cat([x.expand(*batch, -1), v.expand(*batch, -1)], -1)
 

@@ -560,7 +560,6 @@ BAD = {
         lambda: anneal(VAE(10, 3), torch.cat([X, X + 0.5]), chunk_size=16),
         "binarize the data first",
     ),
-    "integers": (lambda: anneal(VAE(10, 3), X.long()), r"use x\.float"),
     "flat prior": (lambda: anneal(Autoencoder(10, 3), X), "cannot be drawn from"),
     "discrete": (lambda: anneal(discrete, X), r"'k' is discrete \(Bernoulli\)"),
     "no latent": (lambda: anneal(lambda x: {"x": x}, X), "latent sites, got none"),

@@ -11,6 +11,7 @@ from evidence.inference.annealing import hmc
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
 from evidence.models import VAE, Autoencoder
+from tests import test_shared_latents as shared
 from tests.conftest import make_oracle
 from tests.test_annealing import (
     LATENT_DIMS,
@@ -99,6 +100,23 @@ def test_reverse_chains_that_start_elsewhere_give_no_upper_bound(monkeypatch):
     lower, upper = sides(*gamma_bracket())
     assert lower > 5
     assert upper < -5
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict"])
+def test_a_data_set_that_shares_latents_is_simulated_and_bracketed(form):
+    """X is kept, y drawn anew; exact for the new y, and not, the twin, for the old one."""
+    like = (shared.X, shared.Y) if form == "tuple" else {"y": shared.Y, "X": shared.X}
+    options = {"num_chains": 100, "num_temperatures": 100}
+    model = shared.regression(shared.MEANS["X @ w"])
+    bracket = bidirectional_evidence(model, like=like, **options)
+    X, y = bracket.x.args if form == "tuple" else (bracket.x.kwargs["X"], bracket.x.kwargs["y"])
+    assert torch.equal(X, shared.X)
+    assert not torch.equal(y, shared.Y)
+    exact = shared.regression_evidence(X, y)
+    assert abs(bracket.lower - exact) < 0.3
+    assert abs(bracket.upper - exact) < 0.3
+    assert abs(bracket.lower - shared.regression_evidence(X, shared.Y)) > 0.3
+    assert "(a simulated data set of 12, 100 chains)" in str(bracket)
 
 
 def spread(bracket):

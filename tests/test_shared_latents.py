@@ -73,6 +73,11 @@ MEANS = {
     "sum of a numbered dim": lambda X, w: (X * w).sum(1),
     "squeeze": lambda X, w: (X @ w.unsqueeze(-1)).squeeze(),
     "view": lambda X, w: (X @ w.view(2, -1)).view(-1)[: len(X)],
+    "stack": lambda X, w: torch.stack([X[:, 0] * w[0], X[:, 1] * w[1]]).sum(0),
+    "transposed": lambda X, w: (X * w).T.sum(0),
+    "reshape": lambda X, w: (X @ w.reshape(-1, 1)).reshape(-1)[: len(X)],
+    "length": lambda X, w: (X * w).sum(-1) * (2 / len(w)),
+    "shape": lambda X, w: (X * w).sum(-1) * (2 / w.shape[0]),
     "einsum": lambda X, w: torch.einsum("nd,d->n", X, w),
 }
 
@@ -89,6 +94,45 @@ def test_every_weight_of_the_exact_posterior_is_the_evidence_of_the_data_set(way
     assert (weights - exact).abs().max() < 1e-8
     planted = log_weights(model, exact_guide, (X, Y.flip(0)), 30)
     assert (planted - exact).abs().max() > 1
+
+
+SIDE = torch.linspace(-2, 2, 90).double()
+
+
+def closed_over(x):
+    """Row i of a batch meets row i of all side information."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+        pyro.sample("x", dist.Normal(z + SIDE[: len(x)], 1.0), obs=x)
+
+
+def passed_in(x, side):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+        pyro.sample("x", dist.Normal(z + side, 1.0), obs=x)
+
+
+def exact_per_datum(x, side):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x - side) / 2, 0.5**0.5))
+
+
+def test_side_information_that_is_closed_over_is_refused_and_passed_in_is_right():
+    """What the message says leads to the right number, however small the chunks."""
+    x = torch.randn(90, generator=torch.Generator().manual_seed(0)).double()
+    message = "row of the model depends on its place in the batch.*pass all that is of each row in"
+    for call in (
+        lambda: log_weights(closed_over, lambda x: exact_per_datum(x, SIDE[: len(x)]), x, 5),
+        lambda: annealed_evidence(closed_over, x, num_temperatures=5),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    exact = dist.Normal(SIDE, 2**0.5).log_prob(x)
+    weights = log_weights(passed_in, exact_per_datum, (x, SIDE), 5, chunk_size=16)
+    assert (weights - exact).abs().max() < 1e-8
+    options = {"num_temperatures": 30, "num_chains": 50, "chunk_size": 1000}
+    evidence = annealed_evidence(passed_in, (x, SIDE), num_pilot_temperatures=50, **options)
+    assert abs(evidence.mean - exact.mean()) < 4 * evidence.mc_se
 
 
 def test_programs_that_do_not_broadcast_are_said_to_be_slow():

@@ -19,7 +19,7 @@ class _Record:
     """
 
     def __post_init__(self) -> None:
-        for f in fields(self):  # type: ignore[arg-type]
+        for f in fields(cast("Any", self)):
             value = getattr(self, f.name)
             if isinstance(value, float) and not math.isfinite(value):
                 object.__setattr__(self, f.name, None)

@@ -219,7 +219,7 @@ def _taken(value: Any, hint: Any) -> Any:
     if hasattr(hint, "from_json"):
         return hint.from_json(value)
     if is_dataclass(hint):
-        return typed(hint, value, complete=True)  # type: ignore[arg-type]
+        return typed(hint, value, complete=True)
     if get_origin(hint) in (types.UnionType, Union):
         return _taken(value, next(one for one in get_args(hint) if _is(value, one)))
     if get_origin(hint) is list:

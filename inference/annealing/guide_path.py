@@ -109,7 +109,7 @@ class GuidePath(AbstractPath):
         if self._only is not None:
             site = {**self._only, "value": None}
             assignment.assign(site)
-            return {site["name"]: site}, assignment
+            return {str(site["name"]): site}, assignment
         with assignment:
             return self._run(self.guide, plate), assignment
 

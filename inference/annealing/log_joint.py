@@ -6,10 +6,11 @@ inside `evaluation_mode`.
 
 from abc import ABC, abstractmethod
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
@@ -47,6 +48,21 @@ class Way(Enum):
     PLATE = auto()
     VMAP = auto()
     ONE_BY_ONE = auto()
+
+
+_DATA: Any = torch.Tensor.data
+
+
+class _UnderVmap(TorchFunctionMode):
+    """What programs and Pyro do that `torch.vmap` refuses: `x.new_tensor(…)` and `value.data`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _DATA.__get__:
+            return args[0].detach()
+        if func is torch.Tensor.new_tensor:
+            like = {"dtype": args[0].dtype, "device": args[0].device}
+            return torch.tensor(args[1], **like | (kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 class AbstractPath(ABC):
@@ -121,10 +137,12 @@ class AbstractPath(ABC):
         if way is Way.PLATE:
             return self._terms(z, len(z))
         if way is Way.VMAP:
-            terms = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))(z)
-            return type(terms)(*(part.squeeze(1) for part in terms))
-        rows = [self._terms(row.unsqueeze(0), None) for row in z]
-        return type(rows[0])(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+            with _UnderVmap():
+                vectorized = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))
+                together: Any = vectorized(z)
+            return together._make(part.squeeze(1) for part in together)
+        rows: list[Any] = [self._terms(row.unsqueeze(0), None) for row in z]
+        return rows[0]._make(torch.cat(parts) for parts in zip(*rows, strict=True))
 
     @torch.no_grad()
     def sample(self, num_chains: int) -> Tensor:

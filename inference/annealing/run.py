@@ -104,7 +104,7 @@ class AnnealingRun:
         # What is wrong with data or programs shows here, before hours of work.
         self.is_joint = self._path(x).layout.is_joint
         self.blocks = [x] if self.is_joint else list(x.split(size))
-        self.exact = None if exact is None else exact.split(size)
+        self.exact = [] if exact is None else exact.split(size)
         self.stages = ["pilot", "forward"] + ([] if exact is None else ["reverse"])
         for block in self.blocks:
             self._path(block)
@@ -147,13 +147,14 @@ class AnnealingRun:
         path = self._path(self.blocks[at.block])
         while at.stage < len(self.stages):
             stage = self.stages[at.stage]
-            if at.step == 0:
-                self.chains = self._start(stage, path, self.chains)
+            chains = self.chains
+            if chains is None or at.step == 0:
+                chains = self.chains = self._start(stage, path, chains)
             while at.step < self._num_steps(stage):
-                self._advance(stage, path, self.chains, at.step)
+                self._advance(stage, path, chains, at.step)
                 at.step += 1
                 yield stage
-            self._finish(stage, path, self.chains)
+            self._finish(stage, path, chains)
             at.stage, at.step = at.stage + 1, 0
         self.chains = None
         at.block, at.stage = at.block + 1, 0
@@ -169,7 +170,7 @@ class AnnealingRun:
     def _start(
         self, stage: str, path: AbstractPath, before: Pilot | Measured | None
     ) -> Pilot | Measured:
-        if stage == "pilot":
+        if stage == "pilot" or before is None:
             return Pilot.begin(path, self.options)
         plan = before.plan(self.options) if isinstance(before, Pilot) else before.plan
         z = path.sample(self.options.num_chains) if stage == "forward" else self._exact_draws()
@@ -181,7 +182,7 @@ class AnnealingRun:
         return exact.expand(self.options.num_chains, *exact.shape)
 
     def _advance(self, stage: str, path: AbstractPath, chains: Pilot | Measured, step: int) -> None:
-        if stage == "pilot":
+        if isinstance(chains, Pilot):
             chains.advance(path, self.options, step)
         elif stage == "forward":
             chains.log_w += self._log_increment(path, chains, step + 1)
@@ -212,6 +213,8 @@ class AnnealingRun:
         return hmc.weighted_sum(change, chains.state.log_probs.double())
 
     def _finish(self, stage: str, path: AbstractPath, chains: Pilot | Measured) -> None:
+        if isinstance(chains, Pilot):
+            return
         if stage == "forward":
             values = path.site_values(chains.state.z)
             results = {f"latent.{name}": value for name, value in values.items()}
@@ -219,7 +222,7 @@ class AnnealingRun:
             results["on_edge"] = self._share_on_edge(path, chains.state.z)
             results["acceptance"] = chains.acceptance / self.options.num_temperatures
             self._keep(results)
-        elif stage == "reverse":
+        else:
             self._keep({"reverse_log_w": chains.log_w})
 
     def _share_on_edge(self, path: AbstractPath, z: Tensor) -> Tensor:
@@ -281,8 +284,8 @@ class AnnealingRun:
         first = Pilot.begin(path, self.options)
         like = first if stage == "pilot" else self._start(stage, path, first)
         self.chains = restored(like, tensors)
-        state, close = self.chains.state, {"rtol": 1e-4, "atol": 1e-3, "equal_nan": True}
-        if not torch.allclose(hmc.init(state.z, path).log_probs, state.log_probs, **close):
+        ours, theirs = hmc.init(self.chains.state.z, path).log_probs, self.chains.state.log_probs
+        if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-3, equal_nan=True):
             raise ValueError("the snapshot is of another model, guide or batch of data")
 
     def _identity(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,20 +13,14 @@ from evidence.inference.training.snapshots import matching, within
 _PLACES = ("block", "stage", "step")
 
 
-class Chains(Protocol):
-    """A dataclass of tensors and of a state."""
-
-    state: hmc.State
-
-
-def tensors_of(chains: Chains) -> dict[str, Tensor]:
-    """All tensors, by name."""
+def tensors_of(chains: Any) -> dict[str, Tensor]:
+    """All tensors of a dataclass of these and of a state, by name."""
     values = {field.name: getattr(chains, field.name) for field in fields(chains)}
     state = values.pop("state")
     return values | {f"state.{name}": value for name, value in state._asdict().items()}
 
 
-def restored(like: Chains, tensors: dict[str, Tensor]) -> Chains:
+def restored(like: Any, tensors: dict[str, Tensor]) -> Any:
     """Chains of the kind, the shapes and the types of others, from a snapshot's tensors.
 
     Raises:

@@ -14,7 +14,7 @@ from evidence.inference.programs.weights import unchecked_log_weights
 from evidence.inference.soundness.auxiliary import check_auxiliary
 from evidence.inference.soundness.coverage import Coverage
 from evidence.inference.soundness.findings import Finding, from_error
-from evidence.inference.soundness.leaks import RowScores, check_leaks, same
+from evidence.inference.soundness.leaks import check_leaks, check_positions
 
 _JITTER = 0.01  # added to parameters to tell a dead one from one whose gradient is 0 at the start
 
@@ -31,19 +31,9 @@ def _check_leaks(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
 
 
 def _check_positions(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
-    """Rows and latents rolled by one: the scores must follow."""
-    if len(x) < 2:
-        return
-    with evaluation_mode(model, guide), torch.no_grad():
-        scores = RowScores(model, guide, x)
-        if scores.layout.is_joint:
-            return
-        before, after = scores.at(x), scores.rolled().at(x[torch.arange(len(x)).roll(1)])
-    for role, site in before:
-        if not same(before[role, site].roll(1), after[role, site]):
-            problem = f"a row of the {role} depends on its place in the batch, not on x alone"
-            mend = "let row j depend on x[j] only: keep no parameter per row, shuffle nothing"
-            yield Finding("leak", site, problem, mend)
+    """Rows that depend on their place in the batch."""
+    with evaluation_mode(model, guide):
+        yield from check_positions(model, guide, x)
 
 
 def _check_batch_size(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:

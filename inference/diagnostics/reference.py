@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
 from evidence.inference.programs.data import Batch, as_data, takes
@@ -25,6 +26,8 @@ from evidence.inference.programs.traces import Program
 from evidence.inference.training.tempering import Unscaled
 
 R_HAT_LIMIT = 1.01
+_LARGEST_DENSE = 100  # latents
+_DRAWS_PER_START = 15
 
 
 @dataclass(frozen=True)
@@ -87,18 +90,19 @@ def nuts_reference(
     seed: int = 0,
     progress: bool = False,
 ) -> Reference:
-    """Draws from p(z | x) for a few data by Pyro's NUTS, with the diagnostics that it needs.
+    """Draws from p(z | x) by Pyro's NUTS, with the diagnostics that it needs.
 
-    All data are sampled together, as one posterior of B·Z dimensions that factorizes: choose few.
-    Chains start apart, uniformly in (−2, 2) of the unconstrained space. As for evidence,
-    log-probabilities are taken unscaled: neither `poutine.scale` nor subsampling counts.
+    All data are sampled together, as one posterior; where each has latents of its own it has B·Z
+    dimensions and factorizes: choose few data. Chains start at medians of a few draws from the
+    prior, others in each. Where the data share latents, up to a hundred of them, the warm-up adapts
+    a dense mass matrix, else a diagonal one. As for evidence, log-probabilities are taken unscaled:
+    neither `poutine.scale` nor subsampling counts.
 
     Reference: M. D. Hoffman, A. Gelman, "The No-U-Turn Sampler", 2014,
     https://jmlr.org/papers/v15/hoffman14a.html.
 
     Args:
-        model: called with a batch; scores it. Its latents are continuous, in one plate over the
-            data.
+        model: called with a batch; scores it. Its latents are continuous, or summed out.
         x: data `[B, *data_shape]`.
         num_samples: N, draws per chain.
         num_warmup: steps per chain that adapt step size and masses, and are dropped.
@@ -119,6 +123,8 @@ def nuts_reference(
     x = as_data(x)
     model = takes(model, x)
     block = _one_run(model, x)
+    dim = sum(site["value"].numel() for site in block.latents.values())
+    is_dense = block.layout.is_joint and dim <= _LARGEST_DENSE
     register_mixtures()
     runs = []
     with isolated_rng(device=x.device), evaluation_mode(model):
@@ -126,7 +132,12 @@ def nuts_reference(
         for chain in range(num_chains):
             pyro.set_rng_seed(seed * 1_000_003 + chain)
             run = MCMC(
-                NUTS(scored, target_accept_prob=target_accept_prob),
+                NUTS(
+                    scored,
+                    target_accept_prob=target_accept_prob,
+                    full_mass=is_dense,
+                    init_strategy=init_to_median(num_samples=_DRAWS_PER_START),
+                ),
                 num_samples,
                 num_warmup,
                 disable_progbar=not progress,

@@ -1,7 +1,7 @@
 """Evidence by annealed importance sampling."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -136,7 +136,7 @@ def anneal(
 @contextmanager
 def annealing_mode(
     model: Program, guide: Program | None, seed: int, device: torch.device
-) -> Iterator[Callable[[], None]]:
+) -> Generator[Callable[[], None]]:
     """What all annealing runs in: random numbers of its own, and gradients of latents alone.
 
     Yields:

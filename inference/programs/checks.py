@@ -41,7 +41,7 @@ def check_data(x: Batch, name: str = "x") -> None:
         )
 
 
-def check_support(model_trace: Trace, again: Callable[[], Trace]) -> None:
+def check_support(model_trace: Trace, again: Callable[[], Trace] | None = None) -> None:
     """Check that every observed value lies in the support of its distribution.
 
     A support that moves with the latents may leave out the data for some of them, where p(x, z) is
@@ -49,7 +49,7 @@ def check_support(model_trace: Trace, again: Callable[[], Trace]) -> None:
 
     Args:
         model_trace: of a run.
-        again: runs the model with other latents.
+        again: runs the model with other latents; None to take all supports for fixed.
 
     Raises:
         ValueError: names the site, the distribution, the support and a value outside it.
@@ -59,7 +59,7 @@ def check_support(model_trace: Trace, again: Callable[[], Trace]) -> None:
             try:
                 check_site_support(name, site["fn"], site["value"])
             except ValueError:
-                if has_fixed_support(site["fn"]) or not _moves(name, again):
+                if again is None or has_fixed_support(site["fn"]) or not _moves(name, again):
                     raise
 
 

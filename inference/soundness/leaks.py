@@ -1,6 +1,6 @@
 """Whether a row of a pair depends on another datum: its weight is then none of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from pyro import poutine
@@ -16,6 +16,10 @@ from evidence.inference.soundness.findings import Finding
 Scores = dict[tuple[str, str], Tensor]  # (role, site) -> log-probability of every row, [B]
 
 LEAK_REMEDY = "let row j depend on x[j] only: no statistics across the batch"
+POSITION_REMEDY = (
+    "let row j depend on x[j] only: pass all that is of each row in as data, keep no parameter per "
+    "row, shuffle nothing"
+)
 
 
 @torch.no_grad()
@@ -37,6 +41,22 @@ def check_leaks(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
             yield Finding("leak", site, f"row {row} of the {role} changes with x[0]", LEAK_REMEDY)
 
 
+@torch.no_grad()
+def check_positions(
+    model: Program, guide: Program, x: Batch, roles: Collection[str] = ("guide", "model")
+) -> Iterator[Finding]:
+    """Rows and latents further by one: the scores must follow, or batches meet the wrong rows."""
+    scores = RowScores(model, guide, x) if len(x) > 1 else None
+    if scores is None or scores.layout.is_joint:
+        return
+    rows = torch.arange(len(x), device=x.device).roll(1)
+    before, after = scores.at(x, roles), scores.rolled().at(x[rows], roles)
+    for role, site in before:
+        if not same(before[role, site].roll(1), after[role, site]):
+            problem = f"a row of the {role} depends on its place in the batch, not on x alone"
+            yield Finding("leak", site, problem, POSITION_REMEDY)
+
+
 class RowScores:
     """Log-probabilities of every row, given latents that are drawn once.
 
@@ -49,14 +69,14 @@ class RowScores:
         self.layout = layout_of(model, guide, x, require_density=False)
         self.latents = poutine.trace(guide).get_trace(x)
 
-    def at(self, x: Batch) -> Scores:
+    def at(self, x: Batch, roles: Collection[str] = ("guide", "model")) -> Scores:
         """Of the sites of guide and model, each `[B]`."""
+        run = {
+            "guide": lambda: poutine.trace(poutine.replay(self.guide, self.latents)).get_trace(x),
+            "model": lambda: trace_summed_out(self.model, x, self.latents),
+        }
         with isolated_rng(0, x.device):  # what the programs draw besides, such as dropout
-            guide = poutine.replay(self.guide, trace=self.latents)
-            traces = {
-                "guide": poutine.trace(guide).get_trace(x),
-                "model": trace_summed_out(self.model, x, self.latents),
-            }
+            traces = {role: run[role]() for role in roles}
         return {
             (role, name): log_prob_per_datum(site, 1, len(x), self.layout)[0].expand(len(x))
             for role, trace in traces.items()

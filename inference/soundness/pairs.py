@@ -26,7 +26,7 @@ from evidence.inference.programs.unconstrained import is_point
 from evidence.inference.soundness.auxiliary import check_auxiliary
 from evidence.inference.soundness.coverage import Coverage
 from evidence.inference.soundness.findings import Finding
-from evidence.inference.soundness.leaks import check_leaks
+from evidence.inference.soundness.leaks import check_leaks, check_positions
 
 # Enough to see what is wrong with a program.
 _NUM_DATA = 64
@@ -105,7 +105,13 @@ def _faults(coverage: Coverage) -> Iterator[Finding]:
     yield from check_masks(coverage.traces, coverage.layout.in_full)
     yield from check_auxiliary(guide, coverage.traces, x, coverage.layout)
     yield from coverage.faults()
+    yield from _dependent_rows(model, guide, x)
+
+
+def _dependent_rows(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
+    """A guide may have parameters of each row; to score others with them is its own affair."""
     yield from check_leaks(model, guide, x)
+    yield from check_positions(model, guide, x, roles=["model"])
 
 
 def expect_sound_model(model: Program, x: Batch) -> None:
@@ -116,7 +122,7 @@ def expect_sound_model(model: Program, x: Batch) -> None:
     """
     prior = prior_of(model)
     with isolated_rng(device=x.device), evaluation_mode(model), torch.no_grad():
-        for finding in check_leaks(model, prior, _few(model, prior, x)):
+        for finding in _dependent_rows(model, prior, _few(model, prior, x)):
             raise ValueError(str(finding))
 
 
