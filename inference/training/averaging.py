@@ -193,7 +193,7 @@ class IterateAverages:
             counts = [lengths[part].sum() for part in parts]
             means = [blocks[p, 0].sum(0) / n for p, n in zip(parts, counts, strict=True)]
             squares = [blocks[p, 1].sum(0) / n for p, n in zip(parts, counts, strict=True)]
-            within = sum(s - m.square() for s, m in zip(squares, means, strict=True)) / 2
+            within = (squares[0] - means[0].square() + squares[1] - means[1].square()) / 2
             between = (means[0] - means[1]).square() / 2
             r_hat = (1 + between / within.clamp(min=torch.finfo(within.dtype).tiny)).sqrt()
             if (r_hat > _LARGEST_R_HAT).double().mean() <= _SHARE_ABOVE:
