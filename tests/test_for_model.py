@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions.transforms import biject_to
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.nn import PyroModule, PyroSample
 from scipy.integrate import quad
 from scipy.special import betaln
 from scipy.stats import expon, halfcauchy, halfnorm, norm
@@ -555,3 +556,79 @@ def test_a_particle_dim_does_no_harm_to_the_classical_models():
     for model, data, _ in NATURAL.values():
         guide = MeanField.for_model(model, data)
         assert log_weights(model, guide, data, 50).isfinite().all()
+
+
+def crossed(y):
+    """Rows by columns: latents of either, of both, and of none."""
+    rows, columns = pyro.plate("r", len(y), dim=-2), pyro.plate("c", y.shape[1], dim=-1)
+    mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), 1.0))
+    with rows:
+        row = pyro.sample("row", dist.Normal(mu, 1.0))
+    with columns:
+        column = pyro.sample("column", dist.Gamma(y.new_tensor(2.0), 2.0))
+    with rows, columns:
+        share = pyro.sample("share", dist.Dirichlet(y.new_ones(3)))
+        pyro.sample("y", dist.Normal(row + column + share[..., 0], 1.0), obs=y)
+
+
+def nested(y):
+    """Every datum, at dim −2, has a latent of its own and one in each of its cells."""
+    with pyro.plate("data", len(y), dim=-2):
+        level = pyro.sample("level", dist.Gamma(y.new_tensor(2.0), 2.0))
+        with pyro.plate("cells", y.shape[1], dim=-1):
+            share = pyro.sample("share", dist.Dirichlet(y.new_ones(3)))
+            pyro.sample("y", dist.Normal(level + share[..., 0], 1.0), obs=y)
+
+
+def ordered(y):
+    steps = dist.Normal(ROWS.new_zeros(3), 1.0).to_event(1)
+    cuts = dist.TransformedDistribution(steps, [dist.transforms.OrderedTransform()])
+    cuts = pyro.sample("cuts", cuts)
+    pyro.deterministic("width", cuts[..., -1] - cuts[..., 0])
+    pyro.factor("belief", -0.1 * cuts.square().sum(-1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.OrderedLogistic(ROWS.new_tensor(0.0), cuts), obs=y)
+
+
+def smooth(x, y):
+    """A Gaussian process, whose covariance depends on another latent."""
+    length = pyro.sample("length", dist.LogNormal(x.new_tensor(0.0), 0.5))
+    squares = (x.unsqueeze(-1) - x).square()
+    kernel = (-0.5 * squares / length[..., None, None].square()).exp()
+    kernel = kernel + 1e-4 * torch.eye(len(x)).to(x)
+    f = pyro.sample("f", dist.MultivariateNormal(x.new_zeros(len(x)), kernel))
+    pyro.sample("y", dist.Normal(f, 0.3).to_event(1), obs=y)
+
+
+class Network(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.linear = PyroModule[torch.nn.Linear](2, 1)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
+        self.linear.bias = PyroSample(dist.Normal(0.0, 5.0).expand([1]).to_event(1))
+
+    def forward(self, x, y):
+        scale = pyro.sample("scale", dist.Uniform(0.0, 5.0))
+        mean = self.linear(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+
+ORDINARY = {
+    "crossed plates": (lambda: crossed, (ROWS[:4],)),
+    "nested plates, data at dim -2": (lambda: nested, (ROWS[:5],)),
+    "ordered, factor, deterministic": (lambda: ordered, (LETTERS.double(),)),
+    "Gaussian process": (lambda: smooth, (ROWS[:, 0], ROWS[:, 1])),
+    "PyroModule": (Network, (X.float(), Y.float())),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the pair does not broadcast over particles")
+@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("family", [FullRank, Planar])
+def test_check_finds_nothing_in_ordinary_models(family, name):
+    make, data = ORDINARY[name]
+    model = make()
+    guide = family.for_model(model, data, seed=0)
+    assert [str(finding) for finding in check(model, guide, data)] == []
+    assert log_weights(model, guide, data, 20).isfinite().all()

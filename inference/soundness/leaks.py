@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 
 from evidence.inference.programs.data import Batch, Data
@@ -11,6 +12,7 @@ from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import log_prob_per_datum
 from evidence.inference.programs.traces import Program, layout_of, random_sites
+from evidence.inference.programs.unconstrained import is_point
 from evidence.inference.soundness.findings import Finding
 
 Scores = dict[tuple[str, str], Tensor]  # (role, site) -> log-probability of every row, [B]
@@ -20,6 +22,9 @@ POSITION_REMEDY = (
     "let row j depend on x[j] only: pass all that is of each row in as data, keep no parameter per "
     "row, shuffle nothing"
 )
+
+
+_RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-9}  # as large as rounding may be
 
 
 @torch.no_grad()
@@ -72,7 +77,7 @@ class RowScores:
     def at(self, x: Batch, roles: Collection[str] = ("guide", "model")) -> Scores:
         """Of the sites of guide and model, each `[B]`."""
         run = {
-            "guide": lambda: poutine.trace(poutine.replay(self.guide, self.latents)).get_trace(x),
+            "guide": lambda: self._of_guide(x),
             "model": lambda: trace_summed_out(self.model, x, self.latents),
         }
         with isolated_rng(0, x.device):  # what the programs draw besides, such as dropout
@@ -82,6 +87,21 @@ class RowScores:
             for role, trace in traces.items()
             for name, site in random_sites(trace).items()
         }
+
+    def _of_guide(self, x: Batch) -> Trace:
+        """The guide at the latents; what it makes of others may be rounded otherwise in a row."""
+        drawn, points = self.latents.copy(), []
+        for name, site in random_sites(self.latents).items():
+            if is_point(site):
+                drawn.remove_node(name)
+                points.append((name, site["value"]))
+        trace = poutine.trace(poutine.replay(self.guide, drawn)).get_trace(x)
+        for name, value in points:
+            made = random_sites(trace)[name]
+            relative = _RELATIVE.get(made["value"].dtype, 1e-9)
+            close = torch.isclose(made["value"], value, rtol=relative, atol=relative)
+            made["value"] = torch.where(close, made["value"], value)
+        return trace
 
     def rolled(self) -> "RowScores":
         """The same latents, each one row further."""
@@ -94,7 +114,7 @@ class RowScores:
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether log-probabilities agree up to rounding."""
-    relative = 1e-5 if a.dtype == torch.float32 else 1e-9
+    relative = _RELATIVE.get(a.dtype, 1e-9)
     return torch.allclose(a, b, rtol=relative, atol=relative, equal_nan=True)
 
 
