@@ -67,7 +67,9 @@ class _Builder:
         makes a funnel of its posterior, too.
         """
         guide, latents = self.make(placement.dims, 0), self.latents
-        kind = guide.unit if self.standardize == "auto" else self.standardize
+        kind = self.standardize
+        if kind == "auto":
+            kind = getattr(guide, "unit", "diagonal")
         unit = identity(latents, placement.packing) if kind == "none" else None
         if kind in ("dense", "diagonal"):
             dense = kind == "dense"

@@ -44,6 +44,7 @@ from evidence.inference.objectives import (
 )
 from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.soundness.findings import Finding
+from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.fit import fit
 from evidence.inference.training.history import EpochRecord, History
 from evidence.inference.training.non_finite import NonFiniteLossError
@@ -78,6 +79,7 @@ __all__ = [
     "Renyi",
     "ReweightedWakeSleep",
     "Snapshot",
+    "UntilConverged",
     "UntilFlat",
     "WakeSleep",
     "adaptive_evidence",

@@ -91,7 +91,7 @@ def planted_start(monkeypatch):
     monkeypatch.setattr(
         AnnealingRun,
         "_exact_draws",
-        lambda self: self._path(self.blocks[self.position.block]).sample(self.options.num_chains),
+        lambda self: self._path(self.blocks[self.position.block]).sample(self.num_chains),
     )
 
 

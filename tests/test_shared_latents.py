@@ -13,6 +13,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy.special import betaln, logsumexp
 
 from evidence.inference import (
+    IWAE,
+    STL,
     adaptive_evidence,
     annealed_evidence,
     check,
@@ -325,3 +327,19 @@ def test_a_batch_that_cannot_be_scaled_is_refused():
 def test_check_finds_nothing_in_a_model_of_shared_latents():
     assert check(regression(MEANS["broadcasts"]), wide_guide, (X, Y)) == []
     assert check(regression(MEANS["X @ w"]), wide_guide, (X, Y)) == []
+
+
+def test_our_objectives_take_several_tensors_in_fit_and_outside():
+    """The loss of the exact posterior is −log p(y), per datum where `fit` reports it."""
+    model, exact = regression(MEANS["broadcasts"]), regression_evidence(X, Y)
+    assert STL(3).loss(model, exact_guide, X, Y) == pytest.approx(-exact)
+    assert IWAE(3).loss(model, exact_guide, X, y=Y) == pytest.approx(-exact)
+
+    def guide(X, y):
+        shift = pyro.param("shift", X.new_zeros(2))
+        pyro.sample(
+            "w", dist.MultivariateNormal(posterior(X, y).loc + shift, torch.eye(2).double())
+        )
+
+    history = fit(model, guide, (X, Y), num_epochs=2, elbo=IWAE(4), progress=False)
+    assert -history.train_loss[-1] < exact / NUM_DATA

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evidence.guides import MeanField
-from evidence.inference import EpochRecord, History, UntilFlat, fit, log_prob_terms
+from evidence.inference import EpochRecord, History, UntilConverged, UntilFlat, fit, log_prob_terms
 from evidence.inference.training.stopping import Plateau
 from evidence.models import VAE
 from tests.test_training import X, pair, weights_of
@@ -102,9 +102,7 @@ def test_the_tenth_look_without_gain_is_the_last():
 
 
 def test_a_cap_on_the_steps_ends_training_and_does_not_call_it_flat():
-    history = fit(
-        normal_model, normal_guide, DATA, progress=False, until=UntilFlat(max_steps=23), lr=0.01
-    )
+    history = fit(normal_model, normal_guide, DATA, progress=False, max_steps=23, lr=0.01)
     assert len(history.epochs) == 12  # of two steps
     assert not history.epochs[-1].is_flat
     assert history.still_rising > 0
@@ -156,6 +154,15 @@ def test_the_best_epoch_on_held_out_data_is_kept():
     assert f"epoch {history.best_epoch}" in str(history)
 
 
+def test_a_number_of_steps_may_end_within_an_epoch():
+    """The last record has the steps that were taken, and their mean loss."""
+    history = fit(normal_model, normal_guide, DATA, num_steps=5, batch_size=64, progress=False)
+    assert [record.num_steps for record in history.epochs] == [4, 1]
+    assert history.train_loss[1] == pytest.approx(history.train_loss[0], rel=0.5)
+    with pytest.raises(ValueError, match="num_epochs or num_steps, got both"):
+        fit(normal_model, normal_guide, DATA, num_steps=5, num_epochs=1, progress=False)
+
+
 def test_held_out_data_end_training_early():
     *_, history, _ = overfitting(num_epochs=None, until=UntilFlat(steps_per_look=10))
     assert history.epochs[-1].is_flat
@@ -167,9 +174,20 @@ class Stop(Exception):  # noqa: N818
 
 
 WAYS = {
-    "until flat": {"num_epochs": None, "until": UntilFlat(20, max_steps=400)},
+    "until flat": {"num_epochs": None, "until": UntilFlat(20), "max_steps": 400},
+    "a number of steps": {"num_epochs": None, "num_steps": 20},
+    "averages": {
+        "num_epochs": None,
+        "until": UntilConverged(tolerance=0.1, most=9.0),
+        "max_steps": 300,
+    },
     "held out": {"num_epochs": 20, "held_out": X[40:]},
-    "held out until flat": {"num_epochs": None, "until": UntilFlat(8, 300), "held_out": X[40:]},
+    "held out until flat": {
+        "num_epochs": None,
+        "until": UntilFlat(8),
+        "max_steps": 300,
+        "held_out": X[40:],
+    },
     "AdamW": {"optimizer": functools.partial(torch.optim.AdamW, weight_decay=0.1)},
     "SGD": {"optimizer": functools.partial(torch.optim.SGD, momentum=0.9)},
     "plain SGD": {"optimizer": torch.optim.SGD},

@@ -160,8 +160,8 @@ class AbstractPath(ABC):
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     @torch.no_grad()
-    def share_on_edge(self, z: Tensor) -> Tensor:
-        """Share of the chains at `z` `[C, B, Z]` with a latent on the edge of its support: `[B]`.
+    def on_edge(self, z: Tensor) -> Tensor:
+        """Whether chains at `z` `[C, B, Z]` have a latent on the edge of its support: `[C, B]`.
 
         See `supports.on_edge`.
         """
@@ -171,7 +171,7 @@ class AbstractPath(ABC):
             if value.is_floating_point():
                 edge = on_edge(support_of(latents[name]["fn"]), value)
                 found |= edge.reshape(*z.shape[:2], -1).any(-1)
-        return found.double().mean(0)
+        return found
 
     # Below, `plate` is the number of chains under a plate, or None for one chain without a plate.
 

@@ -6,14 +6,16 @@ from typing import get_args
 from evidence.inference.annealing.metric import Kind
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 
+_CHAINS_PER_DATUM, _JOINT_CHAINS = 16, 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of `anneal` and of all that rests on it.
 
     Args:
-        num_chains: C, chains per datum, or of the data set where the data share latents: a hundred
-            cost little more than one there.
+        num_chains: C, by default 16 per datum, or 100 of a data set whose data share latents, where
+            they cost little more than one.
         num_temperatures: T, transitions of each chain.
         num_leapfrog_steps: L, gradients per transition at the most; fewer where these go a quarter
             of an orbit in the metric.
@@ -29,7 +31,7 @@ class Options:
         ValueError: an option out of its range.
     """
 
-    num_chains: int = 16
+    num_chains: int | None = None
     num_temperatures: int = 1000
     num_leapfrog_steps: int = 10
     num_pilot_temperatures: int = 200
@@ -42,7 +44,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             is_count = name.startswith("num_") or name in ("chunk_size", "snapshot_every")
-            if is_count and value < 1:
+            if is_count and value is not None and value < 1:
                 raise ValueError(f"expected {name} of at least 1, got {value}")
         if not 0 < self.target_acceptance < 1:
             raise ValueError(
@@ -50,3 +52,9 @@ class Options:
             )
         if self.metric not in get_args(Kind):
             raise ValueError(f"expected metric in {get_args(Kind)}, got {self.metric!r}")
+
+    def chains(self, *, is_joint: bool) -> int:
+        """C, where there is one weight for all data, or one for each."""
+        if self.num_chains is not None:
+            return self.num_chains
+        return _JOINT_CHAINS if is_joint else _CHAINS_PER_DATUM

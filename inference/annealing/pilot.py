@@ -148,9 +148,10 @@ def factor_at(factors: Tensor, number: int) -> Tensor | None:
 
 def _num_chains(path: AbstractPath, options: Options) -> int:
     """At least two, to tell how far they are apart."""
+    num_chains = options.chains(is_joint=path.layout.is_joint)
     if path.layout.is_joint and path.way is not Way.ONE_BY_ONE:
-        return max(options.num_chains, _JOINT_PILOT_CHAINS)
-    return min(max(options.num_chains, 2), MAX_PILOT_CHAINS)
+        return max(num_chains, _JOINT_PILOT_CHAINS)
+    return min(max(num_chains, 2), MAX_PILOT_CHAINS)
 
 
 def _change(path: AbstractPath, state: hmc.State) -> Tensor:

@@ -21,7 +21,7 @@ from evidence.inference.annealing.state import (
     tensors_of,
 )
 from evidence.inference.programs.data import Batch
-from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
+from evidence.inference.programs.random_state import rng_state, set_rng_state
 from evidence.inference.programs.traces import Program
 from evidence.inference.training.snapshots import Snapshot, within
 
@@ -49,6 +49,7 @@ class Measured:
         factors: see `Plan`.
         log_w: log-weights so far `[C, b]`, in float64.
         acceptance: mean acceptance of the chains, summed over the steps `[1, b]`.
+        began_on_edge: 1 for chains that began on the edge of a support `[C, b]`.
     """
 
     state: hmc.State
@@ -57,18 +58,26 @@ class Measured:
     factors: Tensor
     log_w: Tensor
     acceptance: Tensor
+    began_on_edge: Tensor
 
     @classmethod
     def begin(cls, path: AbstractPath, z: Tensor, plan: Plan) -> "Measured":
         """At positions `[C, b, Z]`."""
         log_w = torch.zeros(z.shape[0], len(plan.step_sizes[0]), dtype=torch.float64)
         log_w = log_w.to(z.device)
-        return cls(hmc.init(z, path), *plan, log_w, torch.zeros_like(log_w[:1]))
+        began = path.on_edge(z).to(log_w)
+        return cls(hmc.init(z, path), *plan, log_w, torch.zeros_like(log_w[:1]), began)
 
     @property
     def plan(self) -> Plan:
         """What was taken from the pilot run."""
         return Plan(self.betas, self.step_sizes, self.factors)
+
+    def share_on_edge(self, path: AbstractPath) -> Tensor:
+        """The share of the evidence that comes from chains that began or ended there: `[1, b]`."""
+        on_edge = torch.maximum(self.began_on_edge, path.on_edge(self.state.z).to(self.log_w))
+        weights = self.log_w.softmax(0).nan_to_num(nan=1 / len(self.log_w))
+        return (weights * on_edge).sum(0, keepdim=True)
 
 
 class AnnealingRun:
@@ -100,9 +109,10 @@ class AnnealingRun:
     ) -> None:
         self.model, self.guide, self.options = model, guide, options
         self.num_data = len(x)
-        size = max(1, options.chunk_size // options.num_chains)
         # What is wrong with data or programs shows here, before hours of work.
         self.is_joint = self._path(x).layout.is_joint
+        self.num_chains = options.chains(is_joint=self.is_joint)
+        size = max(1, options.chunk_size // self.num_chains)
         self.blocks = [x] if self.is_joint else list(x.split(size))
         self.exact = [] if exact is None else exact.split(size)
         self.stages = ["pilot", "forward"] + ([] if exact is None else ["reverse"])
@@ -173,13 +183,13 @@ class AnnealingRun:
         if stage == "pilot" or before is None:
             return Pilot.begin(path, self.options)
         plan = before.plan(self.options) if isinstance(before, Pilot) else before.plan
-        z = path.sample(self.options.num_chains) if stage == "forward" else self._exact_draws()
+        z = path.sample(self.num_chains) if stage == "forward" else self._exact_draws()
         return Measured.begin(path, z, plan)
 
     def _exact_draws(self) -> Tensor:
         """Every chain of a datum starts at the datum's own posterior draw: `[C, b, Z]`."""
         exact = self.exact[self.position.block]
-        return exact.expand(self.options.num_chains, *exact.shape)
+        return exact.expand(self.num_chains, *exact.shape)
 
     def _advance(self, stage: str, path: AbstractPath, chains: Pilot | Measured, step: int) -> None:
         if isinstance(chains, Pilot):
@@ -219,17 +229,11 @@ class AnnealingRun:
             values = path.site_values(chains.state.z)
             results = {f"latent.{name}": value for name, value in values.items()}
             results["log_w"] = chains.log_w
-            results["on_edge"] = self._share_on_edge(path, chains.state.z)
+            results["on_edge"] = chains.share_on_edge(path)
             results["acceptance"] = chains.acceptance / self.options.num_temperatures
             self._keep(results)
         else:
             self._keep({"reverse_log_w": chains.log_w})
-
-    def _share_on_edge(self, path: AbstractPath, z: Tensor) -> Tensor:
-        """Where the chains began, or ended: the larger share of either, `[1, b]`."""
-        with isolated_rng(device=z.device):
-            ends = path.sample(self.options.num_chains), z
-        return torch.stack([path.share_on_edge(end) for end in ends]).amax(0, keepdim=True)
 
     def _keep(self, results: dict[str, Tensor]) -> None:
         for name, value in results.items():
@@ -267,7 +271,7 @@ class AnnealingRun:
         before = self._num_weights(block)
         forward = self._num_weights(block + (stage > self.stages.index("forward")))
         reverse = before if "reverse" in self.stages else None
-        expect_done(self.done, self.options.num_chains, forward=forward, reverse=reverse)
+        expect_done(self.done, self.num_chains, forward=forward, reverse=reverse)
         self.position = Position(**position)
         if block < len(self.blocks):
             self._restore_chains(self.stages[stage], tensors)
@@ -292,4 +296,5 @@ class AnnealingRun:
         """What must agree for a run to be gone on with."""
         options = {k: v for k, v in asdict(self.options).items() if k != "snapshot_every"}
         kind = {"stages": self.stages, "from_guide": self.guide is not None}
-        return {**options, **kind, "num_data": self.num_data}
+        sizes = {"num_chains": self.num_chains, "num_data": self.num_data}
+        return {**options, **kind, **sizes}

@@ -31,8 +31,8 @@ class Annealed:
         latents: the chains' last positions by site name, `[C, B, *plates, *event_shape]`; weighted
             by w they are draws from the posterior.
         acceptance: mean acceptance of the measured run `[B]`.
-        on_edge: share of the chains that began or ended on the edge of a support `[B]`, where
-            their dtype tells no numbers apart.
+        on_edge: share of the evidence from chains that began or ended on the edge of a support
+            `[B]`, where their dtype tells no numbers apart.
         data_set_size: N, if there is one weight for all data, `[C, 1]`; else None.
     """
 

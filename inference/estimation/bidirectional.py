@@ -156,5 +156,5 @@ def bidirectional_evidence(
     lower, upper = estimators.iwae(results["log_w"]), -estimators.iwae(-results["reverse_log_w"])
     gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(upper) > 1 else 0.0
     return Bracket(
-        x, lower, upper, chosen.num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype)
+        x, lower, upper, run.num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype)
     )

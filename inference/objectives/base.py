@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evidence.inference.objectives.draws import Pair
 from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
-from evidence.inference.programs.data import Batch, Data, takes
+from evidence.inference.programs.data import Batch, Data, takes, unwrapped
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import (
@@ -91,6 +91,8 @@ class AbstractObjective(ELBO):
         """
         is_batch = len(args) == 1 and not kwargs and isinstance(args[0], Batch)
         data = args[0] if is_batch else Data(args, kwargs)
+        if not is_batch:
+            model, guide = takes(model, data), takes(guide, data)
         dim = self._particle_dim(model, guide, data)
         return self.surrogate(Pair(model, guide, data, self.num_particles, dim))
 
@@ -122,12 +124,11 @@ class AbstractObjective(ELBO):
         """Left of all plates of a pair that broadcasts over particles, which is asked once."""
         if self.num_particles == 1:
             return None
-        if self._probed_pair != (model, guide):
-            self._probed_pair, self._probed = (model, guide), {}
+        pair = unwrapped(model), unwrapped(guide)
+        if self._probed_pair != pair:
+            self._probed_pair, self._probed = pair, {}
         if len(data) not in self._probed:
-            self._probed[len(data)] = _probe(
-                takes(model, data), takes(guide, data), data, self.num_particles
-            )
+            self._probed[len(data)] = _probe(model, guide, data, self.num_particles)
         return self._probed[len(data)]
 
     def _get_trace(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evidence.inference.objectives.paths import DetachDraws, detached, gradient_only, subset
 from evidence.inference.programs.checks import base_distribution
-from evidence.inference.programs.data import Batch, takes
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.scoring import full_share, sum_of_sites
 from evidence.inference.programs.sites import Site, latent_sites, observed_sites
 from evidence.inference.programs.traces import (
@@ -79,7 +79,7 @@ class Pair:
     def _run(
         self, subsamples: Traces | None, detach: bool, show: Callable[[Trace], Trace] | None
     ) -> Traces:
-        model, guide = takes(self.model, self.data), takes(self.guide, self.data)
+        model, guide = self.model, self.guide
         if subsamples is not None:
             model = poutine.replay(model, trace=subsamples.model)
             guide = poutine.replay(guide, trace=subsamples.guide)
@@ -155,7 +155,7 @@ class Draws:
         )
         pair = self.pair
         with particle_plate(pair.num_particles, pair.particle_dim):
-            guide = poutine.trace(poutine.replay(takes(pair.guide, pair.data), trace=fixed))
+            guide = poutine.trace(poutine.replay(pair.guide, trace=fixed))
             return random_sites(guide.get_trace(pair.data))
 
     def total(self, per_weight: Tensor) -> Tensor:
@@ -177,6 +177,11 @@ class Draws:
     @cached_property
     def _plate(self) -> CondIndepStackFrame | None:
         return common_plate(self.runs[0])
+
+
+def is_reparameterized(guide_trace: Trace) -> bool:
+    """Whether every draw of the guide has a gradient."""
+    return all(site["fn"].has_rsample for site in latent_sites(guide_trace).values())
 
 
 def _check_reparameterized(guide_trace: Trace) -> None:

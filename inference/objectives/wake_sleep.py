@@ -10,7 +10,7 @@ from evidence.inference.objectives.base import AbstractObjective
 from evidence.inference.objectives.draws import Draws, Pair
 from evidence.inference.objectives.paths import gradient_only
 from evidence.inference.programs.checks import base_distribution
-from evidence.inference.programs.data import Batch, takes, tensors_in, with_replaced
+from evidence.inference.programs.data import Batch, tensors_in, with_replaced
 from evidence.inference.programs.estimators import iwae
 from evidence.inference.programs.traces import random_sites
 
@@ -105,15 +105,14 @@ def _sleep_loss(pair: Pair, draws: Draws) -> Tensor:
     _check_no_auxiliary(draws)
     dream = _dream(pair)
     data = _in_place_of_data(pair.data, dream)
-    guide = poutine.trace(poutine.replay(takes(pair.guide, data), trace=dream))
+    guide = poutine.trace(poutine.replay(pair.guide, trace=dream))
     return -draws.total(draws.sum_of_run(random_sites(guide.get_trace(data)), 1).sum(0))
 
 
 @torch.no_grad()
 def _dream(pair: Pair) -> Trace:
     """A trace of the model without observations."""
-    model = poutine.uncondition(takes(pair.model, pair.data))
-    return poutine.trace(model).get_trace(pair.data)
+    return poutine.trace(poutine.uncondition(pair.model)).get_trace(pair.data)
 
 
 def _in_place_of_data(data: Batch, dream: Trace) -> Batch:

@@ -129,8 +129,9 @@ def with_replaced(data: Batch, replacements: Mapping[int, Tensor]) -> Batch:
 
 
 def takes(program: Program, data: Batch) -> Program:
-    """The program as one that takes these data as a single argument."""
-    return partial(_call, program) if isinstance(data, Data) else program
+    """The program as one that takes these data as a single argument, if it is not one already."""
+    is_one = not isinstance(data, Data) or unwrapped(program) is not program
+    return program if is_one else partial(_call, program)
 
 
 def unwrapped(program: Program) -> Program:

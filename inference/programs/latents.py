@@ -1,6 +1,5 @@
 """The latents that a guide of a model draws: their shapes and supports, and which data share."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +14,9 @@ from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import dim_of, latent_sites, plates_of, random_sites
 from evidence.inference.programs.supports import entry_of
-from evidence.inference.programs.traces import Layout, common_dims, random_sites, trace_of_one_more
+from evidence.inference.programs.traces import Layout, common_dims, trace_of_one_more
 from evidence.inference.programs.unconstrained import Assignment, Packing, Site
 
 _FEW = 64  # data: enough to see where every datum has latents of its own
@@ -48,12 +48,6 @@ class Latents:
     supports_vary: bool
     x: Batch
 
-    def packing(self, names: Iterable[str] | None = None, *, by_datum: bool = False) -> Packing:
-        """These latents, or all, side by side: a vector for every datum or one for all data."""
-        chosen = {name: self.sites[name] for name in self.sites if names is None or name in names}
-        dim = self.data_dim if by_datum else None
-        return Packing(chosen, Layout(dim, self.layout.particle_dim))
-
     @property
     def like(self) -> Tensor:
         """A tensor of the dtype and on the device of the latents."""
@@ -76,10 +70,10 @@ def latents_of(model: Program, x: Batch) -> Latents:
     with isolated_rng(0, x.device), evaluation_mode(model):
         few, layout, trace = _looked_at(model, x)
         larger, again = trace_of_one_more(model, few), _drawn(prior_trace(model, few))
-    sites, latents = _drawn(trace), _latents(trace)
+    sites, latents = _drawn(trace), latent_sites(trace)
     dims = {name: _dims(site, len(few)) for name, site in latents.items()}
     if larger is not None:  # a plate of another kind does not grow along with the data
-        grown = _latents(larger)
+        grown = latent_sites(larger)
         dims = {n: d & _dims(grown[n], len(few) + 1) if n in grown else d for n, d in dims.items()}
     data_dim = layout.data_dim
     if layout.is_joint:
@@ -122,8 +116,7 @@ def _looked_at(model: Program, x: Batch) -> tuple[Batch, Layout, Trace]:
 def _layout_of(model: Program, x: Batch) -> tuple[Layout, Trace]:
     trace = prior_trace(model, x)
     sites = random_sites(trace).values()
-    frames = [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-    outermost = min((frame.dim for frame in frames), default=0)
+    outermost = min((dim_of(plate) for site in sites for plate in plates_of(site)), default=0)
     dims = common_dims([trace], len(x))
     if dims and (larger := trace_of_one_more(model, x)) is not None:
         dims &= common_dims([larger], len(x) + 1)
@@ -137,7 +130,7 @@ def _drawn(trace: Trace) -> dict[str, Site]:
     Raises:
         ValueError: there are none, or a discrete one that is not summed out.
     """
-    latents = _latents(trace)
+    latents = latent_sites(trace)
     if not latents:
         raise ValueError("expected a model with latent sites, got none: there is nothing to infer")
     found = {}
@@ -155,18 +148,13 @@ def _drawn(trace: Trace) -> dict[str, Site]:
     return found
 
 
-def _latents(trace: Trace) -> dict[str, Site]:
-    return {n: s for n, s in random_sites(trace).items() if not s["is_observed"]}
-
-
 def _is_imputed(name: str, trace: Trace) -> bool:
     """Whether it is one of the two sites that Pyro makes of one with an `obs_mask`."""
     return name.endswith("_unobserved") and f"{name.removesuffix('_unobserved')}_observed" in trace
 
 
 def _dims(site: Site, size: int) -> set[int]:
-    frames = site["cond_indep_stack"]
-    return {frame.dim for frame in frames if frame.vectorized and frame.size == size}
+    return {dim_of(plate) for plate in plates_of(site) if plate.size == size}
 
 
 def _depends(site: Site, again: Site) -> bool:

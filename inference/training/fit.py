@@ -8,7 +8,9 @@ import pyro
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.objectives.draws import is_reparameterized
 from evidence.inference.objectives.interface import Objective
+from evidence.inference.objectives.kl import BetaELBO
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.enumeration import sums_out
@@ -16,9 +18,15 @@ from evidence.inference.programs.masks import InFull, without_effect
 from evidence.inference.programs.parameters import own_parameter_store
 from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.traces import Program, Traces, checked_traces, outermost_dim
+from evidence.inference.programs.traces import (
+    Program,
+    Traces,
+    checked_traces,
+    outermost_dim,
+)
 from evidence.inference.programs.validation import validated
 from evidence.inference.soundness.pairs import expect_sound_draws
+from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.history import History
 from evidence.inference.training.optimizer import MakeOptimizer, MakeScheduler, fused_adam
 from evidence.inference.training.options import TrainingOptions
@@ -27,6 +35,8 @@ from evidence.inference.training.snapshots import Snapshot
 from evidence.inference.training.stopping import UntilFlat
 from evidence.inference.training.support import check_all_data
 
+# Draws in the ELBO whose iterates are averaged: their noise is what an average has to overcome.
+_NUM_AVERAGED = 16
 _UNTIL_FLAT = UntilFlat()
 
 
@@ -36,7 +46,9 @@ def fit(
     x_train: Batch,
     *,
     num_epochs: int | None = None,
-    until: UntilFlat = _UNTIL_FLAT,
+    num_steps: int | None = None,
+    until: UntilFlat | UntilConverged = _UNTIL_FLAT,
+    max_steps: int = 100_000,
     batch_size: int = 128,
     lr: float = 1e-3,
     lr_decay: float = 1.0,
@@ -57,7 +69,7 @@ def fit(
     on_snapshot: Callable[[Snapshot], None] | None = None,
     snapshot_every: int = 500,
 ) -> History:
-    """Fit model and guide to `x_train` with `pyro.infer.SVI`, until the ELBO is flat.
+    """Fit model and guide to `x_train` with `pyro.infer.SVI`, until nothing more is gained.
 
     Any pair of Pyro callables will do. Parameters that do not require gradients stay as they are:
     `model.requires_grad_(False)` fits a guide to a fixed model. Parameters stay in their modules;
@@ -69,19 +81,22 @@ def fit(
         guide: called with a batch; samples every latent of the model.
         x_train: data `[N, *data_shape]`, on the device to train on; or several tensors, as a tuple
             for `model(*x)` or as a mapping for `model(**x)`.
-        num_epochs: passes over the data; None for as many as it takes until the ELBO is flat.
-        until: when it is, and the most steps to take.
+        num_epochs: passes over the data, or
+        num_steps: training steps; None of the two for as many as it takes.
+        until: what ends training then: `UntilFlat`, or, of models whose latents the data share,
+            `UntilConverged`, which averages the iterates at ever smaller learning rates.
+        max_steps: the most steps to take, in whole epochs, if nothing else ends training.
         batch_size: data per step; the last batch of an epoch may be smaller. Where data share
             latents, the terms inside the plate over the data are scaled by N/B.
-        lr: learning rate.
+        lr: learning rate; the first one under `UntilConverged`, for which 0.01 is a good one.
         lr_decay: factor on the learning rate after each epoch.
         optimizer: makes the optimizer as torch's classes do, `optimizer(tensors, lr=lr)`; options
             by `functools.partial(torch.optim.AdamW, weight_decay=0.01)`. A fused Adam by default.
         scheduler: makes a torch learning-rate scheduler for that optimizer, which is stepped after
             each epoch and then alone sets the learning rate.
         elbo: any Pyro `ELBO`; `Trace_ELBO()` by default, or `TraceEnum_ELBO` of a model with
-            discrete latents that it enumerates. `TraceMeanField_ELBO()` takes the KL divergence in
-            closed form where there is one.
+            discrete latents that it enumerates; under `UntilConverged` the ELBO of 16 draws.
+            `TraceMeanField_ELBO()` takes the KL divergence in closed form where there is one.
         x_test: data to report the ELBO and its terms on after each epoch; not transformed.
         held_out: data that are not trained on, as `x_test`; their ELBO after each epoch decides
             when to stop, and the parameters of the best epoch are kept: against overfitting.
@@ -113,7 +128,9 @@ def fit(
     """
     options = TrainingOptions(
         num_epochs,
+        num_steps,
         until,
+        max_steps,
         batch_size,
         lr,
         lr_decay,
@@ -125,6 +142,11 @@ def fit(
     )
     if scheduler is not None and lr_decay != 1:
         raise ValueError("expected lr_decay or a scheduler, got both: leave lr_decay out")
+    if options.averages and not (held_out is None and scheduler is None and lr_decay == 1):
+        raise ValueError(
+            "UntilConverged sets the learning rate and averages the iterates by itself: leave out "
+            "scheduler, lr_decay and held_out"
+        )
     x_train = as_data(x_train)
     model, guide = takes(model, x_train), takes(guide, x_train)
     check_data(x_train, "x_train")
@@ -149,7 +171,7 @@ def fit(
         refuse_taken_names()
         data = TrainingData(x_train, x_test, held_out, transform)
         makers = Makers(optimizer, scheduler)
-        elbo = _objective_for(traces, elbo)
+        elbo = _objective_for(traces, elbo, averages=options.averages)
         run = TrainingRun(model, guide, data, options, elbo, makers, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
@@ -157,12 +179,14 @@ def fit(
             return run.train(progress, on_snapshot)
 
 
-def _objective_for(traces: Traces, elbo: Objective | None) -> Objective:
-    """The objective, by default the one that the pair needs.
+def _objective_for(traces: Traces, elbo: Objective | None, *, averages: bool) -> Objective:
+    """The objective, by default the one that the pair and the end of training need.
 
     Raises:
         ValueError: one that draws discrete latents that are to be summed out.
     """
+    if elbo is None and averages and is_reparameterized(traces.guide):
+        return BetaELBO(1.0, num_particles=_NUM_AVERAGED)
     if not sums_out(traces):
         return elbo or Trace_ELBO()
     needed = TraceEnum_ELBO(max_plate_nesting=-outermost_dim(traces))

@@ -25,6 +25,7 @@ class EpochRecord:
         held_out_loss: −ELBO on the held-out data, or None without any.
         lr: learning rate of the epoch.
         is_flat: whether training ended with it because the loss fell no more.
+        is_average: whether the parameters at its end are an average of iterates.
     """
 
     epoch: int
@@ -38,6 +39,7 @@ class EpochRecord:
     held_out_loss: float | None = None
     lr: float | None = None
     is_flat: bool = False
+    is_average: bool = False
 
     @property
     def judged_loss(self) -> float:
@@ -102,6 +104,8 @@ class History:
         count = f"{len(self.epochs)} epochs"
         kept = f"; the parameters are those of epoch {self.best_epoch}"
         kept = "" if not self.epochs or self.best_epoch == len(self.epochs) else kept
+        if self.epochs and self.epochs[-1].is_average:
+            return f"trained until averages of the iterates converged, for {count}"
         if self.epochs and self.epochs[-1].is_flat:
             return f"trained until the ELBO was flat, for {count}{kept}"
         if (gain := self.still_rising) is None:

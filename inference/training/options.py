@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.stopping import UntilFlat
 
 
@@ -15,7 +16,9 @@ class TrainingOptions:
     """
 
     num_epochs: int | None
-    until: UntilFlat
+    num_steps: int | None
+    until: UntilFlat | UntilConverged
+    max_steps: int
     batch_size: int
     lr: float
     lr_decay: float
@@ -26,7 +29,9 @@ class TrainingOptions:
     snapshot_every: int
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size", "snapshot_every"):
+        if self.num_epochs is not None and self.num_steps is not None:
+            raise ValueError("expected num_epochs or num_steps, got both: leave one out")
+        for name in ("num_epochs", "num_steps", "max_steps", "batch_size", "snapshot_every"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"expected {name} of at least 1, got {value}")
@@ -40,11 +45,21 @@ class TrainingOptions:
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"expected a finite clip_norm > 0 or None, got {self.clip_norm}")
 
+    @property
+    def is_until(self) -> bool:
+        """Whether a rule is to end training."""
+        return self.num_epochs is None and self.num_steps is None
+
     def max_epochs(self, steps_per_epoch: int) -> int:
-        """The most passes over the data."""
+        """The most passes over the data, the last of them perhaps not to its end."""
         if self.num_epochs is not None:
             return self.num_epochs
-        return math.ceil(self.until.max_steps / steps_per_epoch)
+        return math.ceil((self.num_steps or self.max_steps) / steps_per_epoch)
+
+    @property
+    def averages(self) -> bool:
+        """Whether training ends with an average of its iterates."""
+        return self.is_until and isinstance(self.until, UntilConverged)
 
     @property
     def warmup_epochs(self) -> float:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from evidence.inference.objectives.base import AbstractObjective
 from evidence.inference.objectives.interface import Differentiable, Objective
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.draws import slices
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.parameters import tensors_of, trainable_parameters
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
@@ -24,6 +26,7 @@ from evidence.inference.programs.sites import observed_sites
 from evidence.inference.programs.traces import Program, Traces
 from evidence.inference.programs.validation import InvalidArgumentError, in_one_line, validated
 from evidence.inference.programs.weights import log_prob_terms
+from evidence.inference.training.averaging import IterateAverages, UntilConverged
 from evidence.inference.training.first_steps import NUM_WATCHED, GradientWatch
 from evidence.inference.training.history import EpochRecord, History
 from evidence.inference.training.minibatches import ScaleData, data_dims
@@ -42,7 +45,7 @@ from evidence.inference.training.optimizer import (
 from evidence.inference.training.options import TrainingOptions
 from evidence.inference.training.snapshots import Snapshot, copy_into, matching, within
 from evidence.inference.training.state import Position, expect_same_run, position_of
-from evidence.inference.training.stopping import Plateau
+from evidence.inference.training.stopping import Plateau, UntilFlat
 from evidence.inference.training.support import CheckSupport, takes_subsamples
 from evidence.inference.training.tempering import TemperLatents, TemperLikelihood
 
@@ -50,6 +53,8 @@ from evidence.inference.training.tempering import TemperLatents, TemperLikelihoo
 _SECONDS_UNSAVED = 10.0
 # After the first epoch, every so many steps what a transform makes is checked; it takes 3% of one.
 _STEPS_PER_CHECK = 10
+# With which the objective is looked at, and of how many data at a time.
+_NUM_SEEDS, _DATA_AT_ONCE = 16, 4096
 
 
 class ScalarWriter(Protocol):
@@ -118,6 +123,15 @@ class TrainingRun:
         self.best: dict[str, Tensor] | None = None  # where held-out data say which is
         self.last_batch: Batch | None = None
         self.last_snapshot = time.monotonic()
+        self.averages: IterateAverages | None = None
+        if options.averages and isinstance(options.until, UntilConverged):
+            self.averages = IterateAverages(
+                options.until,
+                self.parameters.values(),
+                self.losses,
+                steps_per_epoch=self.steps_per_epoch,
+                warmup_epochs=options.warmup_epochs,
+            )
         self._start_schedule([])
         for x in (data.x_test, data.held_out):
             if x is not None:
@@ -126,7 +140,8 @@ class TrainingRun:
     def train(self, progress: bool, on_snapshot: Callable[[Snapshot], None] | None) -> History:
         """Take every step that is left."""
         max_epochs = self.options.max_epochs(self.steps_per_epoch)
-        total = None if self.options.num_epochs is None else max_epochs * self.steps_per_epoch
+        total = None if self.options.is_until else max_epochs * self.steps_per_epoch
+        total = self.options.num_steps or total
         with tqdm(total=total, initial=self.steps_done, disable=not progress, unit="step") as bar:
             while self.position.epoch < max_epochs and not self._has_ended():
                 for loss in self._epoch():
@@ -138,6 +153,8 @@ class TrainingRun:
                         self.last_snapshot = time.monotonic()
                 self._end_epoch()
         self.gradients.warn()
+        if self.averages is not None and not self.averages.has_ended:
+            self.averages.settle()
         self._expect_finite_end()
         if on_snapshot:
             on_snapshot(self.snapshot())
@@ -151,7 +168,8 @@ class TrainingRun:
         return History.from_rows(self.position.history)
 
     def _has_ended(self) -> bool:
-        return self.options.num_epochs is None and self.plateau.is_flat
+        ended = self.plateau.is_flat if self.averages is None else self.averages.has_ended
+        return self.options.is_until and ended
 
     def _snapshot_is_due(self) -> bool:
         waited = time.monotonic() - self.last_snapshot
@@ -167,8 +185,9 @@ class TrainingRun:
         self.schedule: Schedule | None = None
         if self.makers.scheduler is not None:
             self.schedule = Schedule(self.optim, self.makers.scheduler)
+        until = self.options.until
         self.plateau = Plateau(
-            self.options.until,
+            until if isinstance(until, UntilFlat) else UntilFlat(),
             steps_per_epoch=self.steps_per_epoch,
             warmup_epochs=self.options.warmup_epochs,
         )
@@ -182,7 +201,8 @@ class TrainingRun:
 
     def _lr(self) -> float:
         """The learning rate of this epoch, where no scheduler sets it."""
-        factor = self.plateau.lr_factor if self.options.num_epochs is None else 1.0
+        rule = self.plateau if self.averages is None else self.averages
+        factor = rule.lr_factor if self.options.is_until else 1.0
         return self.options.lr * self.options.lr_decay**self.position.epoch * factor
 
     def _epoch(self) -> Iterator[float]:
@@ -196,12 +216,17 @@ class TrainingRun:
         if options.batch_size >= len(x_train):  # a guide may have a parameter per datum
             order = order.sort().values
         for rows in order.split(options.batch_size)[at.step :]:
+            if options.num_steps is not None and self.steps_done >= options.num_steps:
+                return
             started = time.perf_counter()
             self.last_batch = self.data.batch(rows)
             loss = self._step(self.last_batch)
             at.seconds += time.perf_counter() - started
             at.loss_sum += loss * len(rows)
+            at.num_rows += len(rows)
             at.step += 1
+            if self.averages is not None:
+                self.averages.after_step()
             yield loss
 
     def _step(self, x: Batch) -> float:
@@ -278,6 +303,8 @@ class TrainingRun:
     def _end_epoch(self) -> None:
         at, data = self.position, self.data
         self._expect_finite_parameters()
+        if self.averages is not None:
+            self.averages.after_epoch()
         test_loss = reconstruction = kl = held_out_loss = None
         if data.x_test is not None:
             reconstruction, kl = self._test_terms(data.x_test)
@@ -287,23 +314,43 @@ class TrainingRun:
             held_out_loss = kl_there - reconstruction_there
         record = EpochRecord(
             epoch=at.epoch + 1,
-            train_loss=at.loss_sum / len(data.x_train),
+            train_loss=at.loss_sum / at.num_rows,
             beta=self._kl_weight(),
             test_loss=test_loss,
             reconstruction=reconstruction,
             kl=kl,
             seconds=at.seconds,
-            num_steps=self.steps_per_epoch,
+            num_steps=at.step,
             held_out_loss=held_out_loss,
             lr=self.optim.lr,
         )
         self._observe(record.judged_loss)
-        record = replace(record, is_flat=self._has_ended())
+        ended = self._has_ended()
+        record = replace(record, is_flat=ended, is_average=ended and self.averages is not None)
         if self.writer is not None:
             _log(self.writer, record)
         self.position = Position(at.epoch + 1, history=[*at.history, asdict(record)])
         if held_out_loss is not None and self.history.best_epoch == record.epoch:
             self.best = _copies(tensors_of(self.model, self.guide))
+
+    @torch.no_grad()
+    def losses(self) -> Tensor:
+        """The objective of all training data in nats, as it is under several fixed seeds: `[R]`."""
+        data, size = self.data, max(self.options.batch_size, _DATA_AT_ONCE)
+        total = torch.zeros(_NUM_SEEDS, dtype=torch.float64)
+        with (
+            isolated_rng(device=data.x_train.device),
+            no_training(self.model, self.guide),
+            poutine.block(hide_types=["param"]),
+        ):
+            for seed in range(_NUM_SEEDS):
+                pyro.set_rng_seed(seed)
+                for rows in slices(len(data.x_train), size):
+                    x = data.batch(rows)
+                    share = len(x) / len(data.x_train) if self.data_dims else 1.0
+                    with self._scaled(len(x)):
+                        total[seed] += share * self.elbo.loss(self.model, self.guide, x)
+        return total
 
     def _test_terms(self, x: Batch) -> tuple[float, float]:
         """Reconstruction and KL on other data; draws nothing from the training's randomness."""
@@ -326,6 +373,8 @@ class TrainingRun:
             tensors = self.best | {f"last.{n}": t for n, t in tensors.items()}
         tensors = tensors | {f"optimizer.{n}": t for n, t in self.optim.get_state().items()}
         tensors |= {f"rng.{n}": t for n, t in rng_state(self.data.x_train.device).items()}
+        if self.averages is not None:
+            tensors |= {f"averages.{n}": t for n, t in self.averages.get_state().items()}
         meta = {
             "identity": self._identity(),
             "trained": list(self.parameters),
@@ -347,6 +396,8 @@ class TrainingRun:
         current = matching(last, state) if last else kept
         set_rng_state(within("rng.", snapshot.tensors), device)
         self.optim.set_state(within("optimizer.", snapshot.tensors))
+        if self.averages is not None:
+            self.averages.set_state(within("averages.", snapshot.tensors))
         copy_into(state, current)
         self.best = _copies(kept) if last else None
         self.position = position
@@ -354,11 +405,11 @@ class TrainingRun:
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a run to be gone on with; more epochs are no other run."""
-        varying = ("num_epochs", "until", "snapshot_every")
+        varying = ("num_epochs", "until", "max_steps", "snapshot_every")
         options = {k: v for k, v in asdict(self.options).items() if k not in varying}
         return {
             **options,
-            "steps_per_look": self.options.until.steps_per_look,
+            "until": repr(self.options.until),
             "optimizer": describe_maker(self.makers.optimizer),
             "scheduler": describe_maker(self.makers.scheduler),
             "elbo": _describe(self.elbo),

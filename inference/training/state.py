@@ -9,11 +9,12 @@ from evidence.inference.training.snapshots import Snapshot
 
 @dataclass
 class Position:
-    """Where a run is: epochs done, steps done in this epoch, and what they added up to."""
+    """Where a run is: epochs done, steps and data of this epoch, and what they added up to."""
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
+    num_rows: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 

@@ -22,16 +22,13 @@ class UntilFlat:
 
     Args:
         steps_per_look: training steps of a look, at least.
-        max_steps: the most training steps, in whole epochs.
     """
 
     steps_per_look: int = 500
-    max_steps: int = 100_000
 
     def __post_init__(self) -> None:
-        for name in ("steps_per_look", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if self.steps_per_look < 1:
+            raise ValueError(f"expected steps_per_look of at least 1, got {self.steps_per_look}")
 
 
 class Plateau:

@@ -1,0 +1,136 @@
+"""Averages of iterates at falling learning rates: the optimum, whatever the first one is."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+
+from evidence.inference import UntilConverged, fit
+from evidence.inference.training.averaging import IterateAverages
+
+SIZE, NOISE = 256, 0.7
+
+
+def regression_data():
+    generator = torch.Generator().manual_seed(1)
+    X = torch.randn(SIZE, 2, generator=generator) @ torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    return X, X @ torch.tensor([1.0, -2.0]) + NOISE * torch.randn(SIZE, generator=generator)
+
+
+X, Y = regression_data()
+PRECISION = torch.eye(2) / 100 + X.mT @ X / NOISE**2
+MEAN = torch.linalg.solve(PRECISION, X.mT @ Y / NOISE**2)
+
+
+def model(X, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+    with pyro.plate("data", len(X)):
+        pyro.sample("y", dist.Normal((X * w.unsqueeze(-2)).sum(-1), NOISE), obs=y)
+
+
+def fitted(kind, **options):
+    """The relative error of the standard deviations, and that of the means in these."""
+    guide = kind(model)
+    history = fit(model, guide, (X, Y), progress=False, **options)
+    with torch.no_grad():
+        if kind is AutoNormal:  # its optimum has the precisions of the posterior
+            mean, sd, exact = guide.locs.w, guide.scales.w, PRECISION.diagonal().rsqrt()
+        else:
+            tril = guide.scale.unsqueeze(-1) * guide.scale_tril
+            mean, sd = guide.loc, (tril @ tril.mT).diagonal().sqrt()
+            exact = torch.linalg.inv(PRECISION).diagonal().sqrt()
+    return history, (sd / exact - 1).abs().max().item(), ((mean - MEAN) / exact).abs().max().item()
+
+
+QUICK = [(AutoNormal, 0.01, SIZE), (AutoMultivariateNormal, 0.02, 128)]
+SLOW = [
+    (kind, lr, size)
+    for kind in (AutoNormal, AutoMultivariateNormal)
+    for lr in (0.003, 0.01, 0.05)
+    for size in (32, 128, SIZE)
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lr", "batch_size"), QUICK + [pytest.param(*c, marks=pytest.mark.slow) for c in SLOW]
+)
+def test_the_optimum_is_found_whatever_the_first_learning_rate(kind, lr, batch_size):
+    """Means within 0.1 sd and standard deviations within 5%, of mean field and full rank."""
+    options = {"lr": lr, "batch_size": batch_size, "until": UntilConverged()}
+    history, off_sd, off_mean = fitted(kind, **options)
+    assert history.epochs[-1].is_average
+    assert "until averages of the iterates converged" in str(history)
+    assert off_sd < 0.05
+    assert off_mean < 0.1
+
+
+def test_the_last_iterate_would_be_off():
+    """The twin: as many steps at the same learning rate, without averaging."""
+    _, off_sd, off_mean = fitted(AutoNormal, lr=0.05, num_steps=600)
+    assert max(off_sd, off_mean) > 0.1
+
+
+def iterates(values, **options):
+    """The averages of a scalar that wanders over `values`, of a loss that is its square."""
+    parameter = torch.zeros(1)
+    options = {"steps_per_epoch": 25, "warmup_epochs": 0.0} | options
+
+    def losses():
+        return parameter.double().square().expand(16)
+
+    averages = IterateAverages(UntilConverged(), [parameter], losses, **options)
+    for step, value in enumerate(values):
+        parameter.fill_(value)
+        averages.after_step()
+        if (step + 1) % 25 == 0:
+            averages.after_epoch()
+        if averages.has_ended:
+            break
+    return averages, parameter.item(), step
+
+
+def test_noise_is_averaged_and_a_trend_is_not_taken_for_rest():
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(4000, generator=generator)
+    averages, value, step = iterates(noise)
+    assert averages.has_ended
+    assert abs(value) < 0.02
+    assert step < 3000
+    trend, *_ = iterates(noise + torch.linspace(5, 0, 4000))
+    assert not trend.has_ended
+    assert trend.lr_factor == 1
+
+
+def test_a_bias_that_falls_with_the_learning_rate_is_seen():
+    """A second average that is far from the first one asks for a third."""
+    generator = torch.Generator().manual_seed(0)
+    stages = [0.5, 0.15, 0.045, 0.0135, 0.004]
+    parameter, noise = torch.zeros(1), 0.02 * torch.randn(9000, generator=generator)
+    averages = IterateAverages(
+        UntilConverged(),
+        [parameter],
+        lambda: parameter.double().square().expand(16),
+        steps_per_epoch=25,
+        warmup_epochs=0.0,
+    )
+    for step, off in enumerate(noise):
+        stage = round(math.log(averages.lr_factor, 0.3))
+        parameter.fill_(stages[stage] + off)
+        averages.after_step()
+        if (step + 1) % 25 == 0:
+            averages.after_epoch()
+        if averages.has_ended:
+            break
+    assert averages.has_ended
+    assert round(math.log(averages.lr_factor, 0.3)) == 3
+    assert parameter.item() == pytest.approx(0.0135, abs=0.01)
+
+
+def test_options_that_it_cannot_go_with_are_refused():
+    with pytest.raises(ValueError, match="UntilConverged sets the learning rate"):
+        fitted(AutoNormal, until=UntilConverged(), lr_decay=0.9)
+    with pytest.raises(ValueError, match=r"tolerance > 0, got 0"):
+        UntilConverged(0)
