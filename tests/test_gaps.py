@@ -227,6 +227,36 @@ def test_any_pair_with_local_parameters_even_with_as_many_pixels_as_data(num_dat
     assert z_scores.abs().max() < 5
 
 
+class OfTwoTensors:
+    """q(z | x, offset) of a model of two tensors."""
+
+    def local_parameters(self, x, offset):
+        return torch.zeros(len(x), 2).to(offset)
+
+    def given(self, parameters):
+        def guide(x, offset):
+            with pyro.plate("data", len(offset)):
+                pyro.sample("z", dist.Normal(parameters[:, 0], parameters[:, 1].exp()))
+
+        return guide
+
+
+def two_tensors(x, offset):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z + offset, 1.0), obs=x)
+
+
+def test_a_pair_of_several_tensors_has_gaps():
+    x, offset = torch.randn(6).double(), torch.randn(6).double()
+    found = inference_gaps(two_tensors, OfTwoTensors(), (x, offset), max_steps=800, lr=0.02)
+    assert abs(found.approximation.mean) < 1e-4
+    exact = dist.Normal((x - offset) / 2, 0.5**0.5)
+    expected = kl_divergence(dist.Normal(torch.zeros(6).double(), 1.0), exact)
+    z_scores = (found.amortization.per_datum - expected) / found.amortization.variance.sqrt()
+    assert z_scores.abs().max() < 5
+
+
 class Coin:
     """A latent that cannot be reparameterized."""
 

@@ -549,6 +549,26 @@ def test_guides_stand_beside_nuts_by_the_names_of_their_sites(fitted, monkeypatc
     assert "--rows" in refused(capsys, "reference", *fitted, *short, "--rows", "1")
 
 
+def test_a_model_with_latents_of_every_datum_stands_beside_nuts_too():
+    Path("each.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def each(y, x):\n"
+        "    with pyro.plate('data', len(y)):\n"
+        "        z = pyro.sample('z', dist.Normal(0.0, 1.0))\n"
+        "        pyro.sample('y', dist.Normal(z + x, 1.0), obs=y)\n"
+    )
+    pair = ["--model", "each.py:each", "--data", "reg.csv", "--guide", "MeanField"]
+    run("train", *pair, "--num_epochs", 1, "--out", "run")
+    short = ["--num_samples", 40, "--num_warmup", 40, "--num_chains", 2, "--trust", "true"]
+    run("reference", "run", *short, "--rows", 0, 1)
+    document = json.loads(Path("run/reference.json").read_text())
+    assert document["unit"] == "datum"
+    assert document["rows"] == [0, 1]
+    assert Path("run/reference.png").exists()
+    run("gaps", "run", "--max_steps", 20, "--trust", "true")
+    assert results("run")["rows"][0]["gaps"]["num_steps"] == 20
+
+
 def test_marginals_and_pairs_are_drawn_of_every_guide_without_nuts_too(fitted):
     assert Path("out/posterior.png").exists()
 

@@ -210,7 +210,7 @@ def build_elbo(spec: Spec) -> Objective:
     defaults = {n: p.default for n, p in inspect.signature(kind).parameters.items()}
     for option, value in spec.options.items():
         expect_choice(f"option of {spec.name}", option, defaults)
-        expected = type(defaults[option])
+        expected = int if defaults[option] is None else type(defaults[option])  # a number left open
         if not isinstance(value, expected) and not (expected is float and type(value) is int):
             raise ValueError(
                 f"{spec.name}: expected {option} to be {expected.__name__}, got {value!r}"
