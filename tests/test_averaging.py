@@ -28,7 +28,7 @@ MEAN = torch.linalg.solve(PRECISION, X.mT @ Y / NOISE**2)
 def model(X, y):
     w = pyro.sample("w", dist.Normal(torch.zeros(2), 10.0).to_event(1))
     with pyro.plate("data", len(X)):
-        pyro.sample("y", dist.Normal((X * w.unsqueeze(-2)).sum(-1), NOISE), obs=y)
+        pyro.sample("y", dist.Normal((X * w).sum(-1), NOISE), obs=y)
 
 
 def fitted(kind, **options):

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_LARGEST_R_HAT = 1.1
-_SHARE_ABOVE = 0.05  # of the parameters: some directions of some guides mean nothing
+_LARGEST_R_HAT = 1.1  # on average: some directions of some guides mean nothing
 _RATIO = 0.3  # of a learning rate to the one before
 _STEPS_PER_BLOCK = 25  # at least, in whole epochs: over one, what minibatches add cancels
 _FEWEST_BLOCKS, _MOST_BLOCKS = 8, 32
@@ -36,11 +35,12 @@ class Nats(NamedTuple):
 class UntilConverged:
     """Average the iterates at ever smaller learning rates, until no smaller one would gain.
 
-    At each learning rate: once the iterates are stationary (R̂ of the halves of a window below 1.1)
-    they are averaged until the noise of the average costs less than `tolerance`. Then the rate is
-    halved, until two averages in a row are less than four times as much apart. The last average
-    becomes the parameters. All costs are in nats of the ELBO, so that no scale of any parameter
-    matters, by second differences of the objective under common random numbers.
+    At each learning rate: once the iterates are stationary (R̂ of the halves of a window, below 1.1
+    on average over the parameters) they are averaged until the noise of the average costs less than
+    `tolerance`. Then the rate falls to 30%, until two averages in a row are less than four times as
+    much apart. The last average becomes the parameters. All costs are in nats of the ELBO, so that
+    no scale of any parameter matters, by second differences of the objective under common random
+    numbers.
 
     References: M. Welandawe, M. R. Andersen, A. Vehtari, J. H. Huggins, "A Framework for Improving
     the Reliability of Black-box Variational Inference", 2024,
@@ -183,8 +183,9 @@ class IterateAverages:
             self._put((halves[0] + halves[1]) / 2)
 
     def _stationary_halves(self) -> tuple[Tensor, Tensor] | None:
-        """The averages of the halves of the longest window whose iterates are stationary."""
+        """The averages of the halves of the window with the least R̂, if that is small."""
         blocks, lengths = self._merged()
+        windows = []
         for share in _STARTS:
             first = int(share * len(blocks))
             first += (len(blocks) - first) % 2
@@ -196,10 +197,11 @@ class IterateAverages:
             within = (squares[0] - means[0].square() + squares[1] - means[1].square()) / 2
             between = (means[0] - means[1]).square() / 2
             r_hat = (1 + between / within.clamp(min=torch.finfo(within.dtype).tiny)).sqrt()
-            if (r_hat > _LARGEST_R_HAT).double().mean() <= _SHARE_ABOVE:
-                origin = self._tensors["origin"]
-                return origin + means[0], origin + means[1]
-        return None
+            windows.append((r_hat.mean().item(), *means))
+        least, *halves = min(windows, key=lambda window: window[0])
+        if not least <= _LARGEST_R_HAT:
+            return None
+        return self._tensors["origin"] + halves[0], self._tensors["origin"] + halves[1]
 
     def _merged(self) -> tuple[Tensor, Tensor]:
         """The blocks, joined in twos where there are too many."""
