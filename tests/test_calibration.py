@@ -273,7 +273,7 @@ def test_the_seed_decides(oracle):
 
 
 BAD = {
-    "no size": (lambda: simulation_based_calibration(layered_model, layered_guide), "pass x"),
+    "no size": (lambda: simulation_based_calibration(layered_model, layered_guide), "pass a batch"),
     "no simulations": (
         lambda: simulation_based_calibration(VAE(4, 2), MeanField(2, 4), num_simulations=0),
         "num_simulations of at least 1, got 0",

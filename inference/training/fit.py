@@ -140,21 +140,11 @@ def fit(
         seed,
         snapshot_every,
     )
-    if scheduler is not None and lr_decay != 1:
-        raise ValueError("expected lr_decay or a scheduler, got both: leave lr_decay out")
-    if options.averages and not (held_out is None and scheduler is None and lr_decay == 1):
-        raise ValueError(
-            "UntilConverged sets the learning rate and averages the iterates by itself: leave out "
-            "scheduler, lr_decay and held_out"
-        )
-    x_train = as_data(x_train)
+    _expect_one_rule(options, scheduler, held_out)
+    x_train = _checked(x_train, "x_train").detach()  # simulated ones remember their parameters
     model, guide = takes(model, x_train), takes(guide, x_train)
-    check_data(x_train, "x_train")
-    x_train = x_train.detach()  # data simulated from a model remember its parameters
-    x_test, held_out = (None if x is None else as_data(x) for x in (x_test, held_out))
-    for name, x in (("x_test", x_test), ("held_out", held_out)):
-        if x is not None:
-            check_data(x, name)
+    x_test = None if x_test is None else _checked(x_test, "x_test")
+    held_out = None if held_out is None else _checked(held_out, "held_out")
     with (
         isolated_rng(seed, x_train.device),
         pyro.validation_enabled(False),
@@ -177,6 +167,26 @@ def fit(
             run.restore(resume_from)
         with InFull(without_effect(model, batch, traces.model, traces.guide)):
             return run.train(progress, on_snapshot)
+
+
+def _expect_one_rule(
+    options: TrainingOptions, scheduler: MakeScheduler | None, held_out: Batch | None
+) -> None:
+    """Check that no more than one thing sets the learning rate, or ends the training."""
+    if scheduler is not None and options.lr_decay != 1:
+        raise ValueError("expected lr_decay or a scheduler, got both: leave lr_decay out")
+    alone = held_out is None and scheduler is None and options.lr_decay == 1
+    if options.averages and not alone:
+        raise ValueError(
+            "UntilConverged sets the learning rate and averages the iterates by itself: leave out "
+            "scheduler, lr_decay and held_out"
+        )
+
+
+def _checked(x: Batch, name: str) -> Batch:
+    x = as_data(x)
+    check_data(x, name)
+    return x
 
 
 def _objective_for(traces: Traces, elbo: Objective | None, *, averages: bool) -> Objective:
