@@ -200,6 +200,6 @@ def test_an_evidence_that_is_not_known_is_refused():
 def test_divergences_on_a_grid_that_misses_the_posterior_are_not_given():
     """A datum far away moves the posterior out of the square."""
     model, guide = GaussianMixture2D(2), MeanField(2, 2, hidden_dims=())
-    assert mean_divergences(model, guide, torch.ones(1, 2))["forward"] is not None
+    assert mean_divergences(model, guide, torch.ones(1, 2)).forward is not None
     far = mean_divergences(model, guide, torch.tensor([[100.0, 0.0]]))
-    assert (far["forward"], far["reverse"]) == (None, None)
+    assert (far.forward, far.reverse) == (None, None)
