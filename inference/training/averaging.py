@@ -44,7 +44,7 @@ class UntilConverged:
 
     References: M. Welandawe, M. R. Andersen, A. Vehtari, J. H. Huggins, "A Framework for Improving
     the Reliability of Black-box Variational Inference", 2024,
-    https://jmlr.org/papers/v25/22-0327.html; A. K. Dhaka et al., "Robust, Accurate Stochastic
+    https://arxiv.org/abs/2203.15945; A. K. Dhaka et al., "Robust, Accurate Stochastic
     Optimization for Variational Inference", 2020, https://arxiv.org/abs/2009.00666.
 
     Args:
