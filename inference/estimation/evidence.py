@@ -265,13 +265,7 @@ def estimate_evidence(
     sound = expect_sound_pair(model, guide, x)
     parts: list[dict[str, Evidence]] = []
     for chunk in [x] if sound.is_joint else x.split(_DATA_PER_REDUCTION):
-        log_w = unchecked_log_weights(
-            model,
-            guide,
-            chunk,
-            num_particles,
-            chunk_size=chunk_size,
-        )
+        log_w = unchecked_log_weights(model, guide, chunk, num_particles, chunk_size=chunk_size)
         parts.append(from_log_weights(log_w))
         if progress is not None:
             progress(len(chunk))
@@ -302,15 +296,9 @@ def importance_weighted_evidence(
         chunk_size: see `log_weights`.
 
     Returns:
-        The record, in nats per datum.
+        The record, in nats per datum, or of the data set where data share latents.
 
     Raises:
         ValueError: as `log_weights`.
     """
-    return estimate_evidence(
-        model,
-        guide,
-        x,
-        num_particles,
-        chunk_size=chunk_size,
-    )["iw"]
+    return estimate_evidence(model, guide, x, num_particles, chunk_size=chunk_size)["iw"]

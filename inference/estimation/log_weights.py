@@ -17,34 +17,29 @@ def log_weights(
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> Tensor:
-    """Log w = log p(x, z) − log q(z | x) with z ~ q(z | x), per particle and per datum.
+    """Log w = log p(x, z) − log q(z | x) with z ~ q(z | x), per particle and per weight.
 
-    Any Pyro pair will do, with any site names and any number of latent sites, as long as all sites
-    are inside one plate over the data. Log-probabilities are taken unscaled: neither subsampling
-    nor `poutine.scale` changes them; masks do apply.
+    Any Pyro pair will do. Where all sites are inside one plate over the data there is a weight for
+    each of them, M = N; where data share a latent there is one for the data set, M = 1.
+    Log-probabilities are taken unscaled: neither subsampling nor `poutine.scale` changes them;
+    masks do apply, but for those without effect, see `programs.masks`.
 
     Args:
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
-        x: data `[B, *data_shape]`.
-        num_particles: S, draws per datum.
+        x: data `[N, *data_shape]`; or several tensors, as a tuple or a mapping, see `fit`.
+        num_particles: S, draws per weight.
         chunk_size: particles × data in one call; bounds the memory beyond the result's.
 
     Returns:
-        log w `[S, B]` in nats, without gradients.
+        log w `[S, M]` in nats, without gradients.
 
     Raises:
-        ValueError: bad data, data outside the likelihood's support, sites that do not match, a
-            missing data plate, a guide that is a point mass, or a pair whose weights do not average
-            to p(x); see `soundness.expect_sound_pair`.
+        ValueError: bad data, data outside the likelihood's support, sites that do not match,
+            a guide that is a point mass, or a pair whose weights do not average to p(x); see
+            `soundness.pairs.expect_sound_pair`.
     """
     x = as_data(x)
     model, guide = takes(model, x), takes(guide, x)
     expect_sound_pair(model, guide, x)
-    return unchecked_log_weights(
-        model,
-        guide,
-        x,
-        num_particles,
-        chunk_size=chunk_size,
-    )
+    return unchecked_log_weights(model, guide, x, num_particles, chunk_size=chunk_size)

@@ -6,7 +6,7 @@ no weight. Where nothing else depends on these entries, scoring their prior in f
 it is and makes it one.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import torch
 from pyro import poutine
@@ -64,13 +64,15 @@ def _has_no_effect(model: Program, x: Batch, trace: Trace, site: Site) -> bool:
         again = poutine.trace(poutine.replay(model, trace=changed)).get_trace(x)
     except Exception:  # whatever a program raises
         return False
-    terms = zip(_all_but(site["name"], trace), _all_but(site["name"], again), strict=False)
-    return all(torch.equal(before, after) for before, after in terms)
+    before, after = _all_but(site["name"], trace), _all_but(site["name"], again)
+    return before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
 
 
-def _all_but(name: str, trace: Trace) -> Iterator[Tensor]:
+def _all_but(name: str, trace: Trace) -> dict[str, Tensor]:
     """The masked log-probabilities of all other sites."""
     trace.compute_log_prob()
-    for other, site in sites_of(trace).items():
-        if site["type"] == "sample" and other != name:
-            yield site["log_prob"]
+    return {
+        other: site["log_prob"]
+        for other, site in sites_of(trace).items()
+        if site["type"] == "sample" and other != name
+    }
