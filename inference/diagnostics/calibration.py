@@ -15,7 +15,7 @@ from evidence.inference.diagnostics.uniformity import (
     simultaneous_band,
     uniformity_p_value,
 )
-from evidence.inference.programs.data import Batch
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.enumeration import given, trace_summed_out
 from evidence.inference.programs.evaluation import evaluation_mode
@@ -161,6 +161,9 @@ def simulation_based_calibration(
     for name, number in (("num_simulations", num_simulations), ("num_draws", num_draws)):
         if number < 1:
             raise ValueError(f"expected {name} of at least 1, got {number}")
+    if x is not None:
+        x = as_data(x)
+        model, guide = takes(model, x), takes(guide, x)
     with isolated_rng(seed, device_of(model, x)):
         truth, data = simulate(model, num_simulations, x)
         record = Record(num_draws, num_simulations)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from evidence.inference.programs import estimators
-from evidence.inference.programs.data import Batch
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import isolated_rng
@@ -111,6 +111,8 @@ def latent_diagnostics(
         ValueError: as `log_weights`; fewer than two draws or data; a prior that cannot be drawn
             from.
     """
+    x = as_data(x)
+    model, guide = takes(model, x), takes(guide, x)
     if num_draws < 2 or len(x) < 2:
         raise ValueError(f"expected num_draws and data of at least 2, got {num_draws} and {len(x)}")
     expect_per_datum(model, guide, x[:64], "what latents do")

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from evidence.inference.programs.data import Batch
+from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.scoring import LogProbs
 from evidence.inference.programs.traces import Program
@@ -35,6 +35,8 @@ def log_prob_terms(
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> LogProbs:
     """The terms of `log_weights` one by one, each `[S, M]`; a point-mass guide is let through."""
+    x = as_data(x)
+    model, guide = takes(model, x), takes(guide, x)
     record = Record(num_particles, len(x))
 
     def visit(block: Block) -> None:
