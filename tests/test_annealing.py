@@ -17,9 +17,10 @@ from evidence.guides import Delta, FullRank, MeanField
 from evidence.inference import log_weights
 from evidence.inference.annealing import hmc, schedule
 from evidence.inference.annealing.guide_path import path_of
+from evidence.inference.annealing.isolation import annealing_mode
 from evidence.inference.annealing.pilot import Pilot
 from evidence.inference.annealing.run import AnnealingRun
-from evidence.inference.estimation.annealed import anneal, annealed_evidence, annealing_mode
+from evidence.inference.estimation.annealed import anneal, annealed_evidence
 from evidence.inference.programs.estimators import iwae, iwae_curve
 from evidence.inference.programs.unconstrained import Assignment
 from evidence.inference.training.snapshots import Snapshot

@@ -10,8 +10,8 @@ from pyro.nn import PyroModule, PyroSample
 from torch.distributions import biject_to
 
 from evidence.inference.annealing.guide_path import path_of
+from evidence.inference.annealing.isolation import annealing_mode
 from evidence.inference.annealing.log_joint import Way
-from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.programs.data import as_data, takes
 from evidence.inference.programs.unconstrained import Assignment
 

@@ -1,22 +1,18 @@
 """Evidence by annealed importance sampling."""
 
 import dataclasses
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from evidence.inference.annealing.isolation import annealing_mode
 from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
-from evidence.inference.programs.evaluation import evaluation_mode, modules_of
-from evidence.inference.programs.precision import fast_matmul
-from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import Program
 from evidence.inference.soundness.pairs import expect_sound_model, expect_sound_pair
 from evidence.inference.training.snapshots import Snapshot
@@ -131,40 +127,3 @@ def anneal(
     per_datum = (results[name].squeeze(0) for name in ("acceptance", "on_edge"))
     size = len(x) if run.is_joint else None
     return Annealed(results["log_w"], latents, *per_datum, size)
-
-
-@contextmanager
-def annealing_mode(
-    model: Program, guide: Program | None, seed: int, device: torch.device
-) -> Generator[Callable[[], None]]:
-    """What all annealing runs in: random numbers of its own, and gradients of latents alone.
-
-    Yields:
-        The check of `evaluation_store`.
-    """
-    with (
-        isolated_rng(seed, device),
-        evaluation_mode(model, guide) as refuse_new_parameters,
-        _frozen(model, guide),
-        fast_matmul(device),
-        torch.no_grad(),
-    ):
-        yield refuse_new_parameters
-
-
-@contextmanager
-def _frozen(*programs: Program | None) -> Generator[None]:
-    """No gradients of the parameters of modules: only those of the latents are wanted."""
-    parameters = [
-        parameter
-        for module in modules_of(*programs)
-        for parameter in module.parameters()
-        if parameter.requires_grad
-    ]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

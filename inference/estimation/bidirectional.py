@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from evidence.inference.annealing.guide_path import path_of
+from evidence.inference.annealing.isolation import annealing_mode
 from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.run import AnnealingRun
-from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.reliability import edge_caveat
 from evidence.inference.programs import estimators
 from evidence.inference.programs.checks import check_data
