@@ -6,7 +6,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, latents_of
+from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, Way, latents_of
 from evidence.inference.programs.checks import check_density
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
@@ -87,6 +87,22 @@ class GuidePath(AbstractPath):
         with Given(values):
             return self.packing.pack(self._run(self.guide, None), 1, len(self.x))
 
+    @torch.no_grad()
+    def latents(self, z: Tensor) -> Tensor:
+        """The model's own latents at `z`, in the coordinates of `PriorPath`, both `[C, B, Z]`."""
+        if self.way is Way.PLATE:
+            return self._model_latents(z, len(z))
+        return torch.cat([self._model_latents(row.unsqueeze(0), None) for row in z])
+
+    def _model_latents(self, z: Tensor, plate: int | None) -> Tensor:
+        return self._latents.pack(self._scored(z, plate), plate or 1, len(self.x))
+
+    def _scored(self, z: Tensor, plate: int | None) -> dict[str, Site]:
+        """The model's sites, given the guide's at `z`."""
+        sites, _ = self._guide_sites(z, plate)
+        with Given({name: site["value"] for name, site in sites.items()}):
+            return self._run(self.model, plate, sum_out=True)
+
     def _terms(self, z: Tensor, plate: int | None) -> GuideTerms:
         sites, assignment = self._guide_sites(z, plate)
         log_q_z = log_p_xz = z.new_zeros(z.shape[:2])
@@ -117,10 +133,7 @@ class GuidePath(AbstractPath):
         return self.packing.pack(self._run(self.guide, plate), plate or 1, len(self.x))
 
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
-        sites, _ = self._guide_sites(z, plate)
-        with Given({name: site["value"] for name, site in sites.items()}):
-            scored = self._run(self.model, plate, sum_out=True)
-        return self._latents.values(scored, plate or 1, len(self.x))
+        return self._latents.values(self._scored(z, plate), plate or 1, len(self.x))
 
     def _check_scores(self) -> None:
         """Score draws that the guide has forgotten."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evidence.inference.estimation import reliability
+from evidence.inference.estimation.modes import missed_modes
 from evidence.inference.programs import estimators
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
@@ -238,6 +239,7 @@ def estimate_evidence(
     num_particles: int = 5000,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    search_modes: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Evidence]:
     """The ELBO and the importance-weighted evidence of `x` from the same weights.
@@ -252,6 +254,8 @@ def estimate_evidence(
             for `model(**x)`.
         num_particles: S, draws per datum, or for all data where these share latents.
         chunk_size: see `log_weights`.
+        search_modes: where data share latents, look for modes that the guide has missed; see
+            `modes`. Data with latents of their own are not looked at so: it would cost too much.
         progress: called with the number of data done since the last call.
 
     Returns:
@@ -271,7 +275,25 @@ def estimate_evidence(
             progress(len(chunk))
     records = {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
     size = len(x) if sound.is_joint else None
-    return {name: record.of(sound.on_edge, size) for name, record in records.items()}
+    records = {name: record.of(sound.on_edge, size) for name, record in records.items()}
+    if sound.is_joint and search_modes:
+        records["iw"] = with_modes_searched(records["iw"], model, guide, x)
+    return records
+
+
+def with_modes_searched(record: Evidence, model: Program, guide: Program, x: Batch) -> Evidence:
+    """A record of a data set from draws of a guide, with what it has missed for its caveat."""
+    if record.not_reliable is not None:
+        return record
+    caveat = missed_modes(
+        model,
+        guide,
+        x,
+        log_evidence=record.mean,
+        mc_se=record.mc_se,
+        num_particles=record.num_particles,
+    )
+    return dataclasses.replace(record, caveat=caveat)
 
 
 def importance_weighted_evidence(
@@ -281,6 +303,7 @@ def importance_weighted_evidence(
     num_particles: int = 5000,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    search_modes: bool = True,
 ) -> Evidence:
     """Importance-weighted estimate of log p(x) per datum, a lower bound in expectation.
 
@@ -294,6 +317,7 @@ def importance_weighted_evidence(
             for `model(**x)`.
         num_particles: S, draws per datum, or for all data where these share latents.
         chunk_size: see `log_weights`.
+        search_modes: see `estimate_evidence`.
 
     Returns:
         The record, in nats per datum, or of the data set where data share latents.
@@ -301,4 +325,5 @@ def importance_weighted_evidence(
     Raises:
         ValueError: as `log_weights`.
     """
-    return estimate_evidence(model, guide, x, num_particles, chunk_size=chunk_size)["iw"]
+    options = {"chunk_size": chunk_size, "search_modes": search_modes}
+    return estimate_evidence(model, guide, x, num_particles, **options)["iw"]

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, Unit, constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.einsum import torch_log
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
@@ -20,6 +21,28 @@ from evidence.inference.programs.sites import Site, dim_of, plates_of, random_si
 from evidence.inference.programs.supports import zero_outside
 
 _FIRST_DIM = -13  # of enumeration: left of the plates of any program, and of that of particles
+
+
+class _SafeLog(torch.autograd.Function):
+    """Pyro's `safe_log`, a logarithm with a finite slope at zero, for `torch.vmap` as well."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.log()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # ty: ignore[invalid-method-override]
+        (x,) = ctx.saved_tensors
+        return grad / x.clamp(min=torch.finfo(x.dtype).eps)
+
+
+torch_log.safe_log = _SafeLog.apply  # what sums out latents under `torch.vmap` stops at Pyro's own
 
 
 class SummedOut(TorchDistribution):

@@ -1,0 +1,161 @@
+"""Weighted draws from about every peak of a posterior that climbers reach."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from evidence.inference.annealing.guide_path import GuidePath
+from evidence.inference.annealing.hmc import weighted_sum
+from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, Way
+from evidence.inference.annealing.peaks import Peaks, peaks_of
+
+_MADS_PER_SD = 1.4826
+_FEWEST_DEGREES = 5  # of freedom
+_NUMBERS_AT_WORK = 2**17  # rows × data
+
+
+class Found(NamedTuple):
+    """Draws from about the peaks, whose weights average to p(x).
+
+    Args:
+        z: in the path's coordinates `[n, Z]`.
+        log_p_xz: log p(x, u) `[n]`, in float64 and nats, as all others.
+        log_q_z: log q(u) under the guide `[n]`; −inf where the path has none.
+        log_proposal: log of the density that they are from `[n]`.
+    """
+
+    z: Tensor
+    log_p_xz: Tensor
+    log_q_z: Tensor
+    log_proposal: Tensor
+
+    @property
+    def log_w(self) -> Tensor:
+        """Log-weights `[n]`, whose exponentials average to p(x)."""
+        return (self.log_p_xz - self.log_proposal).nan_to_num(nan=-math.inf)
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Log p(x, u) − log q(u), the log-weights that the guide would have there: `[n]`."""
+        return self.log_p_xz - self.log_q_z
+
+
+class _Effort(NamedTuple):
+    """How much is done: less where a row costs much."""
+
+    num_starts: int
+    num_draws: int
+    rows: int
+
+    @classmethod
+    def of(cls, path: AbstractPath) -> "_Effort":
+        if path.way is Way.ONE_BY_ONE:
+            return cls(16, 400, 1000)
+        rows = max(1, _NUMBERS_AT_WORK // len(path.x))
+        return cls(min(max(rows, 16), 64), min(max(4 * rows, 400), 2000), min(rows, 1000))
+
+
+def search(path: AbstractPath, prior: PriorPath) -> Found | None:
+    """Climb log p(x, u) from draws of the prior and about the guide, and draw about the peaks.
+
+    Args:
+        path: of a model whose data share latents; from its prior, or from a guide.
+        prior: the path from the prior of the same model.
+
+    Returns:
+        None where the density has no peak.
+    """
+    effort = _Effort.of(path)
+    starts, spread, widest = _starts(path, prior, effort.num_starts)
+
+    def log_density(z: Tensor) -> Tensor:
+        return torch.cat([_terms(path, rows)[0] for rows in z.split(effort.rows)])
+
+    peaks = peaks_of(log_density, starts, spread, widest)
+    if not len(peaks.z):
+        return None
+    proposal = StudentMixture(peaks)
+    z = proposal.sample(math.ceil(effort.num_draws / len(peaks.z))).to(starts)
+    terms = zip(*(_terms(path, rows) for rows in z.split(effort.rows)), strict=True)
+    log_p_xz, log_q_z = (torch.cat(parts).double() for parts in terms)
+    return Found(z, log_p_xz, log_q_z, proposal.log_prob(z))
+
+
+def _terms(path: AbstractPath, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Log p(x, u) and log q(u), or −inf without a guide, at `z` `[C, Z]`: `[C]` and `[C]`."""
+    terms = torch.stack(list(path(z.unsqueeze(1)))).squeeze(-1)
+    log_p = weighted_sum(path.weights(1.0), terms)
+    return log_p, terms[0] if isinstance(path, GuidePath) else torch.full_like(log_p, -math.inf)
+
+
+def _starts(path: AbstractPath, prior: PriorPath, num_starts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where to climb from `[C, Z]`, and how wide the guide and the prior are, each `[Z]`."""
+    of_prior = prior.sample(num_starts)[:, 0]
+    if not isinstance(path, GuidePath):
+        center, spread = _about(of_prior)
+        return of_prior, spread, spread
+    draws = path.sample(num_starts)[:, 0]
+    center, spread = _about(draws)
+    of_prior = _located(path, of_prior, center, spread)
+    wide = _about(of_prior)[1]
+    noise = torch.randn_like(draws[: num_starts // 8])
+    starts = [of_prior, draws[: num_starts // 8], center + 3 * spread * noise]
+    return torch.cat(starts), spread, torch.maximum(wide, spread)
+
+
+def _about(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """The median and the spread, by median absolute deviations, of draws `[C, Z]`."""
+    center = draws.nanmedian(0).values
+    spread = _MADS_PER_SD * (draws - center).abs().nanmedian(0).values
+    return center, torch.where(spread > 0, spread, 1.0)
+
+
+def _located(path: GuidePath, latents: Tensor, center: Tensor, spread: Tensor) -> Tensor:
+    """The guide's coordinates of a model's latents `[C, Z]`, as if one were linear in the other.
+
+    It mostly is; and where climbers start need not be exact.
+    """
+    offsets = torch.cat([spread.diag(), -spread.diag(), torch.zeros_like(spread).unsqueeze(0)])
+    ahead, behind, at = (
+        path.latents((center + offsets).unsqueeze(1))[:, 0]
+        .double()
+        .tensor_split((len(center), 2 * len(center)))
+    )
+    slopes = (ahead - behind) / (2 * spread.double()).unsqueeze(-1)  # of latents by coordinates
+    off = torch.linalg.lstsq(slopes.mT, (latents.double() - at).mT, driver="gelsd").solution
+    return (center.double() + off.mT).to(center)
+
+
+class StudentMixture:
+    """Student's t over every peak, each as likely as all others.
+
+    Args:
+        peaks: their places and covariances.
+    """
+
+    def __init__(self, peaks: Peaks) -> None:
+        self.locs, self.factors = peaks.z.double(), peaks.factors
+        # As many as dimensions: the radius then varies no more than that of a Gaussian.
+        self.degrees = max(_FEWEST_DEGREES, self.locs.shape[1])
+
+    def sample(self, num_each: int) -> Tensor:
+        """So many draws of every peak: `[K · num_each, Z]`."""
+        num_peaks, dim = self.locs.shape
+        noise = self.locs.new_empty(num_peaks, num_each, dim).normal_()
+        chi2 = torch.distributions.Chi2(self.locs.new_tensor(float(self.degrees)))
+        radius = (chi2.sample((num_peaks, num_each, 1)) / self.degrees).rsqrt()
+        return (self.locs.unsqueeze(1) + radius * noise @ self.factors.mT).flatten(0, 1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """At `z` `[n, Z]`: `[n]`, in nats."""
+        dim, degrees = self.locs.shape[1], self.degrees
+        logs = []
+        for loc, factor in zip(self.locs, self.factors, strict=True):
+            off = torch.linalg.solve_triangular(factor, (z.double() - loc).mT, upper=False)
+            log_det = factor.diagonal().abs().log().sum()
+            logs.append(-log_det - (degrees + dim) / 2 * (off.square().sum(0) / degrees).log1p())
+        norm = math.lgamma((degrees + dim) / 2) - math.lgamma(degrees / 2)
+        norm -= dim / 2 * math.log(degrees * math.pi) + math.log(len(logs))
+        return norm + torch.stack(logs).logsumexp(0)
