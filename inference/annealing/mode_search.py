@@ -85,7 +85,14 @@ def search(path: AbstractPath, prior: PriorPath) -> Found | None:
 
 def _terms(path: AbstractPath, z: Tensor) -> tuple[Tensor, Tensor]:
     """Log p(x, u) and log q(u), or −inf without a guide, at `z` `[C, Z]`: `[C]` and `[C]`."""
-    terms = torch.stack(list(path(z.unsqueeze(1)))).squeeze(-1)
+    try:
+        terms = torch.stack(list(path(z.unsqueeze(1)))).squeeze(-1)
+    except torch.linalg.LinAlgError:  # a matrix of the model's that is singular in one of the rows
+        if len(z) == 1:
+            return z.new_full((1,), -math.inf), z.new_full((1,), -math.inf)
+        halves = zip(*(_terms(path, half) for half in z.chunk(2)), strict=True)
+        log_p, log_q = map(torch.cat, halves)
+        return log_p, log_q
     log_p = weighted_sum(path.weights(1.0), terms)
     return log_p, terms[0] if isinstance(path, GuidePath) else torch.full_like(log_p, -math.inf)
 

@@ -17,7 +17,7 @@ _SHORTER = 0.25  # the next step's length, where one has led down
 _SHORTEST = 1e-6  # of a full step: here the climber stays
 _AT_THE_TOP = 1e-3  # the nats left to gain there, about, and on a ridge, at the most
 _NO_PEAK = 0.5
-_MOST_PEAKS = 24
+_MOST_ENDS = 24  # that are looked at
 
 
 class Peaks(NamedTuple):
@@ -65,10 +65,25 @@ def peaks_of(log_density: LogDensity, starts: Tensor, spread: Tensor, widest: Te
             the density is flat.
     """
     ends = _climb(log_density, starts, spread, widest)
-    ends = _distinct(ends, spread)
-    factors = _factors(log_density, ends, spread, widest)
-    left = (ends.gradient.double().unsqueeze(1) @ factors).square().sum((1, 2))
-    return _merged(ends, factors, left < _NO_PEAK)
+    left = ends.value.argsort(descending=True)
+    kept: list[Tensor] = []
+    factors: list[Tensor] = []
+    for _ in range(_MOST_ENDS):
+        if not len(left):
+            break
+        row, left = left[0], left[1:]
+        factor = _factor(log_density, _Climbers(*(part[row] for part in ends)), spread, widest)
+        if (factor.mT @ ends.gradient[row].double()).square().sum() > _NO_PEAK:
+            continue
+        kept.append(row)
+        factors.append(factor)
+        off = (ends.z[left] - ends.z[row]).double()
+        away = torch.linalg.solve_triangular(factor, off.mT, upper=False).square().mean(0)
+        left = left[away > 1]  # within a standard deviation per entry they are one
+    rows = torch.stack(kept) if kept else left[:0]
+    square = starts.new_empty(0, starts.shape[1], starts.shape[1], dtype=torch.float64)
+    found = torch.stack(factors) if factors else square
+    return Peaks(ends.z[rows], ends.value[rows], found)
 
 
 def _climb(log_density: LogDensity, starts: Tensor, spread: Tensor, widest: Tensor) -> _Climbers:
@@ -134,50 +149,22 @@ def _like(condition: Tensor, part: Tensor) -> Tensor:
     return condition.reshape(-1, *[1] * (part.ndim - 1))
 
 
-def _distinct(ends: _Climbers, spread: Tensor) -> _Climbers:
-    """The highest ends, those that are all but the same left out."""
-    kept: list[int] = []
-    scaled = ends.z / spread
-    for row in ends.value.argsort(descending=True).tolist():
-        near = (scaled[kept] - scaled[row]).abs().amax(-1) < 0.05
-        alike = (ends.value[kept] - ends.value[row]).abs() < 0.1
-        if not (near & alike).any():
-            kept.append(row)
-    return _Climbers(*(part[kept[:_MOST_PEAKS]] for part in ends))
-
-
-def _factors(log_density: LogDensity, ends: _Climbers, spread: Tensor, widest: Tensor) -> Tensor:
-    """L of (−H)⁻¹ at each end `[K, Z, Z]`, H by differences of gradients.
+def _factor(log_density: LogDensity, end: _Climbers, spread: Tensor, widest: Tensor) -> Tensor:
+    """L of (−H)⁻¹ at one end `[Z, Z]`, H by differences of gradients.
 
     In no direction is it wider than `widest`: what curves less, or the other way, does not count.
     """
-    num_peaks, dim = ends.z.shape
-    relative = 1e-3 if ends.z.dtype == torch.float64 else 3e-2
-    sd = ends.inverse.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    sd = torch.where(sd > 0, sd, spread)
-    size = relative * torch.minimum(sd, widest)  # [K, Z]
-    offsets = torch.diag_embed(size)
-    rows = torch.stack([ends.z.unsqueeze(1) + offsets, ends.z.unsqueeze(1) - offsets])
-    _, gradients = _with_gradient(log_density, rows.reshape(-1, dim))
-    ahead, behind = gradients.double().reshape(2, num_peaks, dim, dim)
+    relative = 1e-3 if end.z.dtype == torch.float64 else 3e-2
+    sd = end.inverse.diagonal().clamp(min=0).sqrt()
+    size = relative * torch.minimum(torch.where(sd > 0, sd, spread), widest)
+    rows = torch.cat([end.z + size.diag(), end.z - size.diag()])
+    ahead, behind = _with_gradient(log_density, rows)[1].double().chunk(2)
     curvature = (behind - ahead) / (2 * size.double()).unsqueeze(-1)
     unit = widest.double()
     scaled = unit * (curvature + curvature.mT) / 2 * unit.unsqueeze(-1)
-    scaled = torch.where(scaled.isfinite().all(-1).all(-1)[:, None, None], scaled, 0.0)
-    values, vectors = torch.linalg.eigh(scaled)
-    root = vectors * values.abs().clamp(min=1.0).rsqrt().unsqueeze(-2)
-    return torch.linalg.qr((unit.unsqueeze(-1) * root).mT).R.mT
-
-
-def _merged(ends: _Climbers, factors: Tensor, is_peak: Tensor) -> Peaks:
-    """The ends that are peaks, each once: those within a standard deviation per entry are one."""
-    kept: list[int] = []
-    for row in range(len(ends.z)):
-        off = (ends.z[kept] - ends.z[row]).double().unsqueeze(-1)
-        away = torch.linalg.solve_triangular(factors[kept], off, upper=False).square().mean((1, 2))
-        if is_peak[row] and not (away < 1).any():
-            kept.append(row)
-    return Peaks(ends.z[kept], ends.value[kept], factors[kept])
+    values, vectors = torch.linalg.eigh(scaled if scaled.isfinite().all() else 0 * unit.diag())
+    root = unit.unsqueeze(-1) * vectors * values.abs().clamp(min=1.0).rsqrt()
+    return torch.linalg.qr(root.mT).R.mT
 
 
 def _with_gradient(log_density: LogDensity, z: Tensor) -> tuple[Tensor, Tensor]:

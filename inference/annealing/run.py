@@ -129,7 +129,7 @@ class AnnealingRun:
         """Take every step that is left.
 
         Returns:
-            `log_w`, `acceptance`, `on_edge`, `latent.*` and `reverse_log_w`.
+            `log_w`, `log_ratio`, `acceptance`, `on_edge`, `latent.*` and `reverse_log_w`.
         """
         at = self.position
         per_block = sum(self._num_steps(stage) for stage in self.stages)
@@ -229,6 +229,7 @@ class AnnealingRun:
             values = path.site_values(chains.state.z)
             results = {f"latent.{name}": value for name, value in values.items()}
             results["log_w"] = chains.log_w
+            results["log_ratio"] = pilot.log_ratio(path, chains.state)
             results["on_edge"] = chains.share_on_edge(path)
             results["acceptance"] = chains.acceptance / self.options.num_temperatures
             self._keep(results)

@@ -59,7 +59,8 @@ def expect_done(
     Raises:
         ValueError: one is missing, or of another shape or type.
     """
-    expected = {"log_w": (num_chains, forward), "acceptance": (1, forward), "on_edge": (1, forward)}
+    expected = dict.fromkeys(("log_w", "log_ratio"), (num_chains, forward))
+    expected |= dict.fromkeys(("acceptance", "on_edge"), (1, forward))
     if reverse is not None:
         expected["reverse_log_w"] = (num_chains, reverse)
     for name, shape in expected.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
+from evidence.inference.estimation.modes import caveat_of_modes
 from evidence.inference.programs import estimators
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
@@ -50,6 +51,7 @@ def adaptive_evidence(
     max_particles: int = 100_000,
     batch: int = 200,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    search_modes: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Evidence:
     """Importance-weighted evidence, with particles added only to the data that need them.
@@ -77,6 +79,7 @@ def adaptive_evidence(
         max_particles: the most particles for one datum; its SE stays above the target then.
         batch: the number of particles that every datum starts with.
         chunk_size: see `log_weights`.
+        search_modes: see `estimate_evidence`.
         progress: called with the number of data done since the last call.
 
     Returns:
@@ -93,7 +96,9 @@ def adaptive_evidence(
     if sound.is_joint:  # one datum of its own, whatever its number
         draw_all, one = lambda _, number: draw(x, number), torch.zeros(1)
         record = _estimate(draw_all, one, _pilot(draw_all, one, rule))
-        return record.of(sound.on_edge, len(x))
+        record = record.of(sound.on_edge, len(x))
+        caveat = caveat_of_modes(record, model, guide, x) if search_modes else record.caveat
+        return dataclasses.replace(record, caveat=caveat)
     parts = []
     for chunk in x.split(_DATA_AT_WORK):
         parts.append(_estimate(draw, chunk, _pilot(draw, chunk, rule)))

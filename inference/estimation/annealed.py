@@ -11,6 +11,7 @@ from evidence.inference.annealing.isolation import annealing_mode
 from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
+from evidence.inference.estimation.modes import Draws, caveat_of_modes
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.traces import Program
@@ -30,6 +31,7 @@ class Annealed:
         on_edge: share of the evidence from chains that began or ended on the edge of a support
             `[B]`, where their dtype tells no numbers apart.
         data_set_size: N, if there is one weight for all data, `[C, 1]`; else None.
+        missed: what chains from a guide have missed, in words; None if nothing shows that.
     """
 
     log_w: Tensor
@@ -37,6 +39,7 @@ class Annealed:
     acceptance: Tensor
     on_edge: Tensor
     data_set_size: int | None = None
+    missed: str | None = None
 
     @property
     def evidence(self) -> Evidence:
@@ -44,7 +47,8 @@ class Annealed:
         record = from_log_weights(self.log_w)["iw"]
         dtype = next(iter(self.latents.values())).dtype
         record = dataclasses.replace(record, estimator="ais", dtype=dtype)
-        return record.of(self.on_edge, self.data_set_size)
+        record = record.of(self.on_edge, self.data_set_size)
+        return record if record.caveat else dataclasses.replace(record, caveat=self.missed)
 
 
 def annealed_evidence(
@@ -73,6 +77,7 @@ def anneal(
     x: Batch,
     *,
     guide: Program | None = None,
+    search_modes: bool = True,
     progress: bool = False,
     resume_from: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
@@ -96,6 +101,8 @@ def anneal(
         model: called with a batch; scores it.
         x: data `[B, *data_shape]`.
         guide: called with a batch; where the path begins. None for the prior.
+        search_modes: where data share latents, look for modes that chains from a guide have missed;
+            see `modes`.
         progress: show a progress bar.
         resume_from: a snapshot of the same run to go on from, bit for bit.
         on_snapshot: called with a snapshot now and then and at the end.
@@ -126,4 +133,9 @@ def anneal(
     }
     per_datum = (results[name].squeeze(0) for name in ("acceptance", "on_edge"))
     size = len(x) if run.is_joint else None
-    return Annealed(results["log_w"], latents, *per_datum, size)
+    found = Annealed(results["log_w"], latents, *per_datum, size)
+    if guide is None or not (run.is_joint and search_modes):
+        return found
+    ends = Draws(results["log_ratio"], results["log_w"])
+    caveat = caveat_of_modes(found.evidence, model, guide, x, draws=ends, seed=chosen.seed)
+    return dataclasses.replace(found, missed=caveat)

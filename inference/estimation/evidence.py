@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evidence.inference.estimation import reliability
-from evidence.inference.estimation.modes import missed_modes
+from evidence.inference.estimation.modes import caveat_of_modes
 from evidence.inference.programs import estimators
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
@@ -277,23 +277,9 @@ def estimate_evidence(
     size = len(x) if sound.is_joint else None
     records = {name: record.of(sound.on_edge, size) for name, record in records.items()}
     if sound.is_joint and search_modes:
-        records["iw"] = with_modes_searched(records["iw"], model, guide, x)
+        caveat = caveat_of_modes(records["iw"], model, guide, x)
+        records["iw"] = dataclasses.replace(records["iw"], caveat=caveat)
     return records
-
-
-def with_modes_searched(record: Evidence, model: Program, guide: Program, x: Batch) -> Evidence:
-    """A record of a data set from draws of a guide, with what it has missed for its caveat."""
-    if record.not_reliable is not None:
-        return record
-    caveat = missed_modes(
-        model,
-        guide,
-        x,
-        log_evidence=record.mean,
-        mc_se=record.mc_se,
-        num_particles=record.num_particles,
-    )
-    return dataclasses.replace(record, caveat=caveat)
 
 
 def importance_weighted_evidence(

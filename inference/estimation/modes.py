@@ -14,7 +14,7 @@ mass without a peak, in the neck of a funnel.
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from evidence.inference.annealing.log_joint import AbstractPath, PriorPath
 from evidence.inference.annealing.mode_search import search
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.traces import Program
+
+if TYPE_CHECKING:
+    from evidence.inference.estimation.evidence import Evidence
 
 _LARGEST_DIM = 200  # latents: of more, draws about a peak are far from the mass about it
 _SEEN_SELDOM = 0.1  # of the evidence, what one draw of the guide is worth there, at the least
@@ -61,6 +64,7 @@ def missed_modes(
     mc_se: float,
     num_particles: int,
     draws: Draws | None = None,
+    seed: int | None = None,
 ) -> str | None:
     """Why an estimate that came from a guide is too low, and what helps; None if nothing shows it.
 
@@ -76,8 +80,9 @@ def missed_modes(
         num_particles: S, the draws from the guide.
         draws: of an estimate that goes on from there, as annealing, SMC and bridge sampling do:
             what they have found is not missed.
+        seed: decides every random choice; without it, they go on from the random state outside.
     """
-    with annealing_mode(model, guide, None, x.device):
+    with annealing_mode(model, guide, seed, x.device):
         try:
             prior = PriorPath(model, x)
         except ValueError:  # latents that no gradient moves
@@ -101,6 +106,31 @@ def missed_modes(
         where = _place(path, found.z[highest])
     share = missed / (1 + missed)
     return f"the guide has missed about {100 * share:.2g}% of the evidence ({where}): {_REMEDY}"
+
+
+def caveat_of_modes(
+    record: "Evidence", model: Program, guide: Program, x: Batch, **options: Any
+) -> str | None:
+    """The caveat of a record of a data set that came from a guide: its own, or what it has missed.
+
+    Args:
+        record: the estimate.
+        model: see `missed_modes`.
+        guide: see `missed_modes`.
+        x: see `missed_modes`.
+        options: `draws` and `seed` of `missed_modes`.
+    """
+    if record.not_reliable is not None:  # nothing more need be found
+        return record.caveat
+    return missed_modes(
+        model,
+        guide,
+        x,
+        log_evidence=record.mean,
+        mc_se=record.mc_se,
+        num_particles=record.num_particles,
+        **options,
+    )
 
 
 def _path_of(model: Program, guide: Program, x: Batch) -> GuidePath | None:
