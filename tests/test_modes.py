@@ -150,12 +150,11 @@ def flat_guide():
 def funnel_guide(y, sigma):
     """Eight schools: given τ all is Gaussian; the density grows without end as τ goes to 0."""
     tau = pyro.sample("tau", dist.LogNormal(math.log(4.0), 1.5))
-    total = (1 / (sigma**2 + tau.unsqueeze(-1) ** 2)).sum(-1)
-    weighted = (y / (sigma**2 + tau.unsqueeze(-1) ** 2)).sum(-1)
-    variance = 1 / (total + 1 / 25)
-    mu = pyro.sample("mu", dist.Normal(variance * weighted, variance.sqrt()))
-    tau, mu = tau.unsqueeze(-1), mu.unsqueeze(-1)
-    shrink = tau**2 / (tau**2 + sigma**2)
+    precisions = 1 / (sigma**2 + tau**2)
+    variance = 1 / (precisions.sum(-1, keepdim=tau.ndim > 0) + 1 / 25)
+    mean = variance * (y * precisions).sum(-1, keepdim=tau.ndim > 0)
+    mu = pyro.sample("mu", dist.Normal(mean, variance.sqrt()))
+    shrink = tau**2 * precisions
     with pyro.plate("schools", len(y)):
         pyro.sample("theta", dist.Normal(mu + shrink * (y - mu), sigma * shrink.sqrt()))
 

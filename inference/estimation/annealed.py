@@ -131,9 +131,9 @@ def anneal(
         for name, value in results.items()
         if name.startswith("latent.")
     }
-    per_datum = (results[name].squeeze(0) for name in ("acceptance", "on_edge"))
+    acceptance, on_edge = (results[name].squeeze(0) for name in ("acceptance", "on_edge"))
     size = len(x) if run.is_joint else None
-    found = Annealed(results["log_w"], latents, *per_datum, size)
+    found = Annealed(results["log_w"], latents, acceptance, on_edge, size)
     if guide is None or not (run.is_joint and search_modes):
         return found
     ends = Draws(results["log_ratio"], results["log_w"])

@@ -311,5 +311,7 @@ def importance_weighted_evidence(
     Raises:
         ValueError: as `log_weights`.
     """
-    options = {"chunk_size": chunk_size, "search_modes": search_modes}
-    return estimate_evidence(model, guide, x, num_particles, **options)["iw"]
+    records = estimate_evidence(
+        model, guide, x, num_particles, chunk_size=chunk_size, search_modes=search_modes
+    )
+    return records["iw"]

@@ -30,14 +30,17 @@ class _SafeLog(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
+        """Log x."""
         return x.log()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep x."""
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # ty: ignore[invalid-method-override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient, cut off where x is zero."""
         (x,) = ctx.saved_tensors
         return grad / x.clamp(min=torch.finfo(x.dtype).eps)
 
