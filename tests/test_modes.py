@@ -325,8 +325,8 @@ def test_the_latents_of_a_prior_are_found_in_the_coordinates_of_a_guide():
     model, guide = takes(model, x), takes(guide, x)
     with annealing_mode(model, guide, 0, x.device):
         path, prior = GuidePath(model, guide, x), PriorPath(model, x)
-        found = mode_search.search(path, prior)
-        u = path.latents(found.z.unsqueeze(1))[:, 0]
+        found = mode_search.search(path, prior, level=5.0)
+        u = path.model_latents(found.z.unsqueeze(1))[:, 0]
     assert abs(found.log_w.logsumexp(0) - math.log(len(u))) < 0.1
     assert 0.4 < (u[:, 0] > 0).double().mean() < 0.6
     assert "50%" in missed_modes(

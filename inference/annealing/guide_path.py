@@ -88,13 +88,13 @@ class GuidePath(AbstractPath):
             return self.packing.pack(self._run(self.guide, None), 1, len(self.x))
 
     @torch.no_grad()
-    def latents(self, z: Tensor) -> Tensor:
+    def model_latents(self, z: Tensor) -> Tensor:
         """The model's own latents at `z`, in the coordinates of `PriorPath`, both `[C, B, Z]`."""
         if self.way is Way.PLATE:
-            return self._model_latents(z, len(z))
-        return torch.cat([self._model_latents(row.unsqueeze(0), None) for row in z])
+            return self._own_latents(z, len(z))
+        return torch.cat([self._own_latents(row.unsqueeze(0), None) for row in z])
 
-    def _model_latents(self, z: Tensor, plate: int | None) -> Tensor:
+    def _own_latents(self, z: Tensor, plate: int | None) -> Tensor:
         return self._latents.pack(self._scored(z, plate), plate or 1, len(self.x))
 
     def _scored(self, z: Tensor, plate: int | None) -> dict[str, Site]:

@@ -43,44 +43,50 @@ class Found(NamedTuple):
 
 
 class _Effort(NamedTuple):
-    """How much is done: less where a row costs much."""
+    """How much is done: less where a row, or a draw of the prior, costs much."""
 
     num_starts: int
+    num_screened: int
     num_draws: int
-    rows: int
+    rows: int  # at a time
 
     @classmethod
     def of(cls, path: AbstractPath) -> "_Effort":
         if path.way is Way.ONE_BY_ONE:
-            return cls(16, 400, 1000)
+            return cls(16, 64, 400, 1000)
         rows = max(1, _NUMBERS_AT_WORK // len(path.x))
-        return cls(min(max(rows, 16), 64), min(max(4 * rows, 400), 2000), min(rows, 1000))
+        num_starts = min(max(rows, 16), 64)
+        num_screened = (16 if path.way is Way.PLATE else 4) * num_starts
+        return cls(num_starts, num_screened, min(max(4 * rows, 400), 2000), min(rows, 1000))
 
 
-def search(path: AbstractPath, prior: PriorPath) -> Found | None:
+def search(path: AbstractPath, prior: PriorPath, level: float) -> Found | None:
     """Climb log p(x, u) from draws of the prior and about the guide, and draw about the peaks.
 
     Args:
         path: of a model whose data share latents; from its prior, or from a guide.
         prior: the path from the prior of the same model.
+        level: the log-ratio above which the guide comes seldom, which is looked at more.
 
     Returns:
         None where the density has no peak.
     """
     effort = _Effort.of(path)
-    starts, spread, widest = _starts(path, prior, effort.num_starts)
-
-    def log_density(z: Tensor) -> Tensor:
-        return torch.cat([_terms(path, rows)[0] for rows in z.split(effort.rows)])
-
-    peaks = peaks_of(log_density, starts, spread, widest)
+    starts, spread, widest = _starts(path, prior, effort, level)
+    peaks = peaks_of(lambda z: _scored(path, z, effort.rows)[0], starts, spread, widest)
     if not len(peaks.z):
         return None
     proposal = StudentMixture(peaks)
     z = proposal.sample(math.ceil(effort.num_draws / len(peaks.z))).to(starts)
-    terms = zip(*(_terms(path, rows) for rows in z.split(effort.rows)), strict=True)
-    log_p_xz, log_q_z = (torch.cat(parts).double() for parts in terms)
-    return Found(z, log_p_xz, log_q_z, proposal.log_prob(z))
+    log_p_xz, log_q_z = _scored(path, z, effort.rows)
+    return Found(z, log_p_xz.double(), log_q_z.double(), proposal.log_prob(z))
+
+
+def _scored(path: AbstractPath, z: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """`_terms`, so many rows at a time."""
+    parts = zip(*(_terms(path, rows) for rows in z.split(num_rows)), strict=True)
+    log_p, log_q = map(torch.cat, parts)
+    return log_p, log_q
 
 
 def _terms(path: AbstractPath, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,26 +96,34 @@ def _terms(path: AbstractPath, z: Tensor) -> tuple[Tensor, Tensor]:
     except torch.linalg.LinAlgError:  # a matrix of the model's that is singular in one of the rows
         if len(z) == 1:
             return z.new_full((1,), -math.inf), z.new_full((1,), -math.inf)
-        halves = zip(*(_terms(path, half) for half in z.chunk(2)), strict=True)
-        log_p, log_q = map(torch.cat, halves)
-        return log_p, log_q
+        return _scored(path, z, len(z) // 2)
     log_p = weighted_sum(path.weights(1.0), terms)
     return log_p, terms[0] if isinstance(path, GuidePath) else torch.full_like(log_p, -math.inf)
 
 
-def _starts(path: AbstractPath, prior: PriorPath, num_starts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where to climb from `[C, Z]`, and how wide the guide and the prior are, each `[Z]`."""
-    of_prior = prior.sample(num_starts)[:, 0]
-    if not isinstance(path, GuidePath):
-        center, spread = _about(of_prior)
-        return of_prior, spread, spread
-    draws = path.sample(num_starts)[:, 0]
-    center, spread = _about(draws)
-    of_prior = _located(path, of_prior, center, spread)
-    wide = _about(of_prior)[1]
-    noise = torch.randn_like(draws[: num_starts // 8])
-    starts = [of_prior, draws[: num_starts // 8], center + 3 * spread * noise]
-    return torch.cat(starts), spread, torch.maximum(wide, spread)
+def _starts(
+    path: AbstractPath, prior: PriorPath, effort: _Effort, level: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where to climb from `[C, Z]`, and how wide guide and prior are, each `[Z]`.
+
+    Half of them are draws of the prior, others the highest of many more, of those where the guide
+    comes seldom: a narrow mode is all but hidden in a wide prior.
+    """
+    of_prior = prior.sample(effort.num_screened)[:, 0]
+    few = effort.num_starts // 8
+    about: list[Tensor] = []
+    if isinstance(path, GuidePath):
+        draws = path.sample(effort.num_starts)[:, 0]
+        center, spread = _about(draws)
+        of_prior = _located(path, of_prior, center, spread)
+        about = [draws[:few], center + 3 * spread * torch.randn_like(draws[:few])]
+        widest = torch.maximum(_about(of_prior)[1], spread)
+    else:
+        spread = widest = _about(of_prior)[1]
+    log_p, log_q = _scored(path, of_prior, effort.rows)
+    highest = torch.where(log_p - log_q > level, log_p, -math.inf).topk(effort.num_starts // 2)
+    screened = of_prior[highest.indices[highest.values > -math.inf]]
+    return torch.cat([of_prior[: effort.num_starts // 2], screened, *about]), spread, widest
 
 
 def _about(draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,13 +140,13 @@ def _located(path: GuidePath, latents: Tensor, center: Tensor, spread: Tensor) -
     """
     offsets = torch.cat([spread.diag(), -spread.diag(), torch.zeros_like(spread).unsqueeze(0)])
     ahead, behind, at = (
-        path.latents((center + offsets).unsqueeze(1))[:, 0]
+        path.model_latents((center + offsets).unsqueeze(1))[:, 0]
         .double()
         .tensor_split((len(center), 2 * len(center)))
     )
     slopes = (ahead - behind) / (2 * spread.double()).unsqueeze(-1)  # of latents by coordinates
-    off = torch.linalg.lstsq(slopes.mT, (latents.double() - at).mT, driver="gelsd").solution
-    return (center.double() + off.mT).to(center)
+    off = (latents.double() - at) @ torch.linalg.pinv(slopes.nan_to_num(0.0, 0.0, 0.0))
+    return (center.double() + off).to(center)
 
 
 class StudentMixture:

@@ -90,10 +90,10 @@ def missed_modes(
         if not prior.layout.is_joint or prior.dim > _LARGEST_DIM:
             return None
         path = _path_of(model, guide, x) or prior
-        found = search(path, prior)
+        level = log_evidence + math.log(_SEEN_SELDOM * num_particles)
+        found = search(path, prior, level)
         if found is None:
             return None
-        level = log_evidence + math.log(_SEEN_SELDOM * num_particles)
         seldom = found.log_ratio > level
         there = _mean((found.log_w - log_evidence).exp() * seldom)
         has_density = isinstance(path, GuidePath)  # by which to split the evidence
