@@ -9,6 +9,7 @@ from pyro.infer import config_enumerate
 from pyro.nn import PyroModule, PyroSample
 from torch.distributions import biject_to
 
+from evidence.inference.annealing import hmc
 from evidence.inference.annealing.guide_path import path_of
 from evidence.inference.annealing.isolation import annealing_mode
 from evidence.inference.annealing.log_joint import Way
@@ -212,3 +213,26 @@ def test_discrete_latents_are_summed_out():
         ]
         expected = torch.logaddexp(*by_value).sum(1)
         assert torch.allclose(path(u).log_p_x[:, 0], expected)
+
+
+@config_enumerate
+def indexed():
+    """What is summed out is an index into latents, which no plate of chains survives."""
+    locs = pyro.sample("locs", dist.Normal(ZERO, 1.0).expand([2]).to_event(1))
+    with pyro.plate("data", len(Y)):
+        number = pyro.sample("number", dist.Categorical(X.new_ones(2)))
+        pyro.sample("y", dist.Normal(locs[number], 1.0), obs=Y)
+
+
+def test_discrete_latents_are_summed_out_under_vmap():
+    """Values and gradients are those of one chain after the other; see `enumeration._SafeLog`."""
+    x = as_data(())
+    with annealing_mode(takes(indexed, x), None, 0, X.device):
+        path = path_of(takes(indexed, x), None, x)
+        assert path.way is Way.VMAP
+        u = path.sample(3)
+        together = hmc.init(u, path)
+        alone = hmc.init(u, lambda z: path._terms_by(Way.ONE_BY_ONE, z))
+    assert torch.allclose(together.log_probs, alone.log_probs)
+    assert torch.allclose(together.grads, alone.grads)
+    assert together.grads.abs().min() > 0

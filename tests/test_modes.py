@@ -9,10 +9,12 @@ import torch
 from pyro.distributions import transforms
 from torch import nn
 
+from evidence.guides import FullRank
 from evidence.inference import (
     adaptive_evidence,
     annealed_evidence,
     estimate_evidence,
+    fit,
     importance_weighted_evidence,
 )
 from evidence.inference.annealing import mode_search
@@ -22,7 +24,7 @@ from evidence.inference.annealing.log_joint import PriorPath
 from evidence.inference.annealing.peaks import Peaks, peaks_of
 from evidence.inference.estimation.modes import Draws, missed_modes
 from evidence.inference.programs.data import as_data, takes
-from tests.known_evidences import SCHOOL_ERRORS, SCHOOLS, eight_schools
+from tests.known_evidences import KNOWN, SCHOOL_ERRORS, SCHOOLS, eight_schools
 
 NO_DATA = ()
 
@@ -169,13 +171,24 @@ COVERED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:the pair does not broadcast over particles")
 @pytest.mark.parametrize("name", COVERED)
 def test_no_false_alarm(name):
     model, guide, data = COVERED[name]
     for seed in range(3):
         pyro.set_rng_seed(seed)
         assert importance_weighted_evidence(model, guide, data, 2000).caveat is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eight schools", "pines", "pumps", "shells"])
+def test_no_false_alarm_with_a_fitted_guide(name):
+    """Whether k̂ is content with it or not."""
+    known = KNOWN[name]
+    torch.set_default_dtype(torch.float32)
+    guide = FullRank.for_model(known.model, known.data)
+    fit(known.model, guide, known.data, num_steps=1500, lr=0.01, progress=False)
+    for _ in range(3):
+        assert importance_weighted_evidence(known.model, guide, known.data, 2000).caveat is None
 
 
 def test_adaptive_numbers_of_particles():
@@ -325,7 +338,7 @@ def test_the_latents_of_a_prior_are_found_in_the_coordinates_of_a_guide():
     model, guide = takes(model, x), takes(guide, x)
     with annealing_mode(model, guide, 0, x.device):
         path, prior = GuidePath(model, guide, x), PriorPath(model, x)
-        found = mode_search.search(path, prior, level=5.0)
+        found = mode_search.weighed(path, mode_search.search(path, prior, level=5.0))
         u = path.model_latents(found.z.unsqueeze(1))[:, 0]
     assert abs(found.log_w.logsumexp(0) - math.log(len(u))) < 0.1
     assert 0.4 < (u[:, 0] > 0).double().mean() < 0.6

@@ -60,8 +60,8 @@ class _Effort(NamedTuple):
         return cls(num_starts, num_screened, min(max(4 * rows, 400), 2000), min(rows, 1000))
 
 
-def search(path: AbstractPath, prior: PriorPath, level: float) -> Found | None:
-    """Climb log p(x, u) from draws of the prior and about the guide, and draw about the peaks.
+def search(path: AbstractPath, prior: PriorPath, level: float) -> "StudentMixture | None":
+    """Climb log p(x, u) from draws of the prior and about the guide; what to draw about the peaks.
 
     Args:
         path: of a model whose data share latents; from its prior, or from a guide.
@@ -74,10 +74,14 @@ def search(path: AbstractPath, prior: PriorPath, level: float) -> Found | None:
     effort = _Effort.of(path)
     starts, spread, widest = _starts(path, prior, effort, level)
     peaks = peaks_of(lambda z: _scored(path, z, effort.rows)[0], starts, spread, widest)
-    if not len(peaks.z):
-        return None
-    proposal = StudentMixture(peaks)
-    z = proposal.sample(math.ceil(effort.num_draws / len(peaks.z))).to(starts)
+    return StudentMixture(peaks) if len(peaks.z) else None
+
+
+def weighed(path: AbstractPath, proposal: "StudentMixture", times: int = 1) -> Found:
+    """Draws about the peaks with their weights; some `times` as many as is usual."""
+    effort = _Effort.of(path)
+    num_each = math.ceil(times * effort.num_draws / len(proposal.locs))
+    z = proposal.sample(num_each).to(path.x.device, proposal.dtype)
     log_p_xz, log_q_z = _scored(path, z, effort.rows)
     return Found(z, log_p_xz.double(), log_q_z.double(), proposal.log_prob(z))
 
@@ -158,6 +162,7 @@ class StudentMixture:
 
     def __init__(self, peaks: Peaks) -> None:
         self.locs, self.factors = peaks.z.double(), peaks.factors
+        self.dtype = peaks.z.dtype  # of the path that they are of
         # As many as dimensions: the radius then varies no more than that of a Gaussian.
         self.degrees = max(_FEWEST_DEGREES, self.locs.shape[1])
 

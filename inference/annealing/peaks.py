@@ -11,7 +11,7 @@ from torch import Tensor
 
 LogDensity = Callable[[Tensor], Tensor]  # z `[C, Z]` -> `[C]`, in nats
 
-_MOST_STEPS = 150
+_MOST_STEPS = 100
 _LEAST_GAIN = 1e-4  # of what the slope promises (Armijo's rule)
 _SHORTER = 0.25  # the next step's length, where one has led down
 _SHORTEST = 1e-6  # of a full step: here the climber stays

@@ -22,7 +22,7 @@ from torch import Tensor
 from evidence.inference.annealing.guide_path import GuidePath
 from evidence.inference.annealing.isolation import annealing_mode
 from evidence.inference.annealing.log_joint import AbstractPath, PriorPath
-from evidence.inference.annealing.mode_search import search
+from evidence.inference.annealing.mode_search import search, weighed
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.traces import Program
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _LARGEST_DIM = 200  # latents: of more, draws about a peak are far from the mass about it
 _SEEN_SELDOM = 0.1  # of the evidence, what one draw of the guide is worth there, at the least
 _FEWEST_NATS = 1e-3
+_LOOKS = (1, 4)  # times the usual number of draws: more of them, where the first leave it open
 _FEW = 3  # numbers of a latent that are told, and latents
 _REMEDY = "anneal from the prior (annealed_evidence, --estimator ais)"
 
@@ -91,20 +92,26 @@ def missed_modes(
             return None
         path = _path_of(model, guide, x) or prior
         level = log_evidence + math.log(_SEEN_SELDOM * num_particles)
-        found = search(path, prior, level)
-        if found is None:
+        proposal = search(path, prior, level)
+        if proposal is None:
             return None
-        seldom = found.log_ratio > level
-        there = _mean((found.log_w - log_evidence).exp() * seldom)
         has_density = isinstance(path, GuidePath)  # by which to split the evidence
         seen = _seen(draws, level) if has_density else _Share(1.0, mc_se)
-        missed = there.mean - seen.mean
-        surely = missed - 2 * math.hypot(there.se, seen.se)
-        if math.log1p(max(surely, 0.0)) <= max(2 * mc_se, _FEWEST_NATS):
-            return None
-        highest = torch.where(seldom, found.log_p_xz, -math.inf).argmax()
-        where = _place(path, found.z[highest])
-    share = missed / (1 + missed)
+        least = math.expm1(max(2 * mc_se, _FEWEST_NATS))
+        for times in _LOOKS:
+            found = weighed(path, proposal, times)
+            seldom = found.log_ratio > level
+            there = _mean((found.log_w - log_evidence).exp() * seldom)
+            missed = there.mean - seen.mean
+            if missed <= least:
+                return None
+            if missed - 2 * math.hypot(there.se, seen.se) > least:
+                highest = torch.where(seldom, found.log_p_xz, -math.inf).argmax()
+                return _in_words(missed / (1 + missed), _place(path, found.z[highest]))
+    return None
+
+
+def _in_words(share: float, where: str) -> str:
     return f"the guide has missed about {100 * share:.2g}% of the evidence ({where}): {_REMEDY}"
 
 
