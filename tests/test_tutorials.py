@@ -255,8 +255,7 @@ def test_a_guide_of_one_mode_is_not_reliable_and_its_advice_leads_to_the_evidenc
     assert abs(planted.mean - tutorial.exact()) > 8 * planted.mc_se
     found = importance_weighted_evidence(model, guide, data, 1000)
     assert "has missed about" in found.not_reliable
-    options = {"num_chains": 200, "num_temperatures": 100}
-    annealed = annealed_evidence(model, data, num_pilot_temperatures=100, **options)
+    annealed = annealed_evidence(model, data, num_chains=200, num_temperatures=400)
     expect_right(annealed, tutorial.exact())
 
 
