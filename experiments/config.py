@@ -93,7 +93,7 @@ class Experiment(Options):
             "CosineAnnealingLR(T_max=100)" [default: none].
         held_out: share of the training data that is held out to decide when to stop, and which
             epoch's weights are kept.
-        elbo: objective, Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
+        objective: Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
         likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
             to 1, for a posterior with several modes.
@@ -120,7 +120,7 @@ class Experiment(Options):
     optimizer: str = "Adam"
     scheduler: str | None = None
     held_out: float = 0.0
-    elbo: str = "Trace_ELBO"
+    objective: str = "Trace_ELBO"
     kl_warmup_epochs: float = 0.0
     likelihood_warmup_epochs: float = 0.0
     clip_norm: float | None = None

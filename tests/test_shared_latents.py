@@ -305,7 +305,7 @@ def test_the_posterior_does_not_depend_on_the_size_of_batches(batch_size):
         batch_size=batch_size,
         lr=0.03,
         lr_decay=decay,
-        elbo=Trace_ELBO(num_particles=16, vectorize_particles=True),
+        objective=Trace_ELBO(num_particles=16, vectorize_particles=True),
         progress=False,
     )
     exact = (256 + 0.01) ** -0.5
@@ -341,5 +341,5 @@ def test_our_objectives_take_several_tensors_in_fit_and_outside():
             "w", dist.MultivariateNormal(posterior(X, y).loc + shift, torch.eye(2).double())
         )
 
-    history = fit(model, guide, (X, Y), num_epochs=2, elbo=IWAE(4), progress=False)
+    history = fit(model, guide, (X, Y), num_epochs=2, objective=IWAE(4), progress=False)
     assert -history.train_loss[-1] < exact / NUM_DATA

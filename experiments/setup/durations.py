@@ -10,7 +10,7 @@ from torch import nn
 
 from evidence.experiments.config import Compare, Estimation, Experiment
 from evidence.experiments.setup.assembly import Assembly
-from evidence.experiments.setup.catalogue import elbo_of
+from evidence.experiments.setup.catalogue import objective_of
 from evidence.inference import estimate_evidence, fit
 from evidence.inference.annealing import hmc
 from evidence.inference.annealing.guide_path import path_of
@@ -136,7 +136,7 @@ def _training(pair: Assembly, config: Experiment) -> Span:
         num_epochs=2,
         batch_size=size,
         lr=config.lr,
-        elbo=elbo_of(config.elbo),
+        objective=objective_of(config.objective),
         transform=pair.transform,
         progress=False,
     )

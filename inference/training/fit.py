@@ -54,7 +54,7 @@ def fit(
     lr_decay: float = 1.0,
     optimizer: MakeOptimizer = fused_adam,
     scheduler: MakeScheduler | None = None,
-    elbo: Objective | None = None,
+    objective: Objective | None = None,
     x_test: Batch | None = None,
     held_out: Batch | None = None,
     transform: Callable[[Any], Any] | None = None,
@@ -94,7 +94,7 @@ def fit(
             by `functools.partial(torch.optim.AdamW, weight_decay=0.01)`. A fused Adam by default.
         scheduler: makes a torch learning-rate scheduler for that optimizer, which is stepped after
             each epoch and then alone sets the learning rate.
-        elbo: any Pyro `ELBO`; `Trace_ELBO()` by default, or `TraceEnum_ELBO` of a model with
+        objective: any Pyro `ELBO`; `Trace_ELBO()` by default, or `TraceEnum_ELBO` of a model with
             discrete latents that it enumerates; under `UntilConverged` the ELBO of 16 draws.
             `TraceMeanField_ELBO()` takes the KL divergence in closed form where there is one.
         x_test: data to report the ELBO and its terms on after each epoch; not transformed.
@@ -161,8 +161,8 @@ def fit(
         refuse_taken_names()
         data = TrainingData(x_train, x_test, held_out, transform)
         makers = Makers(optimizer, scheduler)
-        elbo = _objective_for(traces, elbo, averages=options.averages)
-        run = TrainingRun(model, guide, data, options, elbo, makers, writer, traces)
+        objective = _objective_for(traces, objective, averages=options.averages)
+        run = TrainingRun(model, guide, data, options, objective, makers, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
         with InFull(without_effect(model, batch, traces.model, traces.guide)):
@@ -189,22 +189,22 @@ def _checked(x: Batch, name: str) -> Batch:
     return x
 
 
-def _objective_for(traces: Traces, elbo: Objective | None, *, averages: bool) -> Objective:
+def _objective_for(traces: Traces, objective: Objective | None, *, averages: bool) -> Objective:
     """The objective, by default the one that the pair and the end of training need.
 
     Raises:
         ValueError: one that draws discrete latents that are to be summed out.
     """
-    if elbo is None and averages and is_reparameterized(traces.guide):
+    if objective is None and averages and is_reparameterized(traces.guide):
         return BetaELBO(1.0, num_particles=_NUM_AVERAGED)
     if not sums_out(traces):
-        return elbo or Trace_ELBO()
+        return objective or Trace_ELBO()
     needed = TraceEnum_ELBO(max_plate_nesting=-outermost_dim(traces))
-    if elbo is None or isinstance(elbo, TraceEnum_ELBO | AbstractObjective):
-        return elbo or needed
+    if objective is None or isinstance(objective, TraceEnum_ELBO | AbstractObjective):
+        return objective or needed
     raise ValueError(
         "expected an objective that sums out the discrete latents that the model enumerates, got "
-        f"{type(elbo).__name__}: leave it out, or pass pyro.infer.TraceEnum_ELBO("
+        f"{type(objective).__name__}: leave it out, or pass pyro.infer.TraceEnum_ELBO("
         f"max_plate_nesting={needed.max_plate_nesting})"
     )
 
