@@ -83,10 +83,10 @@ class Experiment(Options):
         binarize: how grey pixels become binary; auto is dynamic for Bernoulli decoders, else none
             (then pixels are dequantized).
         num_epochs: passes over the training data [default: as many as it takes until the ELBO rises
-            no more].
+            no more; or, where data share latents, until averages of the iterates gain no more].
         max_steps: the most training steps until then.
-        batch_size: data per step.
-        lr: learning rate.
+        batch_size: data per step [default: 128; up to 4096 where iterates are averaged].
+        lr: learning rate [default: 0.001; 0.03, which falls, where iterates are averaged].
         lr_decay: factor on the learning rate after each epoch.
         optimizer: torch optimizer with its options, such as "AdamW(weight_decay=0.01)".
         scheduler: torch learning-rate scheduler, stepped after each epoch, such as
@@ -114,8 +114,8 @@ class Experiment(Options):
     binarize: Binarization = "auto"
     num_epochs: int | None = None
     max_steps: int = 100_000
-    batch_size: int = 128
-    lr: float = 1e-3
+    batch_size: int | None = None
+    lr: float | None = None
     lr_decay: float = 1.0
     optimizer: str = "Adam"
     scheduler: str | None = None
