@@ -391,3 +391,23 @@ def test_our_objectives_take_several_tensors_in_fit_and_outside():
 
     history = fit(model, guide, (X, Y), num_epochs=2, objective=IWAE(4), progress=False)
     assert -history.train_loss[-1] < exact / NUM_DATA
+
+
+def test_a_mean_over_particles_is_one_call_of_a_program_that_does_not_broadcast():
+    """By vmap; the loss of the exact posterior is −log p(y). IWAE, the twin, is no mean."""
+    calls = []
+
+    def model(X, y):
+        calls.append(1)
+        return regression(MEANS["X @ w"])(X, y)
+
+    mean, bound = STL(3), IWAE(3)
+    assert mean.loss(model, exact_guide, X, Y) == pytest.approx(-regression_evidence(X, Y))
+    with pytest.warns(UserWarning, match="drawn one by one"):
+        bound.loss(model, exact_guide, X, Y)
+    counts = []
+    for objective in (mean, bound):
+        calls.clear()
+        objective.loss(model, exact_guide, X, Y)
+        counts.append(len(calls))
+    assert counts == [1, 3]
