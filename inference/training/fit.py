@@ -130,7 +130,7 @@ def fit(
         ValueError: bad data or options, data outside the likelihood's support, parameter names
             that an earlier fit took, or a snapshot of another run.
     """
-    given = {"until": until, "batch_size": batch_size, "lr": lr}
+    given: dict[str, Any] = {"until": until, "batch_size": batch_size, "lr": lr}
     left_open = [name for name, value in given.items() if value is None]
     options = TrainingOptions(
         num_epochs=num_epochs,

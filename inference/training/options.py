@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.stopping import UntilFlat
@@ -10,7 +11,7 @@ from evidence.inference.training.stopping import UntilFlat
 # What is left open, and what it is where iterates are averaged: at a rate that takes the parameters
 # of a standardized guide over the posterior in a hundred steps; and with many data at once, which
 # cost a step of small models nothing, while minibatches add noise.
-USUAL = {"until": UntilFlat(), "batch_size": 128, "lr": 1e-3}
+USUAL: dict[str, Any] = {"until": UntilFlat(), "batch_size": 128, "lr": 1e-3}
 _OF_AVERAGES = {"batch_size": 4096, "lr": 0.03}
 
 
