@@ -398,5 +398,5 @@ def differences(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> l
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "the default" if value is None else str(value)
     return text if len(text) <= 300 else f"{text[:300]}…"

@@ -270,7 +270,7 @@ def test_a_folder_of_another_run_is_left_alone(capsys):
     run("train", *QUICK, "--out", "run")
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     message = refused(capsys, "train", *QUICK, "--lr", 0.5, "--out", "run", "--resume", "true")
-    assert "holds another run (lr is 0.5 here and 0.001 there)" in message
+    assert "holds another run (lr is 0.5 here and the default there)" in message
     assert "--resume true" in refused(capsys, "train", *QUICK, "--out", "run")
     assert "no training run" not in refused(capsys, "compare", *QUICK, "--out", "run")
     Path("mine").mkdir()
