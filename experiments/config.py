@@ -83,17 +83,17 @@ class Experiment(Options):
         binarize: how grey pixels become binary; auto is dynamic for Bernoulli decoders, else none
             (then pixels are dequantized).
         num_epochs: passes over the training data [default: as many as it takes until the ELBO rises
-            no more].
+            no more; or, where data share latents, until averages of the iterates gain no more].
         max_steps: the most training steps until then.
-        batch_size: data per step.
-        lr: learning rate.
+        batch_size: data per step [default: 128; up to 4096 where iterates are averaged].
+        lr: learning rate [default: 0.001; 0.03, which falls, where iterates are averaged].
         lr_decay: factor on the learning rate after each epoch.
         optimizer: torch optimizer with its options, such as "AdamW(weight_decay=0.01)".
         scheduler: torch learning-rate scheduler, stepped after each epoch, such as
             "CosineAnnealingLR(T_max=100)" [default: none].
         held_out: share of the training data that is held out to decide when to stop, and which
             epoch's weights are kept.
-        elbo: objective, Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
+        objective: Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
         likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
             to 1, for a posterior with several modes.
@@ -114,13 +114,13 @@ class Experiment(Options):
     binarize: Binarization = "auto"
     num_epochs: int | None = None
     max_steps: int = 100_000
-    batch_size: int = 128
-    lr: float = 1e-3
+    batch_size: int | None = None
+    lr: float | None = None
     lr_decay: float = 1.0
     optimizer: str = "Adam"
     scheduler: str | None = None
     held_out: float = 0.0
-    elbo: str = "Trace_ELBO"
+    objective: str = "Trace_ELBO"
     kl_warmup_epochs: float = 0.0
     likelihood_warmup_epochs: float = 0.0
     clip_norm: float | None = None
@@ -398,5 +398,5 @@ def differences(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> l
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "the default" if value is None else str(value)
     return text if len(text) <= 300 else f"{text[:300]}…"

@@ -86,6 +86,7 @@ class AbstractGuide(AbstractPosterior):
         amortized: bool | None = None,
         standardize: Standardize = "auto",
         seed: int | None = None,
+        start: int | None = None,
         **options: Any,
     ) -> AbstractPosterior:
         """A guide of this family for any Pyro model, called with the same arguments as the model.
@@ -102,6 +103,8 @@ class AbstractGuide(AbstractPosterior):
             amortized: whether λ of latents of each datum is an encoder's.
             standardize: the unit of the unconstrained space, see `guides.standardization`.
             seed: of the first parameters; by default they are drawn as those of any torch module.
+            start: seed of the draw from the prior where the mode is looked for, of a λ for all
+                data; by default at the prior's median. See `best_start`.
             options: the family's own, and the encoder's where there is one.
 
         Raises:
@@ -111,7 +114,9 @@ class AbstractGuide(AbstractPosterior):
         mirrored = {name: option for name, option in of_model.items() if cls._takes(name)}
         make = partial(cls.over, **mirrored | options)
         with nullcontext() if seed is None else isolated_rng(seed):
-            return guide_of(make, model, data, amortized=amortized, standardize=standardize)
+            return guide_of(
+                make, model, data, amortized=amortized, standardize=standardize, start=start
+            )
 
     @classmethod
     def _takes(cls, name: str) -> bool:

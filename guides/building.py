@@ -27,6 +27,7 @@ def guide_of(
     *,
     amortized: bool | None,
     standardize: Standardize,
+    start: int | None,
 ) -> AbstractPosterior:
     """A family as the guide of a model: see `AbstractGuide.for_model`."""
     x = as_data(data)
@@ -36,7 +37,7 @@ def guide_of(
             "expected a model with latents of each datum for amortized=True, inside a plate over "
             "the data, got shared ones alone: leave it out"
         )
-    builder = _Builder(make, model, x, latents, standardize)
+    builder = _Builder(make, model, x, latents, standardize, start)
     if not latents.layout.is_joint and amortized is not False:
         return builder.by_datum()
     joint = Placement(model, latents, frozenset(latents.sites), by_datum=False)
@@ -55,9 +56,10 @@ class _Builder:
         x: Batch,
         latents: Latents,
         standardize: Standardize,
+        start: int | None,
     ) -> None:
         self.make, self.model, self.x, self.latents = make, model, x, latents
-        self.standardize = standardize
+        self.standardize, self.start = standardize, start
         self.program = takes(model, x)
 
     def joint(self, placement: Placement) -> AbstractPosterior:
@@ -73,11 +75,13 @@ class _Builder:
         unit = identity(latents, placement.packing) if kind == "none" else None
         if kind in ("dense", "diagonal"):
             dense = kind == "dense"
-            unit = by_mode(self.program, self.x, latents, placement.packing, dense=dense)
+            unit = by_mode(
+                self.program, self.x, latents, placement.packing, dense=dense, start=self.start
+            )
         if unit is None:
             names = frozenset(latents.sites)
             placement = Placement(self.model, latents, names, by_datum=False, relative=True)
-            unit = by_prior(self.program, latents, placement.packing)
+            unit = by_prior(self.program, latents, placement.packing, start=self.start)
         return ModelGuide(guide, placement, unit).to(latents.like)
 
     def by_datum(self) -> AbstractPosterior:

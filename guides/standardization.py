@@ -93,7 +93,13 @@ class Standardized(AbstractTransform):
 
 @torch.no_grad()
 def by_mode(
-    model: Callable[..., Any], x: Batch, latents: Latents, packing: Packing, *, dense: bool
+    model: Callable[..., Any],
+    x: Batch,
+    latents: Latents,
+    packing: Packing,
+    *,
+    dense: bool,
+    start: int | None = None,
 ) -> Standardization | None:
     """From the mode of the joint density and its curvature there; None where there is none.
 
@@ -107,12 +113,15 @@ def by_mode(
         latents: of the model.
         packing: how they lie side by side.
         dense: whether L is triangular, or diagonal.
+        start: seed of the draw from the prior where L-BFGS begins; None for the prior's median.
     """
     if packing.dim > _MOST_CURVED or latents.is_enumerated:
         return None
     with isolated_rng(0, x.device), evaluation_mode(model):
         loc, scale = _of_prior(model, latents, packing)
-        found = _of_mode(lambda w: -log_joint(model, x, packing, loc + scale * w), loc, dense)
+        begin = loc if start is None else _draw(model, latents, packing, start)
+        w = (begin - loc) / scale
+        found = _of_mode(lambda w: -log_joint(model, x, packing, loc + scale * w), w, dense)
     if found is None:
         return None
     mode, spread = found
@@ -121,15 +130,30 @@ def by_mode(
 
 
 @torch.no_grad()
-def by_prior(model: Callable[..., Any], latents: Latents, packing: Packing) -> Standardization:
+def by_prior(
+    model: Callable[..., Any], latents: Latents, packing: Packing, *, start: int | None = None
+) -> Standardization:
     """From draws of the prior, by their medians and median absolute deviations; see `by_mode`."""
     with isolated_rng(0, latents.x.device), evaluation_mode(model):
-        return Standardization(*_rounded(*_of_prior(model, latents, packing)))
+        loc, scale = _rounded(*_of_prior(model, latents, packing))
+        return Standardization(
+            loc if start is None else _draw(model, latents, packing, start), scale
+        )
 
 
 def identity(latents: Latents, packing: Packing) -> Standardization:
     """U = v."""
     return Standardization(latents.like.new_zeros(packing.dim), latents.like.new_ones(packing.dim))
+
+
+def _draw(model: Callable[..., Any], latents: Latents, packing: Packing, seed: int) -> Tensor:
+    """One draw of the prior, `[Z]`, of the first datum where each has latents of its own."""
+    with isolated_rng(seed, latents.x.device):
+        try:
+            sites = random_sites(poutine.trace(model).get_trace(latents.x))
+        except NotImplementedError:  # an improper prior
+            return 3 * torch.randn(packing.dim).to(latents.like)
+        return packing.pack(sites, 1, len(latents.x))[0, 0]
 
 
 def _of_prior(
@@ -157,12 +181,12 @@ def _rounded(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_mode(
-    energy: Callable[[Tensor], Tensor], like: Tensor, dense: bool
+    energy: Callable[[Tensor], Tensor], start: Tensor, dense: bool
 ) -> tuple[Tensor, Tensor] | None:
     """The mode and the spread about it, `[Z]` or a factor `[Z, Z]`; None if there is none."""
     try:
         with torch.enable_grad():
-            mode = _descend(energy, torch.zeros_like(like))
+            mode = _descend(energy, start)
             curvature = torch.autograd.functional.hessian(energy, mode).double()
             (slope,) = torch.autograd.grad(energy(mode.requires_grad_()), mode)
         factor = torch.linalg.cholesky(curvature)

@@ -48,6 +48,7 @@ from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.fit import fit
 from evidence.inference.training.history import EpochRecord, History
 from evidence.inference.training.non_finite import NonFiniteLossError
+from evidence.inference.training.restarts import best_start
 from evidence.inference.training.snapshots import Snapshot, restore_tensors
 from evidence.inference.training.stopping import UntilFlat
 
@@ -85,6 +86,7 @@ __all__ = [
     "adaptive_evidence",
     "anneal",
     "annealed_evidence",
+    "best_start",
     "bidirectional_evidence",
     "check",
     "compare_elbos",

@@ -243,7 +243,7 @@ for floor in (0.1, 0.01, 0.001):
             x_train,
             x_test=test,
             transform=transform,
-            elbo=in_closed_form,
+            objective=in_closed_form,
             num_epochs=40,
             lr=3e-3,
             lr_decay=0.95,
@@ -282,14 +282,14 @@ def new_pair(latent_dim, hidden_dims=(600,)):
     return model, MeanField(latent_dim, data.data_dim, **nets)
 
 
-def train(model, guide, elbo):
+def train(model, guide, objective):
     return fit(
         model,
         guide,
         x_train,
         x_test=x_test,
         transform=dequantize,
-        elbo=elbo,
+        objective=objective,
         num_epochs=150,
         lr=3e-3,
         lr_decay=0.98,

@@ -465,7 +465,7 @@ history = fit(
     x_train,
     x_test=x_test,
     transform=dequantize,
-    elbo=TraceMeanField_ELBO(),
+    objective=TraceMeanField_ELBO(),
     num_epochs=100,
     lr=3e-3,
     lr_decay=0.97,

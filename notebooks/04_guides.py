@@ -302,7 +302,7 @@ by_objective, rows = {}, []
 for name, objective in objectives.items():
     for start, loc in starts.items():
         guide = start_at(new(MeanField), loc)
-        train(model, guide, x, elbo=objective(), lr=0.05)
+        train(model, guide, x, objective=objective(), lr=0.05)
         by_objective[name, start] = guide
         with torch.no_grad():
             kl, q = on_grid(guide), guide.posterior(x).base_dist

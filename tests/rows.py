@@ -5,7 +5,7 @@ from evidence.experiments.storage.records import Row
 
 def a_row(**changes):
     numbers = ("num_epochs", "num_parameters", "num_model_parameters", "num_guide_parameters")
-    texts = ("guide", "elbo", "folder", "data_sha256", "test_sha256", "weights_sha256")
+    texts = ("guide", "objective", "folder", "data_sha256", "test_sha256", "weights_sha256")
     values = {
         **dict.fromkeys(texts, ""), **dict.fromkeys(numbers, 9), "label": "A", "model": "VAE",
         "data": "digits", "split": "test", "binarize": "none", "decoder": "joint", "seed": 0,

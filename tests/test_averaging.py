@@ -8,7 +8,8 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
-from evidence.inference import UntilConverged, fit
+from evidence.guides import MeanField
+from evidence.inference import UntilConverged, UntilFlat, fit
 from evidence.inference.training.averaging import IterateAverages
 
 SIZE, NOISE = 256, 0.7
@@ -130,3 +131,30 @@ def test_options_that_it_cannot_go_with_are_refused():
         fitted(AutoNormal, until=UntilConverged(), lr_decay=0.9)
     with pytest.raises(ValueError, match=r"tolerance > 0, got 0"):
         UntilConverged(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "lr", "steps"),
+    [
+        ({}, 0.03, 1),
+        ({"batch_size": 64}, 0.03, 4),
+        ({"lr": 0.01}, 0.01, 1),
+        ({"lr_decay": 0.5}, 1e-3, 2),  # something else sets the rate
+        ({"until": UntilFlat()}, 1e-3, 2),
+    ],
+)
+def test_what_is_left_open_is_settled_by_whether_data_share_latents(options, lr, steps):
+    history = fit(model, AutoNormal(model), (X, Y), max_steps=2, progress=False, **options)
+    assert history.epochs[0].lr == lr
+    assert history.epochs[0].num_steps == steps
+
+
+def test_latents_of_each_datum_are_trained_as_before():
+    def local(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = MeanField.for_model(local, Y)
+    history = fit(local, guide, Y, max_steps=2, progress=False)
+    assert (history.epochs[0].lr, history.epochs[0].num_steps) == (1e-3, 2)

@@ -215,7 +215,7 @@ def test_the_elbo_of_a_guide_over_the_schools_is_below_the_evidence():
     guide = Unamortized.for_model(model, x)
     fit(
         model, guide, x, num_epochs=700, lr=0.02, batch_size=1, progress=False,
-        elbo=Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1),
+        objective=Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1),
     )  # fmt: skip
     n = 20_000
     with torch.no_grad():

@@ -229,13 +229,13 @@ def test_tensorboard_logs_into_the_run_folder():
         (["train", "--data", "mnits"], "did you mean 'mnist'?"),
         (["train", "--binarize", "dynamik"], "binarize"),
         (["train", "--binarize", "none"], "Bernoulli expects values 0 and 1, got values such as"),
-        (["train", "--elbo", "TraceELBO"], "did you mean 'Trace_ELBO'?"),
-        (["train", "--elbo", "Trace_ELBO(num_particle=2)"], "did you mean 'num_particles'?"),
+        (["train", "--objective", "TraceELBO"], "did you mean 'Trace_ELBO'?"),
+        (["train", "--objective", "Trace_ELBO(num_particle=2)"], "did you mean 'num_particles'?"),
         (
-            ["train", "--elbo", "Trace_ELBO(num_particles=two)"],
+            ["train", "--objective", "Trace_ELBO(num_particles=two)"],
             "num_particles to be int, got 'two'",
         ),
-        (["train", "--elbo", "Trace_MMD"], "unknown objective 'Trace_MMD'"),
+        (["train", "--objective", "Trace_MMD"], "unknown objective 'Trace_MMD'"),
         (["train", "--checkpoint_every", "0"], "snapshot_every of at least 1"),
         (["compare", "--guides", "MeanField", "Delta"], "point mass"),
         (["compare", "--model", "Autoencoder"], "no prior"),
@@ -270,7 +270,7 @@ def test_a_folder_of_another_run_is_left_alone(capsys):
     run("train", *QUICK, "--out", "run")
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     message = refused(capsys, "train", *QUICK, "--lr", 0.5, "--out", "run", "--resume", "true")
-    assert "holds another run (lr is 0.5 here and 0.001 there)" in message
+    assert "holds another run (lr is 0.5 here and the default there)" in message
     assert "--resume true" in refused(capsys, "train", *QUICK, "--out", "run")
     assert "no training run" not in refused(capsys, "compare", *QUICK, "--out", "run")
     Path("mine").mkdir()

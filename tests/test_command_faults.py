@@ -64,8 +64,8 @@ def empty(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--elbo", "Trace_ELBO(num_particles=0)"], "num_particles between 1 and"),
-        (["--elbo", "IWAE(num_particles=10000000000)"], "num_particles between 1 and"),
+        (["--objective", "Trace_ELBO(num_particles=0)"], "num_particles between 1 and"),
+        (["--objective", "IWAE(num_particles=10000000000)"], "num_particles between 1 and"),
         (["--guide", "Refined(guide=MeanField, num_particles=0)"], "num_particles between 1 and"),
         (["--device", "meta"], "device 'meta' cannot be used"),
         (["--seed", "-1"], "--seed of at least 0"),

@@ -235,14 +235,14 @@ def best_elbo():
 def test_fit_sums_them_out(objective):
     """The default objective, Pyro's and ours come within 0.05 nats of the best normal guide."""
     options = {"num_epochs": 600, "lr": 0.02, "lr_decay": 0.993, "progress": False}
-    fit(ENUMERATED, trainable_guide, X, elbo=objective, **options)
+    fit(ENUMERATED, trainable_guide, X, objective=objective, **options)
     elbo = log_weights(ENUMERATED, trainable_guide, X, 20_000).mean().item()
     assert elbo == pytest.approx(best_elbo(), abs=0.05)
 
 
 def test_the_default_objective_of_pyro_is_refused():
     with pytest.raises(ValueError, match=r"sums out .* got Trace_ELBO: leave it out, or pass") as e:
-        fit(ENUMERATED, trainable_guide, X, elbo=Trace_ELBO(), num_epochs=1, progress=False)
+        fit(ENUMERATED, trainable_guide, X, objective=Trace_ELBO(), num_epochs=1, progress=False)
     assert "\n" not in str(e.value)
 
 

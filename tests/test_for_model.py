@@ -301,7 +301,12 @@ def test_evidence_of_the_eight_schools():
     """|z| < 4 and SE ≤ 0.1, in their natural, centred form; the twin is off by 0.3."""
     model, data = MODELS["eight schools"]
     guide, exact = FullRank.for_model(model, data, seed=0), eight_schools_evidence()
-    options = {"num_epochs": 400, "lr": 0.03, "lr_decay": 0.993, "elbo": IWAE(num_particles=32)}
+    options = {
+        "num_epochs": 400,
+        "lr": 0.03,
+        "lr_decay": 0.993,
+        "objective": IWAE(num_particles=32),
+    }
     fit(model, guide, data, progress=False, **options)
     evidence = importance_weighted_evidence(model, guide, data, 20_000)
     assert evidence.not_reliable is None
@@ -407,7 +412,7 @@ def test_discrete_latents_that_are_summed_out_are_left_to_pyro():
     assert set(guide(y)) == {"locs"}
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
     before = guide.guide.encoder[0].bias.clone()
-    fit(clusters, guide, (y,), num_epochs=20, lr=0.05, elbo=elbo, progress=False)
+    fit(clusters, guide, (y,), num_epochs=20, lr=0.05, objective=elbo, progress=False)
     assert not torch.equal(guide.guide.encoder[0].bias, before)
 
 
@@ -541,7 +546,12 @@ NATURAL = {
 def test_models_in_their_natural_form_have_the_evidence_of_their_classes(name):
     model, data, whole = NATURAL[name]
     guide = FullRank.for_model(model, data, seed=0)
-    options = {"num_epochs": 400, "lr": 0.03, "lr_decay": 0.993, "elbo": IWAE(num_particles=32)}
+    options = {
+        "num_epochs": 400,
+        "lr": 0.03,
+        "lr_decay": 0.993,
+        "objective": IWAE(num_particles=32),
+    }
     fit(model, guide, data, progress=False, **options)
     evidence = importance_weighted_evidence(model, guide, data, 10_000)
     exact = whole.double().log_evidence(data["y"][None]).item()

@@ -132,7 +132,7 @@ def test_latents_that_the_model_enumerates_need_no_guide():
             k = pyro.sample("k", dist.Categorical(torch.ones(2) / 2))
             pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x)
 
-    history = quick(mixture, lambda x: None, elbo=TraceEnum_ELBO(max_plate_nesting=1))
+    history = quick(mixture, lambda x: None, objective=TraceEnum_ELBO(max_plate_nesting=1))
     exact = dist.MixtureSameFamily(
         dist.Categorical(torch.ones(2)), dist.Normal(pyro.param("loc").detach(), 1.0)
     ).log_prob(X)
@@ -161,7 +161,7 @@ def test_parameters_that_are_multiplied_by_zero_are_named_after_some_steps():
 
 def test_an_objective_that_leaves_the_model_alone_is_no_fault():
     pair = VAE(6, 2, hidden_dims=(4,)), MeanField(2, 6, hidden_dims=(4,))
-    quick(*pair, torch.bernoulli(torch.full((40, 6), 0.5)), elbo=ForwardKL())
+    quick(*pair, torch.bernoulli(torch.full((40, 6), 0.5)), objective=ForwardKL())
 
 
 class Reshaped(nn.Module):

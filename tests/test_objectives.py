@@ -890,7 +890,7 @@ def test_fit_trains_with_a_warm_up(objective):
     x = model(None, size=96)
     before = log_weights(model, guide, x, 50).mean()
     options = {"num_epochs": 25, "lr": 0.02, "batch_size": 32, "progress": False}
-    history = fit(model, guide, x, elbo=objective, kl_warmup_epochs=2, x_test=x, **options)
+    history = fit(model, guide, x, objective=objective, kl_warmup_epochs=2, x_test=x, **options)
     assert log_weights(model, guide, x, 50).mean() > before + 1
     assert math.isfinite(history.train_loss[-1])
 
@@ -1082,6 +1082,6 @@ def test_a_run_with_another_alpha_is_another_run():
     x = model(None, size=32)
     options = {"num_epochs": 1, "progress": False}
     guide = MeanField(3, 10, hidden_dims=()).double()
-    fit(model, guide, x, elbo=Renyi(0.5), on_snapshot=snapshots.append, **options)
-    with pytest.raises(ValueError, match=r"another run: elbo Renyi\(alpha=0\.2"):
-        fit(model, guide, x, elbo=Renyi(0.2), resume_from=snapshots[-1], **options)
+    fit(model, guide, x, objective=Renyi(0.5), on_snapshot=snapshots.append, **options)
+    with pytest.raises(ValueError, match=r"another run: objective Renyi\(alpha=0\.2"):
+        fit(model, guide, x, objective=Renyi(0.2), resume_from=snapshots[-1], **options)

@@ -10,8 +10,9 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from scipy.special import betaln, logsumexp
+from scipy.special import betaln, gammaln, logsumexp
 
+from evidence.guides import FullRank
 from evidence.inference import (
     IWAE,
     STL,
@@ -305,12 +306,57 @@ def test_the_posterior_does_not_depend_on_the_size_of_batches(batch_size):
         batch_size=batch_size,
         lr=0.03,
         lr_decay=decay,
-        elbo=Trace_ELBO(num_particles=16, vectorize_particles=True),
+        objective=Trace_ELBO(num_particles=16, vectorize_particles=True),
         progress=False,
     )
     exact = (256 + 0.01) ** -0.5
     assert pyro.param("log_scale").exp().item() == pytest.approx(exact, rel=0.05)
     assert pyro.param("loc").item() == pytest.approx(y.mean().item(), abs=0.6 * exact)
+
+
+def counts():
+    """Of 512 units, each with a rate of its own from Gamma(2, 0.5)."""
+    generator = np.random.default_rng(0)
+    return torch.tensor(generator.poisson(generator.gamma(2.0, 2.0, size=512))).double()
+
+
+def gamma_poisson(y):
+    """A hierarchy whose rates are integrated out: α and β are shared."""
+    zero = y.new_zeros(())
+    alpha = pyro.sample("alpha", dist.LogNormal(zero, 1.0))
+    beta = pyro.sample("beta", dist.LogNormal(zero, 1.0))
+    with pyro.plate("units", len(y)):
+        pyro.sample("y", dist.GammaPoisson(alpha, beta), obs=y)
+
+
+def gamma_poisson_sd(y):
+    """Of log α and log β, by the trapezoidal rule."""
+    a, b = np.linspace(-1, 3, 401)[:, None, None], np.linspace(-2.5, 1.5, 401)[:, None]
+    alpha, beta = np.exp(a), np.exp(b)
+    log_p = gammaln(alpha + y) - gammaln(alpha) + alpha * (b - np.log1p(beta)) - y * np.log1p(beta)
+    log_p = log_p.sum(-1) - 0.5 * (a**2 + b**2)[..., 0]
+    p = np.exp(log_p - logsumexp(log_p))
+    grids = a[:, :, 0] + 0 * b[:, 0], 0 * a[:, :, 0] + b[:, 0]
+    means = [(p * grid).sum() for grid in grids]
+    edges = p[0].sum() + p[-1].sum() + p[:, 0].sum() + p[:, -1].sum()
+    assert edges < 1e-6
+    return [math.sqrt((p * (g - m) ** 2).sum()) for g, m in zip(grids, means, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [32, 128, 512])
+def test_a_gamma_poisson_hierarchy_has_its_widths_whatever_the_size_of_batches(batch_size):
+    """Standard deviations within 5% of the exact ones, by the rules of `fit` alone."""
+    y = counts()
+    guide = FullRank.for_model(gamma_poisson, (y,), seed=0)
+    history = fit(gamma_poisson, guide, (y,), batch_size=batch_size, progress=False)
+    assert history.epochs[-1].is_average
+    with torch.no_grad():
+        factor = guide.unit.scale @ guide.guide.posterior(None).scale_tril
+    widths = factor.norm(dim=1).tolist()
+    assert widths == pytest.approx(gamma_poisson_sd(y.numpy()), rel=0.05)
+    # The twin: unscaled minibatches would give the posterior of so many data.
+    assert widths != pytest.approx(gamma_poisson_sd(y[:128].numpy()), rel=0.05)
 
 
 def test_a_batch_that_cannot_be_scaled_is_refused():
@@ -341,5 +387,25 @@ def test_our_objectives_take_several_tensors_in_fit_and_outside():
             "w", dist.MultivariateNormal(posterior(X, y).loc + shift, torch.eye(2).double())
         )
 
-    history = fit(model, guide, (X, Y), num_epochs=2, elbo=IWAE(4), progress=False)
+    history = fit(model, guide, (X, Y), num_epochs=2, objective=IWAE(4), progress=False)
     assert -history.train_loss[-1] < exact / NUM_DATA
+
+
+def test_a_mean_over_particles_is_one_call_of_a_program_that_does_not_broadcast():
+    """By vmap; the loss of the exact posterior is −log p(y). IWAE, the twin, is no mean."""
+    calls = []
+
+    def model(X, y):
+        calls.append(1)
+        return regression(MEANS["X @ w"])(X, y)
+
+    mean, bound = STL(3), IWAE(3)
+    assert mean.loss(model, exact_guide, X, Y) == pytest.approx(-regression_evidence(X, Y))
+    with pytest.warns(UserWarning, match="drawn one by one"):
+        bound.loss(model, exact_guide, X, Y)
+    counts = []
+    for objective in (mean, bound):
+        calls.clear()
+        objective.loss(model, exact_guide, X, Y)
+        counts.append(len(calls))
+    assert counts == [1, 3]

@@ -261,19 +261,19 @@ def test_a_second_fit_never_takes_over_parameters_of_functions():
 
 
 @pytest.mark.parametrize(
-    "elbo",
+    "objective",
     [
         Trace_ELBO(num_particles=3),
         Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
         TraceMeanField_ELBO(),
         RenyiELBO(alpha=0.5, num_particles=2),
     ],
-    ids=lambda elbo: f"{type(elbo).__name__}-{elbo.num_particles}",
+    ids=lambda kind: f"{type(kind).__name__}-{kind.num_particles}",
 )
-def test_any_elbo_of_pyro_trains(elbo):
+def test_any_elbo_of_pyro_trains(objective):
     model, guide = pair()
     before = weights_of(model, guide)
-    history = quick(model, guide, elbo=elbo, num_epochs=10)
+    history = quick(model, guide, objective=objective, num_epochs=10)
     assert history.train_loss[-1] < history.train_loss[0]
     assert not torch.equal(weights_of(model, guide), before)
 
@@ -293,7 +293,7 @@ def test_a_step_is_adam_on_the_mean_loss():
     model, guide = (module.double() for module in pair())
     other_model, other_guide = (module.double() for module in pair())
     x = X.double()
-    quick(model, guide, x, num_epochs=1, batch_size=len(x), elbo=TraceMeanField_ELBO())
+    quick(model, guide, x, num_epochs=1, batch_size=len(x), objective=TraceMeanField_ELBO())
     pyro.set_rng_seed(0)
     guide_draw = other_guide.posterior(x)
     torch.randn(len(x), 2, dtype=torch.float64)  # the first, unused run draws too
@@ -581,9 +581,9 @@ def test_plain_modules_that_pyro_cannot_see_are_named():
                 pyro.sample("z", dist.Normal(self.slope * x, 1.0))
 
     with pytest.raises(ValueError, match=r"announce the parameters.*pyro\.module"):
-        quick(normal_model, Plain(), torch.randn(20), elbo=RenyiELBO())
+        quick(normal_model, Plain(), torch.randn(20), objective=RenyiELBO())
     guide = PyroModule[Plain]()
-    quick(normal_model, guide, torch.randn(20), elbo=RenyiELBO())
+    quick(normal_model, guide, torch.randn(20), objective=RenyiELBO())
     assert guide.slope.item() != pytest.approx(0.1)
 
 

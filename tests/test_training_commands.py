@@ -1,6 +1,5 @@
 """Training on the command line: until flat, optimizers, held-out data, and what it refuses."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import UntilFlat, log_prob_terms
+from evidence.inference.training import options
 from tests.test_cli import refused, results, run, weights
 
 SMALL = ["--model", "VAE(latent_dim=2, hidden_dims=[8])"]
@@ -40,9 +40,7 @@ def test_whose_elbo_was_still_rising_is_said_wherever_its_numbers_are(capsys):
 
 
 def test_without_a_number_of_epochs_training_is_until_flat(capsys, monkeypatch):
-    monkeypatch.setattr(
-        "evidence.experiments.commands.train.UntilFlat", functools.partial(UntilFlat, 4)
-    )
+    monkeypatch.setitem(options.USUAL, "until", UntilFlat(4))
     model = ["--model", "LinearGaussian(latent_dim=1)", "--data", "toy", "--guide", "FullRank"]
     run("train", *model, "--lr", 0.05, "--out", "run")
     assert "still rising" not in capsys.readouterr().out

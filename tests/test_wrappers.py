@@ -216,7 +216,7 @@ def test_unamortized_parameters_reach_the_best_of_the_family(oracle, data, untra
     guide = Unamortized(untrained, data)
     loss = Trace_ELBO(num_particles=20, vectorize_particles=True)
     fit(
-        oracle, guide, data, num_epochs=1000, lr=0.1, lr_decay=0.995, batch_size=24, elbo=loss,
+        oracle, guide, data, num_epochs=1000, lr=0.1, lr_decay=0.995, batch_size=24, objective=loss,
         progress=False,
     )  # fmt: skip
     log_w = log_weights(oracle, guide, data, 2000)

@@ -22,7 +22,7 @@ from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.guides import Unamortized
-from evidence.inference import History, Snapshot, UntilFlat, fit
+from evidence.inference import History, Snapshot, fit
 from evidence.inference.programs.evaluation import no_training
 
 Announce = Callable[[Assembly, Row], None]
@@ -106,14 +106,13 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             assembly.guide,
             assembly.x_train,
             num_epochs=config.num_epochs,
-            until=UntilFlat(),
             max_steps=config.max_steps,
             batch_size=config.batch_size,
             lr=config.lr,
             lr_decay=config.lr_decay,
             optimizer=build_optimizer(Spec.parse(config.optimizer), lr=config.lr),
             scheduler=build_scheduler(Spec.parse(config.scheduler)) if config.scheduler else None,
-            elbo=catalogue.elbo_of(config.elbo),
+            objective=catalogue.objective_of(config.objective),
             x_test=None if assembly.is_joint else assembly.x_test,
             held_out=assembly.held_out,
             transform=assembly.transform,

@@ -33,7 +33,7 @@ def training_row(pair: Assembly, history: History, folder: Path, *, label: str) 
         split=config.split,
         binarize=config.binarize,
         decoder="joint" if config.frozen_model is None else "frozen",
-        elbo=config.elbo,
+        objective=config.objective,
         folder=str(folder),
         seed=config.seed,
         data_seed=config.data_seed,

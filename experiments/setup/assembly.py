@@ -130,7 +130,7 @@ def assemble(config: Train) -> Assembly:
         ValueError: anything in the configuration that does not fit.
     """
     device = find_device(config.device)
-    catalogue.build_elbo(Spec.parse(config.elbo))
+    catalogue.build_objective(Spec.parse(config.objective))
     optimizers.build_optimizer(Spec.parse(config.optimizer), lr=config.lr)
     with isolated_rng(config.seed), own_code() as code:
         dataset, model, model_spec = load_with_model(config, code)

@@ -190,17 +190,17 @@ def _build_around(
     return around, Spec(spec.name, {"guide": inside, **full.options})
 
 
-def elbo_of(text: str) -> Objective | None:
+def objective_of(text: str) -> Objective | None:
     """The objective of this text; None for the plain one, which `fit` makes enumerate if needed.
 
     Raises:
-        ValueError: as `build_elbo`.
+        ValueError: as `build_objective`.
     """
     spec = Spec.parse(text)
-    return None if spec == Spec("Trace_ELBO") else build_elbo(spec)
+    return None if spec == Spec("Trace_ELBO") else build_objective(spec)
 
 
-def build_elbo(spec: Spec) -> Objective:
+def build_objective(spec: Spec) -> Objective:
     """The objective of a spec, such as `TraceMeanField_ELBO(num_particles=4)` or `DReG`.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import nn
 
 from evidence.experiments.config import Compare, Estimation, Experiment
 from evidence.experiments.setup.assembly import Assembly
-from evidence.experiments.setup.catalogue import elbo_of
+from evidence.experiments.setup.catalogue import objective_of
 from evidence.inference import estimate_evidence, fit
 from evidence.inference.annealing import hmc
 from evidence.inference.annealing.guide_path import path_of
@@ -18,12 +18,14 @@ from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS
 from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.training.options import USUAL
 from evidence.inference.training.stopping import UntilFlat
 
 _SHORT = 10  # seconds that need no number
 _TIMED_DATA = 9
 _TIMED_BATCHES = 2
 _FEWEST_STEPS = 11 * UntilFlat().steps_per_look  # ten looks without gain, after one
+_FEWEST_AVERAGED = 400  # two averages of eight blocks of 25
 _PILOT = 200  # temperatures of `anneal`'s pilot run
 _FEWEST = 200  # particles of the first round of an adaptive number
 
@@ -127,22 +129,26 @@ def _evaluation(pair: Assembly, config: Compare) -> Span:
 
 
 def _training(pair: Assembly, config: Experiment) -> Span:
-    """Of all epochs, or until the ELBO is flat, by a few steps, which train the pair."""
-    x, size = pair.x_train, config.batch_size
+    """Of all epochs, or until a rule ends training, by a few steps, which train the pair."""
+    x, size = pair.x_train, config.batch_size or USUAL["batch_size"]
+    is_guided = config.scheduler is not None or config.held_out > 0 or config.lr_decay != 1
     history = fit(
         pair.model,
         pair.guide,
         x if pair.is_joint else x[: _TIMED_BATCHES * size],
-        num_epochs=2,
-        batch_size=size,
+        num_epochs=None if config.num_epochs is None else 2,
+        until=UntilFlat() if is_guided else None,
+        max_steps=2 * _TIMED_BATCHES,
+        batch_size=config.batch_size,
         lr=config.lr,
-        elbo=elbo_of(config.elbo),
+        objective=objective_of(config.objective),
         transform=pair.transform,
         progress=False,
     )
     per_step = history.epochs[-1].seconds / history.epochs[-1].num_steps
     if config.num_epochs is None:
-        return per_step * min(_FEWEST_STEPS, config.max_steps), per_step * config.max_steps
+        fewest = _FEWEST_AVERAGED if pair.is_joint and not is_guided else _FEWEST_STEPS
+        return per_step * min(fewest, config.max_steps), per_step * config.max_steps
     steps = math.ceil(len(x) / size) * config.num_epochs
     return per_step * steps, per_step * steps
 

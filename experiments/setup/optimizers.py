@@ -27,7 +27,7 @@ SCHEDULERS: dict[str, type] = {
 }
 
 
-def build_optimizer(spec: Spec, *, lr: float) -> MakeOptimizer:
+def build_optimizer(spec: Spec, *, lr: float | None) -> MakeOptimizer:
     """What makes the optimizer of a spec, such as `AdamW(weight_decay=0.01)`.
 
     Raises:
@@ -40,7 +40,7 @@ def build_optimizer(spec: Spec, *, lr: float) -> MakeOptimizer:
         return fused_adam
     _expect_options("optimizer", kind, spec)
     make = functools.partial(kind, **spec.options)
-    _try(spec, lambda: _step(make, lr))
+    _try(spec, lambda: _step(make, 1e-3 if lr is None else lr))
     return make
 
 

@@ -45,7 +45,7 @@ def expect_own_words(options: Mapping[str, Any], words: Sequence[str]) -> None:
         return
     if options.get("trust") and not any(word.startswith("--trust") for word in words):
         raise ValueError("trust is in the file of options: pass --trust true yourself")
-    specs = [options.get(name) for name in ("model", "guide", "elbo")]
+    specs = [options.get(name) for name in ("model", "guide", "objective")]
     data = options.get("data") or ""
     if is_data_code(data) and data not in named_words(words):
         raise ValueError(

@@ -235,7 +235,7 @@ class Row(_Record):
 
     Args:
         label: how tables call it.
-        model: name of the model; `guide` and `elbo` likewise.
+        model: name of the model; `guide` and `objective` likewise.
         decoder: "joint", or "frozen" if only the guide was fitted.
         unit: what its estimates are of, once there are any.
         num_train: size of the training data.
@@ -254,7 +254,7 @@ class Row(_Record):
     split: str
     binarize: str
     decoder: str
-    elbo: str
+    objective: str
     folder: str
     seed: int
     data_seed: int

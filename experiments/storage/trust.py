@@ -20,7 +20,7 @@ def expect_trusted(config: Train, folder: Path, *, trust: bool) -> None:
     Raises:
         ValueError: it does.
     """
-    specs = (config.model, config.guide, config.elbo)
+    specs = (config.model, config.guide, config.objective)
     foreign = sorted(name for spec in specs for name in foreign_names(spec))
     foreign += [config.data] if is_data_code(config.data) else []
     if foreign and not trust:

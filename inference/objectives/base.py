@@ -2,8 +2,9 @@
 
 import inspect
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
@@ -16,6 +17,7 @@ from evidence.inference.objectives.draws import Pair
 from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
 from evidence.inference.programs.data import Batch, Data, takes, unwrapped
 from evidence.inference.programs.evaluation import no_training
+from evidence.inference.programs.mapping import mapped
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import (
     Layout,
@@ -23,15 +25,17 @@ from evidence.inference.programs.traces import (
     check_batch_shapes,
     common_plate,
     outermost_dim,
+    takes_subsamples,
     trace_pair,
 )
+from evidence.inference.programs.validation import Unvalidated
 
 
 class AbstractObjective(ELBO):
     """A loss to minimize over the parameters of a model and a guide, any pair of Pyro callables.
 
     It goes wherever Pyro's objectives go: `SVI(model, guide, optim, loss=IWAE())`,
-    `IWAE()(model, guide)(x).backward()`, `fit(model, guide, x, elbo=IWAE())`.
+    `IWAE()(model, guide)(x).backward()`, `fit(model, guide, x, objective=IWAE())`.
 
     The loss is in nats and summed over the data, of which a subsampled plate stands for all N:
     what is nonlinear in the weights is computed per datum, then multiplied by N / B. Weights are
@@ -49,7 +53,8 @@ class AbstractObjective(ELBO):
                 return draws.total(draws.log_w.var(0))
 
     All particles are drawn in one call, under a plate left of all others, where a probe of the pair
-    shows that it broadcasts over them rightly; else in one call each.
+    shows that it broadcasts over them rightly; else, if the loss is a mean over particles, in one
+    call by `torch.vmap`; else in one call each.
 
     Args:
         num_particles: K, draws per datum; None for what is usual for the objective.
@@ -62,6 +67,7 @@ class AbstractObjective(ELBO):
     min_particles: ClassVar[int] = 1
     default_particles: ClassVar[int] = 1
     trains_model: ClassVar[bool] = True
+    is_mean: ClassVar[bool] = False  # whether the loss of K particles is the mean of K losses
 
     def __init__(self, num_particles: int | None = None) -> None:
         num_particles = self.default_particles if num_particles is None else num_particles
@@ -72,7 +78,7 @@ class AbstractObjective(ELBO):
             )
         super().__init__(num_particles=num_particles)
         self._probed_pair: tuple[Program, Program] | None = None
-        self._probed: dict[int, int | None] = {}  # particle dims, by the number of data
+        self._probed: dict[int, _Way] = {}  # by the number of data
 
     @abstractmethod
     def surrogate(self, pair: Pair) -> Tensor:
@@ -93,8 +99,14 @@ class AbstractObjective(ELBO):
         data = args[0] if is_batch else Data(args, kwargs)
         if not is_batch:
             model, guide = takes(model, data), takes(guide, data)
-        dim = self._particle_dim(model, guide, data)
-        return self.surrogate(Pair(model, guide, data, self.num_particles, dim))
+        way = self._way(model, guide, data)
+        if way.is_mapped:
+            try:
+                alone = Pair(model, guide, data, 1, None)
+                return mapped(lambda: self.surrogate(alone), self.num_particles).mean()
+            except RuntimeError:
+                pass  # what vmap refuses, such as the checks of Pyro's validation
+        return self.surrogate(Pair(model, guide, data, self.num_particles, way.particle_dim))
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -120,16 +132,48 @@ class AbstractObjective(ELBO):
     def _value(self, loss: Tensor) -> float:
         return warn_if_nan(loss.detach(), "loss").item()
 
-    def _particle_dim(self, model: Program, guide: Program, data: Batch) -> int | None:
-        """Left of all plates of a pair that broadcasts over particles, which is asked once."""
+    def _way(self, model: Program, guide: Program, data: Batch) -> "_Way":
+        """How particles of this pair are drawn, which is asked once."""
         if self.num_particles == 1:
-            return None
+            return _Way(None, False)
         pair = unwrapped(model), unwrapped(guide)
         if self._probed_pair != pair:
             self._probed_pair, self._probed = pair, {}
         if len(data) not in self._probed:
-            self._probed[len(data)] = _probe(model, guide, data, self.num_particles)
+            self._probed[len(data)] = self._probe(model, guide, data)
         return self._probed[len(data)]
+
+    @torch.no_grad()
+    def _probe(self, model: Program, guide: Program, data: Batch) -> "_Way":
+        """Try the ways, the fastest one first; the runs leave no trace.
+
+        Raises:
+            ValueError: a site has batch dims that belong to no plate.
+        """
+        with isolated_rng(device=data.device), poutine.block(), no_training(model, guide):
+            traces = trace_pair(model, guide, data)
+            check_batch_shapes(traces)
+            plate, dim = common_plate(traces), outermost_dim(traces) - 1
+            layout = Layout(None if plate is None else plate.dim, dim)
+            num_data = 1 if plate is None else plate.size
+            if broadcasts(model, guide, data, self.num_particles, layout, num_data=num_data):
+                return _Way(dim, False)
+            alone = Pair(model, guide, data, 1, None)
+            if not takes_subsamples(traces.model, data) and self._can_be_mapped(alone):
+                return _Way(None, True)
+        warn_one_by_one()
+        return _Way(None, False)
+
+    def _can_be_mapped(self, pair: Pair) -> bool:
+        """Whether the loss is a mean over particles, and nothing of the pair is refused by vmap."""
+        if not self.is_mean:
+            return False
+        try:
+            with pyro.validation_enabled(False), Unvalidated():
+                mapped(lambda: self.surrogate(pair), 2)
+        except Exception:  # whatever a program raises that was not written for it
+            return False
+        return True
 
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -138,22 +182,11 @@ class AbstractObjective(ELBO):
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
 
-@torch.no_grad()
-def _probe(model: Program, guide: Program, data: Batch, num_particles: int) -> int | None:
-    """The dim for a plate of particles, or None if the pair does not broadcast over them.
+class _Way(NamedTuple):
+    """How K particles are drawn: under a plate, by vmap, or, with neither, one after the other."""
 
-    Its runs leave no trace. Raises ValueError for a site whose batch dims belong to no plate.
-    """
-    with isolated_rng(device=data.device), poutine.block(), no_training(model, guide):
-        traces = trace_pair(model, guide, data)
-        check_batch_shapes(traces)
-        plate, dim = common_plate(traces), outermost_dim(traces) - 1
-        layout = Layout(None if plate is None else plate.dim, dim)
-        num_data = 1 if plate is None else plate.size
-        probed = broadcasts(model, guide, data, num_particles, layout, num_data=num_data)
-    if probed is None:
-        warn_one_by_one()
-    return None if probed is None else dim
+    particle_dim: int | None
+    is_mapped: bool
 
 
 def expect_number(name: str, value: float, *, at_least: float | None = None) -> float:

@@ -74,6 +74,8 @@ class STL(AbstractObjective):
         num_particles: K, draws per datum, averaged.
     """
 
+    is_mean = True
+
     def surrogate(self, pair: Pair) -> Tensor:
         """−Σ ELBO in nats."""
         draws = pair.draw()

@@ -29,6 +29,8 @@ class BetaELBO(AbstractObjective):
         num_particles: K, draws per datum, averaged.
     """
 
+    is_mean = True
+
     def __init__(self, beta: float = 4.0, *, num_particles: int | None = None) -> None:
         super().__init__(num_particles)
         self.beta = expect_number("beta", beta, at_least=0)

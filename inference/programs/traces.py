@@ -227,6 +227,15 @@ def check_sites(traces: Traces) -> None:
         )
 
 
+def takes_subsamples(model_trace: Trace, batch: Batch) -> bool:
+    """Whether the model draws some rows of the batch by itself, so that one run misses others."""
+    return any(
+        frame.full_size == len(batch) != frame.size
+        for site in random_sites(model_trace).values()
+        for frame in site["cond_indep_stack"]
+    )
+
+
 def particle_plate(num_particles: int, dim: int | None) -> AbstractContextManager:
     """The plate of so many particles, left of all others; none if it has no dim."""
     return nullcontext() if dim is None else pyro.plate(PARTICLES, num_particles, dim=dim)

@@ -28,8 +28,9 @@ from evidence.inference.programs.validation import validated
 from evidence.inference.soundness.pairs import expect_sound_draws
 from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.history import History
+from evidence.inference.training.minibatches import shares_latents
 from evidence.inference.training.optimizer import MakeOptimizer, MakeScheduler, fused_adam
-from evidence.inference.training.options import TrainingOptions
+from evidence.inference.training.options import USUAL, TrainingOptions
 from evidence.inference.training.run import Makers, ScalarWriter, TrainingData, TrainingRun
 from evidence.inference.training.snapshots import Snapshot
 from evidence.inference.training.stopping import UntilFlat
@@ -37,7 +38,6 @@ from evidence.inference.training.support import check_all_data
 
 # Draws in the ELBO whose iterates are averaged: their noise is what an average has to overcome.
 _NUM_AVERAGED = 16
-_UNTIL_FLAT = UntilFlat()
 
 
 def fit(
@@ -47,14 +47,14 @@ def fit(
     *,
     num_epochs: int | None = None,
     num_steps: int | None = None,
-    until: UntilFlat | UntilConverged = _UNTIL_FLAT,
+    until: UntilFlat | UntilConverged | None = None,
     max_steps: int = 100_000,
-    batch_size: int = 128,
-    lr: float = 1e-3,
+    batch_size: int | None = None,
+    lr: float | None = None,
     lr_decay: float = 1.0,
     optimizer: MakeOptimizer = fused_adam,
     scheduler: MakeScheduler | None = None,
-    elbo: Objective | None = None,
+    objective: Objective | None = None,
     x_test: Batch | None = None,
     held_out: Batch | None = None,
     transform: Callable[[Any], Any] | None = None,
@@ -83,18 +83,22 @@ def fit(
             for `model(*x)` or as a mapping for `model(**x)`.
         num_epochs: passes over the data, or
         num_steps: training steps; None of the two for as many as it takes.
-        until: what ends training then: `UntilFlat`, or, of models whose latents the data share,
-            `UntilConverged`, which averages the iterates at ever smaller learning rates.
+        until: what ends training then: `UntilFlat`, or `UntilConverged`, which averages the
+            iterates at ever smaller learning rates, so that the posterior does not depend on the
+            first one. By default the latter where data share latents, unless `lr_decay`,
+            `scheduler` or `held_out` has a say; else the former.
         max_steps: the most steps to take, in whole epochs, if nothing else ends training.
         batch_size: data per step; the last batch of an epoch may be smaller. Where data share
-            latents, the terms inside the plate over the data are scaled by N/B.
-        lr: learning rate; the first one under `UntilConverged`, for which 0.01 is a good one.
+            latents, the terms inside the plate over the data are scaled by N/B. 128 by default;
+            under `UntilConverged` all data, up to 4,096.
+        lr: learning rate, the first one if it is to fall. 0.001 by default; under
+            `UntilConverged` 0.03, in the units of a guide that is standardized.
         lr_decay: factor on the learning rate after each epoch.
         optimizer: makes the optimizer as torch's classes do, `optimizer(tensors, lr=lr)`; options
             by `functools.partial(torch.optim.AdamW, weight_decay=0.01)`. A fused Adam by default.
         scheduler: makes a torch learning-rate scheduler for that optimizer, which is stepped after
             each epoch and then alone sets the learning rate.
-        elbo: any Pyro `ELBO`; `Trace_ELBO()` by default, or `TraceEnum_ELBO` of a model with
+        objective: any Pyro `ELBO`; `Trace_ELBO()` by default, or `TraceEnum_ELBO` of a model with
             discrete latents that it enumerates; under `UntilConverged` the ELBO of 16 draws.
             `TraceMeanField_ELBO()` takes the KL divergence in closed form where there is one.
         x_test: data to report the ELBO and its terms on after each epoch; not transformed.
@@ -126,21 +130,22 @@ def fit(
         ValueError: bad data or options, data outside the likelihood's support, parameter names
             that an earlier fit took, or a snapshot of another run.
     """
+    given: dict[str, Any] = {"until": until, "batch_size": batch_size, "lr": lr}
+    left_open = [name for name, value in given.items() if value is None]
     options = TrainingOptions(
-        num_epochs,
-        num_steps,
-        until,
-        max_steps,
-        batch_size,
-        lr,
-        lr_decay,
-        kl_warmup_epochs,
-        likelihood_warmup_epochs,
-        clip_norm,
-        seed,
-        snapshot_every,
+        num_epochs=num_epochs,
+        num_steps=num_steps,
+        max_steps=max_steps,
+        lr_decay=lr_decay,
+        kl_warmup_epochs=kl_warmup_epochs,
+        likelihood_warmup_epochs=likelihood_warmup_epochs,
+        clip_norm=clip_norm,
+        seed=seed,
+        snapshot_every=snapshot_every,
+        **given | {name: USUAL[name] for name in left_open},
     )
-    _expect_one_rule(options, scheduler, held_out)
+    is_guided = scheduler is not None or held_out is not None or lr_decay != 1
+    _expect_one_rule(options, scheduler, is_guided=is_guided)
     x_train = _checked(x_train, "x_train").detach()  # simulated ones remember their parameters
     model, guide = takes(model, x_train), takes(guide, x_train)
     x_test = None if x_test is None else _checked(x_test, "x_test")
@@ -154,15 +159,18 @@ def fit(
     ):
         # We stop, where Pyro warns and goes on.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        batch = x_train[:batch_size]
-        traces = _first_run(model, guide, batch if transform is None else transform(batch))
+        data = TrainingData(x_train, x_test, held_out, transform)
+        batch, traces = _first_run(model, guide, data, options.batch_size)
+        shares = shares_latents(traces, len(batch))
+        options = options.settled(left_open, shares_latents=shares, is_guided=is_guided)
+        if len(batch) < min(len(x_train), options.batch_size):
+            batch, traces = _first_run(model, guide, data, options.batch_size)
         if transform is None:
             check_all_data(model, guide, x_train, batch=batch, model_trace=traces.model)
         refuse_taken_names()
-        data = TrainingData(x_train, x_test, held_out, transform)
         makers = Makers(optimizer, scheduler)
-        elbo = _objective_for(traces, elbo, averages=options.averages)
-        run = TrainingRun(model, guide, data, options, elbo, makers, writer, traces)
+        objective = _objective_for(traces, objective, averages=options.averages)
+        run = TrainingRun(model, guide, data, options, objective, makers, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
         with InFull(without_effect(model, batch, traces.model, traces.guide)):
@@ -170,13 +178,12 @@ def fit(
 
 
 def _expect_one_rule(
-    options: TrainingOptions, scheduler: MakeScheduler | None, held_out: Batch | None
+    options: TrainingOptions, scheduler: MakeScheduler | None, *, is_guided: bool
 ) -> None:
     """Check that no more than one thing sets the learning rate, or ends the training."""
     if scheduler is not None and options.lr_decay != 1:
         raise ValueError("expected lr_decay or a scheduler, got both: leave lr_decay out")
-    alone = held_out is None and scheduler is None and options.lr_decay == 1
-    if options.averages and not alone:
+    if options.averages and is_guided:
         raise ValueError(
             "UntilConverged sets the learning rate and averages the iterates by itself: leave out "
             "scheduler, lr_decay and held_out"
@@ -189,31 +196,38 @@ def _checked(x: Batch, name: str) -> Batch:
     return x
 
 
-def _objective_for(traces: Traces, elbo: Objective | None, *, averages: bool) -> Objective:
+def _objective_for(traces: Traces, objective: Objective | None, *, averages: bool) -> Objective:
     """The objective, by default the one that the pair and the end of training need.
 
     Raises:
         ValueError: one that draws discrete latents that are to be summed out.
     """
-    if elbo is None and averages and is_reparameterized(traces.guide):
+    if objective is None and averages and is_reparameterized(traces.guide):
         return BetaELBO(1.0, num_particles=_NUM_AVERAGED)
     if not sums_out(traces):
-        return elbo or Trace_ELBO()
+        return objective or Trace_ELBO()
     needed = TraceEnum_ELBO(max_plate_nesting=-outermost_dim(traces))
-    if elbo is None or isinstance(elbo, TraceEnum_ELBO | AbstractObjective):
-        return elbo or needed
+    if objective is None or isinstance(objective, TraceEnum_ELBO | AbstractObjective):
+        return objective or needed
     raise ValueError(
         "expected an objective that sums out the discrete latents that the model enumerates, got "
-        f"{type(elbo).__name__}: leave it out, or pass pyro.infer.TraceEnum_ELBO("
+        f"{type(objective).__name__}: leave it out, or pass pyro.infer.TraceEnum_ELBO("
         f"max_plate_nesting={needed.max_plate_nesting})"
     )
 
 
-def _first_run(model: Program, guide: Program, x: Batch) -> Traces:
-    """Run the pair once: it creates lazy parameters and shows what is wrong with it."""
+def _first_run(
+    model: Program, guide: Program, data: TrainingData, size: int
+) -> tuple[Batch, Traces]:
+    """Run the pair once: it creates lazy parameters and shows what is wrong with it.
+
+    Returns:
+        The first batch before its transform, and the traces.
+    """
+    x = data.batch(slice(size))
     traces = checked_traces(model, guide, x)
     with validated(x):
         for trace in traces:
             trace.compute_log_prob()
     expect_sound_draws(model, guide, x, traces)
-    return traces
+    return data.x_train[:size], traces

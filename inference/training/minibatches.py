@@ -46,11 +46,7 @@ def data_dims(model: Program, x: Batch, batch: Batch, traces: Traces) -> frozens
     Raises:
         ValueError: data share latents, and there is no plate to scale.
     """
-    if (
-        len(batch) >= len(x)
-        or common_dims(traces, len(batch))
-        or _is_subsampled(traces, len(batch))
-    ):
+    if len(batch) >= len(x) or not shares_latents(traces, len(batch)):
         return frozenset()
     dims = _dims_of(traces.model, len(batch))
     larger = trace_of_one_more(model, batch)
@@ -63,6 +59,11 @@ def data_dims(model: Program, x: Batch, batch: Batch, traces: Traces) -> frozens
             f'pyro.plate("data", len(x)):`, or train on all data at once (batch_size={len(x)})'
         )
     return frozenset(dims)
+
+
+def shares_latents(traces: Traces, size: int) -> bool:
+    """Whether the data share a latent, of a program that does not scale by itself."""
+    return not common_dims(traces, size) and not _is_subsampled(traces, size)
 
 
 def _dims_of(trace: Trace, size: int) -> set[int]:

@@ -1,10 +1,18 @@
 """The options of training that are numbers, checked."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
 
 from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.stopping import UntilFlat
+
+# What is left open, and what it is where iterates are averaged: at a rate that takes the parameters
+# of a standardized guide over the posterior in a hundred steps; and with many data at once, which
+# cost a step of small models nothing, while minibatches add noise.
+USUAL: dict[str, Any] = {"until": UntilFlat(), "batch_size": 128, "lr": 1e-3}
+_OF_AVERAGES = {"batch_size": 4096, "lr": 0.03}
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,22 @@ class TrainingOptions:
                 raise ValueError(f"expected a finite {name} >= 0, got {getattr(self, name)}")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"expected a finite clip_norm > 0 or None, got {self.clip_norm}")
+
+    def settled(
+        self, left_open: Collection[str], *, shares_latents: bool, is_guided: bool
+    ) -> "TrainingOptions":
+        """These options, with those that were left open as `fit` says.
+
+        Args:
+            left_open: the names of such options.
+            shares_latents: whether the data share latents.
+            is_guided: whether something else sets the learning rate, or ends training.
+        """
+        averages = "until" in left_open and shares_latents and not is_guided
+        options = replace(self, until=UntilConverged()) if averages else self
+        if not options.averages:
+            return options
+        return replace(options, **{n: v for n, v in _OF_AVERAGES.items() if n in left_open})
 
     @property
     def is_until(self) -> bool:

@@ -23,7 +23,7 @@ from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.parameters import tensors_of, trainable_parameters
 from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
 from evidence.inference.programs.sites import observed_sites
-from evidence.inference.programs.traces import Program, Traces
+from evidence.inference.programs.traces import Program, Traces, takes_subsamples
 from evidence.inference.programs.validation import InvalidArgumentError, in_one_line, validated
 from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.training.averaging import IterateAverages, UntilConverged
@@ -46,7 +46,7 @@ from evidence.inference.training.options import TrainingOptions
 from evidence.inference.training.snapshots import Snapshot, copy_into, matching, within
 from evidence.inference.training.state import Position, expect_same_run, position_of
 from evidence.inference.training.stopping import Plateau, UntilFlat
-from evidence.inference.training.support import CheckSupport, takes_subsamples
+from evidence.inference.training.support import CheckSupport
 from evidence.inference.training.tempering import TemperLatents, TemperLikelihood
 
 # What a crash may cost at the most, whatever a step takes.
@@ -95,12 +95,12 @@ class TrainingRun:
         guide: Program,
         data: TrainingData,
         options: TrainingOptions,
-        elbo: Objective,
+        objective: Objective,
         makers: Makers,
         writer: ScalarWriter | None,
         first: Traces,
     ) -> None:
-        self.model, self.guide, self.elbo = model, guide, elbo
+        self.model, self.guide, self.objective = model, guide, objective
         self.data, self.options, self.makers, self.writer = data, options, makers, writer
         self.position = Position()
         self.parameters = trainable_parameters(model, guide)
@@ -112,13 +112,13 @@ class TrainingRun:
             self.parameters, lr=options.lr, make=makers.optimizer, clip_norm=options.clip_norm
         )
         self.svi = SVI(
-            model, guide, self.optim, loss=elbo.loss, loss_and_grads=self._loss_and_grads
+            model, guide, self.optim, loss=objective.loss, loss_and_grads=self._loss_and_grads
         )
         batch = data.x_train[: options.batch_size]
         self.plate_total = _plate_total(first.model, len(batch))
         self.data_dims = data_dims(model, data.x_train, batch, first)
         self.takes_subsamples = takes_subsamples(first.model, batch)
-        self.gradients = GradientWatch(_to_be_trained(self.parameters, elbo, first.guide))
+        self.gradients = GradientWatch(_to_be_trained(self.parameters, objective, first.guide))
         self.steps_per_epoch = math.ceil(len(data.x_train) / options.batch_size)
         self.best: dict[str, Tensor] | None = None  # where held-out data say which is
         self.last_batch: Batch | None = None
@@ -258,13 +258,13 @@ class TrainingRun:
         """
         num_data = self.plate_total or (len(self.data.x_train) if self.data_dims else len(x))
         with poutine.block(hide_types=["param"]), self._scaled(len(x)):
-            if not isinstance(self.elbo, Differentiable):
-                loss = self.elbo.loss_and_grads(model, guide, x) / num_data
+            if not isinstance(self.objective, Differentiable):
+                loss = self.objective.loss_and_grads(model, guide, x) / num_data
                 for parameter in self.parameters.values():
                     if parameter.grad is not None:
                         parameter.grad /= num_data
             else:
-                surrogate = self.elbo.differentiable_loss(model, guide, x) / num_data
+                surrogate = self.objective.differentiable_loss(model, guide, x) / num_data
                 loss = surrogate.item()
                 if math.isfinite(loss):
                     surrogate.backward()
@@ -349,7 +349,7 @@ class TrainingRun:
                     x = data.batch(rows)
                     share = len(x) / len(data.x_train) if self.data_dims else 1.0
                     with self._scaled(len(x)):
-                        total[seed] += share * self.elbo.loss(self.model, self.guide, x)
+                        total[seed] += share * self.objective.loss(self.model, self.guide, x)
         return total
 
     def _test_terms(self, x: Batch) -> tuple[float, float]:
@@ -412,7 +412,7 @@ class TrainingRun:
             "until": repr(self.options.until),
             "optimizer": describe_maker(self.makers.optimizer),
             "scheduler": describe_maker(self.makers.scheduler),
-            "elbo": _describe(self.elbo),
+            "objective": _describe(self.objective),
             "num_data": len(self.data.x_train),
             "num_held_out": 0 if self.data.held_out is None else len(self.data.held_out),
         }
@@ -437,7 +437,7 @@ class TrainingRun:
             poutine.block(hide_types=["param"]),
             self._scaled(len(self.last_batch)),
         ):
-            loss = self.elbo.loss(self.model, self.guide, self.last_batch)
+            loss = self.objective.loss(self.model, self.guide, self.last_batch)
         if not math.isfinite(loss):
             raise NonFiniteLossError(f"the loss is {loss} after the last update: {self._advice()}")
 
@@ -461,11 +461,11 @@ class TrainingRun:
         return lower + (" or set clip_norm" if self.options.clip_norm is None else "")
 
 
-def _describe(elbo: Objective) -> str:
+def _describe(objective: Objective) -> str:
     """An objective and its options, as far as it tells them: Pyro's own do not."""
-    if isinstance(elbo, AbstractObjective):
-        return repr(elbo)
-    return f"{type(elbo).__name__}(num_particles={getattr(elbo, 'num_particles', 1)})"
+    if isinstance(objective, AbstractObjective):
+        return repr(objective)
+    return f"{type(objective).__name__}(num_particles={getattr(objective, 'num_particles', 1)})"
 
 
 def _plate_total(model_trace: Trace, size: int) -> int | None:
@@ -476,9 +476,9 @@ def _plate_total(model_trace: Trace, size: int) -> int | None:
     return next(subsampled, None)
 
 
-def _to_be_trained(names: Iterable[str], elbo: Objective, guide_trace: Trace) -> list[str]:
+def _to_be_trained(names: Iterable[str], objective: Objective, guide_trace: Trace) -> list[str]:
     """The parameters that the objective trains: some leave the model's alone."""
-    if getattr(elbo, "trains_model", True):
+    if getattr(objective, "trains_model", True):
         return list(names)
     of_functions = {f"param.{n}" for n, s in guide_trace.nodes.items() if s["type"] == "param"}
     return [name for name in names if name.startswith("guide.") or name in of_functions]

@@ -14,7 +14,7 @@ from evidence.inference.programs.data import Batch
 from evidence.inference.programs.evaluation import no_training
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import Site, is_deterministic, observed_sites
-from evidence.inference.programs.traces import Program, random_sites, trace_pair
+from evidence.inference.programs.traces import Program, trace_pair
 
 
 class CheckSupport(Messenger):
@@ -62,12 +62,3 @@ def check_all_data(
                 return trace_pair(model, guide, rows).model
 
             check_support(run(), run)
-
-
-def takes_subsamples(model_trace: Trace, batch: Batch) -> bool:
-    """Whether the model draws some rows of the batch by itself, so that one run misses others."""
-    return any(
-        frame.full_size == len(batch) != frame.size
-        for site in random_sites(model_trace).values()
-        for frame in site["cond_indep_stack"]
-    )
