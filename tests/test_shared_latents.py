@@ -23,7 +23,8 @@ from evidence.inference import (
     importance_weighted_evidence,
     log_weights,
 )
-from evidence.inference.training.minibatches import ScaleData
+from evidence.inference.programs.traces import Traces
+from evidence.inference.training.minibatches import ScaleData, data_dims
 
 NUM_DATA, NOISE = 12, 0.7
 
@@ -277,6 +278,43 @@ def test_minibatches_stand_for_all_data():
     }
     assert torch.allclose(means[True], whole)
     assert abs(means[False] - whole) > 1
+
+
+def of_some(y):
+    """A plate that draws a part of the rows by itself."""
+    mean = pyro.sample("mean", dist.Normal(y.new_zeros(()), 1.0))
+    with pyro.plate("data", len(y), subsample_size=3) as rows:
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y[rows])
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 12])
+def test_minibatches_of_a_plate_that_subsamples_stand_for_all_data(batch_size):
+    """Of equal data, every part of a part has to say the same as all of them."""
+    y = torch.full((NUM_DATA,), 0.3).double()
+    batch, given = y[:batch_size], {"mean": torch.tensor(0.5).double()}
+    model = poutine.condition(of_some, given)
+    trace = poutine.trace(of_some).get_trace(batch)
+    dims = data_dims(of_some, y, batch, Traces(trace, trace))
+    scaled = ScaleData(dims, len(batch), NUM_DATA)(model)
+    found = poutine.trace(scaled).get_trace(batch).log_prob_sum()
+    likelihood = NUM_DATA * dist.Normal(0.5, 1.0).log_prob(y[0])
+    assert torch.allclose(found, likelihood + dist.Normal(0.0, 1.0).log_prob(given["mean"]))
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        lambda guide: importance_weighted_evidence(of_some, guide, Y, 10),
+        lambda _: annealed_evidence(of_some, Y, num_chains=4, num_temperatures=5),
+        lambda guide: annealed_evidence(of_some, Y, guide=guide, num_chains=4, num_temperatures=5),
+    ],
+)
+def test_rows_that_a_plate_draws_by_itself_have_no_evidence_of_all_data(estimate):
+    def guide(y):
+        pyro.sample("mean", dist.Normal(y.new_zeros(()), 1.0))
+
+    with pytest.raises(ValueError, match=r"'data': draws 3 of 12 rows.*leave subsample_size out"):
+        estimate(guide)
 
 
 @pytest.mark.parametrize("batch_size", [8, 32, 256])
