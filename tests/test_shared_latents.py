@@ -9,7 +9,13 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoGuideList,
+    AutoLaplaceApproximation,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from scipy.special import betaln, logsumexp
 
 from evidence.inference import (
@@ -257,6 +263,37 @@ def test_beta_binomial_with_an_autoguide_of_pyro(kind):
     assert abs(evidence.mean - exact) < 4 * evidence.mc_se
     assert evidence.mc_se < 0.05
     assert abs(evidence.mean + 0.3 - exact) > 4 * evidence.mc_se
+
+
+def test_laplaces_approximation_is_a_point_until_it_is_turned():
+    """The posterior is Gaussian: the normal at its mode is exact, and the point is refused."""
+    model = regression(MEANS["X @ w"])
+    guide = AutoLaplaceApproximation(model)
+    fit(model, guide, (X, Y), num_epochs=600, lr=0.1, lr_decay=0.98, progress=False)
+    [finding] = check(model, guide, (X, Y))
+    assert finding.check == "density"
+    with pytest.raises(ValueError, match=r"point mass.*guide.laplace_approximation\(data\)"):
+        importance_weighted_evidence(model, guide, (X, Y))
+    turned = guide.laplace_approximation(X, Y)
+    assert check(model, turned, (X, Y)) == []
+    exact, log_w = regression_evidence(X, Y), log_weights(model, turned, (X, Y), 50)
+    assert torch.allclose(log_w, torch.full_like(log_w, exact), atol=5e-3)
+
+
+def test_a_guide_that_is_a_point_in_part_can_be_trained_and_has_no_weights():
+    def model(x):
+        for name in "ab":
+            pyro.sample(name, dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(poutine.block(model, expose=["a"])))
+    guide.append(AutoDelta(poutine.block(model, expose=["b"])))
+    fit(model, guide, Y, num_epochs=2, progress=False)
+    with pytest.raises(ValueError, match=r"'b' is a point mass \(Delta\)"):
+        importance_weighted_evidence(model, guide, Y)
+    assert [(f.check, "'b'" in f.problem) for f in check(model, guide, Y)] == [("density", True)]
 
 
 def test_minibatches_stand_for_all_data():
