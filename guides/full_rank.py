@@ -5,7 +5,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from evidence.guides.base import AbstractGuide
 
@@ -31,6 +31,8 @@ class FullRank(AbstractGuide):
             output_dims=(latent_dim, latent_dim, latent_dim * (latent_dim - 1) // 2),
             **encoder,
         )
+        if not data_dim:  # λ of zeros, a standard normal, is in no flow's way here
+            nn.init.zeros_(self.encoder.get_parameter("0.bias"))
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x): batch shape `[B]`, event shape `[Z]`."""

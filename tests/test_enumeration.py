@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -289,6 +290,32 @@ def test_nuts_and_the_export_of_draws():
     assert set(reference.sites) == {"m"}
     data = to_arviz(ENUMERATED, mixture_guide, X, num_draws=50)
     assert set(data.posterior.data_vars) == {"m"}
+
+
+@config_enumerate
+def change_point(x):
+    """A level before and one after a time that is summed out: all data have one likelihood."""
+    before, after = (pyro.sample(name, dist.Normal(x.new_zeros(()), 1.0)) for name in "ab")
+    time = pyro.sample("time", dist.Categorical(torch.ones_like(x)))
+    with pyro.plate("times", len(x)):
+        level = torch.where(torch.arange(len(x)) < time, before, after)
+        pyro.sample("x", dist.Normal(level, 0.5), obs=x)
+
+
+@pytest.mark.parametrize("model", [change_point, hidden_markov])
+def test_the_export_has_the_data_site_by_site_and_their_sum_once(model):
+    guide = poutine.block(model, expose=["a", "b", "m"])
+    found = to_arviz(model, guide, X, num_draws=20, num_chains=1)
+    names = ["x"] if model is change_point else [f"x_{t}" for t in range(len(X))]
+    observed = [np.atleast_1d(found.observed_data[name].values) for name in names]
+    np.testing.assert_array_equal(np.concatenate(observed), X.numpy())
+    assert found.observed_data[names[0]].dims == (("times",) if model is change_point else ())
+    assert set(found.posterior_predictive.data_vars) == set(names)
+    drawn = [found.posterior_predictive[name] for name in names]
+    assert all(np.isfinite(d).all() and d.std() > 0.1 for d in drawn)
+    (log_likelihood,) = found.log_likelihood.data_vars.values()
+    of_sum = found.sample_stats["log_p_xz"] - found.sample_stats["log_q_z"]  # from the prior
+    np.testing.assert_allclose(log_likelihood, of_sum)
 
 
 def test_data_outside_the_support_are_refused_under_the_sum():

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from evidence.inference import annealed_evidence
+from evidence.guides import FullRank
+from evidence.inference import annealed_evidence, log_weights
 from tests.known_evidences import KNOWN
 
 # Chains and temperatures with which the standard error is at most 0.1.
@@ -67,3 +68,15 @@ def test_a_metric_that_knows_less_is_no_less_right_but_less_certain(metric):
     else:
         assert other.ess.item() < 0.5 * dense.ess.item()
     assert not math.isnan(other.mean)
+
+
+@pytest.mark.filterwarnings("ignore:the pair does not broadcast")
+def test_full_rank_is_the_posterior_of_a_gaussian_process_before_it_is_trained():
+    """Every weight is the evidence: mode and curvature say all of it, without correlations less."""
+    known = KNOWN["gaussian process"]
+    exact = torch.as_tensor(known.exact())
+    guide = FullRank.for_model(known.model, known.data)
+    log_w = log_weights(known.model, guide, known.data, 5)
+    assert torch.allclose(log_w, exact.expand_as(log_w), atol=1e-3)
+    guide.unit.scale = guide.unit.scale.diagonal().diag_embed()  # the twin
+    assert (log_weights(known.model, guide, known.data, 5) - exact).abs().max() > 1

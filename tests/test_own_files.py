@@ -23,6 +23,9 @@ from tests.test_cli import refused, results, run, weights
 
 REGRESSION = """
 import torch, pyro, pyro.distributions as dist
+from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
+from pyro.infer import autoguide
 
 def line(x, y=None):
     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
@@ -46,6 +49,22 @@ class Guide(torch.nn.Module):
         pyro.sample("start", dist.Normal(self.loc[1], 0.1))
 
 instance = Guide()
+
+def in_parts(model):
+    guides = autoguide.AutoGuideList(model)
+    for name in ("slope", "start"):
+        guides.append(autoguide.AutoNormal(poutine.block(model, expose=[name])))
+    return guides
+
+def flow(model):
+    make = lambda dim: dist.transforms.affine_autoregressive(dim, hidden_dims=[4])
+    return autoguide.AutoNormalizingFlow(model, make)
+
+class Easy(EasyGuide):
+    def guide(self, x, y=None):
+        group = self.group(match=".*")
+        loc = pyro.param("easy", torch.zeros(group.event_shape))
+        group.sample("both", dist.Normal(loc, 0.1).to_event(1))
 
 def make(start=0.0):
     return Guide(start)
@@ -312,7 +331,10 @@ def test_parquet_needs_a_package(capsys, monkeypatch):
         ("reg.py:number", "AutoNormal", "unknown model in reg.py 'number'"),
         ("reg.py:line", "Unamortized(guide=MeanField)", "Unamortized expects data of one tensor"),
         ("reg.py:line", "AutoNormall", "did you mean 'AutoNormal'"),
-        ("reg.py:line", "pyro.infer.autoguide.AutoDelta", "unknown autoguide 'AutoDelta'"),
+        ("reg.py:line", "pyro.infer.autoguide.AutoDelta", "AutoDelta is not made here, as it is"),
+        ("reg.py:line", "AutoLaplaceApproximation", "trained: use FullRank"),
+        ("reg.py:line", "AutoGuideList", "name a function that does so, FILE.py:NAME"),
+        ("reg.py:line", "AutoNormalizingFlow", "name a function that makes it, FILE.py:NAME"),
         ("reg.py:line", "AutoNormal(scale=1)", "unknown option of AutoNormal 'scale'"),
         ("reg.py:line", "Guide(start='a')", "unknown guide 'Guide'"),
         ("reg.py:line", "reg.py:Guide(stop=1)", "reg.py:Guide(stop=1) cannot be made: TypeError"),
@@ -338,6 +360,11 @@ GUIDES = [
     "AutoLowRankMultivariateNormal(rank=1)",
     "AutoDiagonalNormal(init_loc_fn=init_to_mean)",
     "AutoIAFNormal(num_transforms=1)",
+    "AutoGaussian",
+    "AutoStructured(conditionals=normal)",
+    "reg.py:in_parts()",
+    "reg.py:flow()",
+    "reg.py:Easy",
     "reg.py:guide",
     "reg.py:Guide(start=0.5)",
     "reg.py:make(start=0.5)",

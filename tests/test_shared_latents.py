@@ -9,7 +9,13 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoGuideList,
+    AutoLaplaceApproximation,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from scipy.special import betaln, gammaln, logsumexp
 
 from evidence.guides import FullRank
@@ -24,7 +30,8 @@ from evidence.inference import (
     importance_weighted_evidence,
     log_weights,
 )
-from evidence.inference.training.minibatches import ScaleData
+from evidence.inference.programs.traces import Traces
+from evidence.inference.training.minibatches import ScaleData, data_dims
 
 NUM_DATA, NOISE = 12, 0.7
 
@@ -259,6 +266,37 @@ def test_beta_binomial_with_an_autoguide_of_pyro(kind):
     assert abs(evidence.mean + 0.3 - exact) > 4 * evidence.mc_se
 
 
+def test_laplaces_approximation_is_a_point_until_it_is_turned():
+    """The posterior is Gaussian: the normal at its mode is exact, and the point is refused."""
+    model = regression(MEANS["X @ w"])
+    guide = AutoLaplaceApproximation(model)
+    fit(model, guide, (X, Y), num_epochs=600, lr=0.1, lr_decay=0.98, progress=False)
+    [finding] = check(model, guide, (X, Y))
+    assert finding.check == "density"
+    with pytest.raises(ValueError, match=r"point mass.*guide.laplace_approximation\(data\)"):
+        importance_weighted_evidence(model, guide, (X, Y))
+    turned = guide.laplace_approximation(X, Y)
+    assert check(model, turned, (X, Y)) == []
+    exact, log_w = regression_evidence(X, Y), log_weights(model, turned, (X, Y), 50)
+    assert torch.allclose(log_w, torch.full_like(log_w, exact), atol=5e-3)
+
+
+def test_a_guide_that_is_a_point_in_part_can_be_trained_and_has_no_weights():
+    def model(x):
+        for name in "ab":
+            pyro.sample(name, dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(poutine.block(model, expose=["a"])))
+    guide.append(AutoDelta(poutine.block(model, expose=["b"])))
+    fit(model, guide, Y, num_epochs=2, progress=False)
+    with pytest.raises(ValueError, match=r"'b' is a point mass \(Delta\)"):
+        importance_weighted_evidence(model, guide, Y)
+    assert [(f.check, "'b'" in f.problem) for f in check(model, guide, Y)] == [("density", True)]
+
+
 def test_minibatches_stand_for_all_data():
     """The mean over disjoint batches of the scaled log joint is that of all data; unscaled not."""
     model = regression(MEANS["broadcasts"])
@@ -278,6 +316,43 @@ def test_minibatches_stand_for_all_data():
     }
     assert torch.allclose(means[True], whole)
     assert abs(means[False] - whole) > 1
+
+
+def of_some(y):
+    """A plate that draws a part of the rows by itself."""
+    mean = pyro.sample("mean", dist.Normal(y.new_zeros(()), 1.0))
+    with pyro.plate("data", len(y), subsample_size=3) as rows:
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y[rows])
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 12])
+def test_minibatches_of_a_plate_that_subsamples_stand_for_all_data(batch_size):
+    """Of equal data, every part of a part has to say the same as all of them."""
+    y = torch.full((NUM_DATA,), 0.3).double()
+    batch, given = y[:batch_size], {"mean": torch.tensor(0.5).double()}
+    model = poutine.condition(of_some, given)
+    trace = poutine.trace(of_some).get_trace(batch)
+    dims = data_dims(of_some, y, batch, Traces(trace, trace))
+    scaled = ScaleData(dims, len(batch), NUM_DATA)(model)
+    found = poutine.trace(scaled).get_trace(batch).log_prob_sum()
+    likelihood = NUM_DATA * dist.Normal(0.5, 1.0).log_prob(y[0])
+    assert torch.allclose(found, likelihood + dist.Normal(0.0, 1.0).log_prob(given["mean"]))
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        lambda guide: importance_weighted_evidence(of_some, guide, Y, 10),
+        lambda _: annealed_evidence(of_some, Y, num_chains=4, num_temperatures=5),
+        lambda guide: annealed_evidence(of_some, Y, guide=guide, num_chains=4, num_temperatures=5),
+    ],
+)
+def test_rows_that_a_plate_draws_by_itself_have_no_evidence_of_all_data(estimate):
+    def guide(y):
+        pyro.sample("mean", dist.Normal(y.new_zeros(()), 1.0))
+
+    with pytest.raises(ValueError, match=r"'data': draws 3 of 12 rows.*leave subsample_size out"):
+        estimate(guide)
 
 
 @pytest.mark.parametrize("batch_size", [8, 32, 256])

@@ -161,7 +161,11 @@ WRONG = {
     "no Jacobian": (model, NO_JACOBIAN, "log_density of 0.0000, where .* is -0.6931"),
     "Jacobian with the wrong sign": (model, WRONG_SIGN, "log_density of 0.6931"),
     "two draws make one": (model, folded, "of 2 entries per datum make latents of 1"),
-    "a draw that makes nothing": (model, forgotten, "of which it is no invertible function"),
+    "a draw that makes nothing": (
+        model,
+        forgotten,
+        "is a point mass|of which no latent is a function",
+    ),
     "guide sees the other data": (model, centred, "leak 'z': row"),
     "model sees the other data": (centred_model, guide, "leak 'x': row"),
 }

@@ -41,7 +41,21 @@ AUTOGUIDES: dict[str, type[autoguide.AutoGuide]] = {
         autoguide.AutoMultivariateNormal,
         autoguide.AutoLowRankMultivariateNormal,
         autoguide.AutoIAFNormal,
+        autoguide.AutoGaussian,
+        autoguide.AutoStructured,
     )
+}
+# The others, and what to do instead.
+_REFUSED = {
+    "AutoDelta": "it is a point mass, which has no density: use AutoNormal",
+    "AutoLaplaceApproximation": "it is a point while it is trained: use FullRank, which starts at "
+    "the same approximation, at the mode where there is one, and is trained from there",
+    "AutoGuideList": "it is put together in Python: name a function that does so, FILE.py:NAME, "
+    "with a parameter `model`",
+    "AutoNormalizingFlow": "its transforms are made in Python: name a function that makes it, "
+    "FILE.py:NAME, with a parameter `model`; or use a flow such as NeuralSpline",
+    "AutoDiscreteParallel": "discrete latents are summed out where the model is decorated with "
+    "pyro.infer.config_enumerate: use AutoNormal for the others",
 }
 _PREFIX = "pyro.infer.autoguide."
 
@@ -149,7 +163,7 @@ def _called(make: Callable[..., Any], spec: Spec, given: dict[str, Any]) -> Any:
 
 def names_autoguide(name: str) -> bool:
     """Whether this is the name of one of Pyro's autoguides, short or in full."""
-    return name in AUTOGUIDES or name.startswith(_PREFIX)
+    return name in AUTOGUIDES or name in _REFUSED or name.startswith(_PREFIX)
 
 
 def is_autoguide(guide: nn.Module) -> bool:
@@ -168,6 +182,8 @@ def own_guide(
     with isolated_rng(seed):
         if names_autoguide(spec.name):
             short = spec.name.removeprefix(_PREFIX)
+            if short in _REFUSED:
+                raise ValueError(f"{short} is not made here, as {_REFUSED[short]}")
             kind = AUTOGUIDES[expect_choice("autoguide", short, AUTOGUIDES)]
             spec = Spec(f"{_PREFIX}{short}", spec.options)
             program = _autoguide(kind, spec, model)

@@ -3,11 +3,10 @@
 import inspect
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
@@ -51,8 +50,7 @@ class OwnProgram(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the program returns."""
-        is_pyros = isinstance(self.program, PyroModule)  # which keeps its parameters itself
-        with nullcontext() if is_pyros else _KeepParameters(self):
+        with _KeepParameters(self):
             return self.program(*args, **kwargs)
 
     def adopt(self, name: str, parameter: nn.Parameter) -> None:

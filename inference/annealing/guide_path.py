@@ -7,7 +7,6 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, Way, latents_of
-from evidence.inference.programs.checks import check_density
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import has_narrow_image, reaches_beyond
@@ -50,7 +49,6 @@ class GuidePath(AbstractPath):
         layout = layout_of(model, guide, x, require_density=True)
         with isolated_rng(device=x.device):
             trace = trace_of(guide, x, None, layout)
-        check_density(trace)
         sites = random_sites(trace)
         drawn = {name: site for name, site in sites.items() if not is_point(site)}
         latents = latents_of(model, x, layout)

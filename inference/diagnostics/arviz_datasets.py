@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,18 @@ _OF_THE_MODEL = ("prior", "prior_predictive", "observed_data")
 _PER_DATUM = (("observed_data", None), ("sample_stats", "k_hat"))
 
 
+class Plates(NamedTuple):
+    """The names of every site's plates, from the left.
+
+    Args:
+        of_values: of its values.
+        of_likelihoods: of its log-likelihoods, which may be sums over some of them.
+    """
+
+    of_values: dict[str, list[str]]
+    of_likelihoods: dict[str, list[str]]
+
+
 @dataclass(frozen=True)
 class Axes:
     """The dims of all variables: (chain, draw, guide, datum, …), and the labels along them.
@@ -29,8 +41,7 @@ class Axes:
         several: whether there is a dim of guides.
         dims: names of a variable's own dims, which come last.
         coords: labels of any dim; 0, 1, … otherwise.
-        plates: the plates of every site, from the left, where data share latents: their variables
-            have no dim of data.
+        plates: of every site, where data share latents: their variables have no dim of data.
     """
 
     num_chains: int
@@ -38,7 +49,7 @@ class Axes:
     several: bool
     dims: Mapping[str, Sequence[str]]
     coords: Labels
-    plates: Mapping[str, Sequence[str]] | None = None
+    plates: Plates | None = None
 
     def datasets(self, parts: Sequence[Groups]) -> dict[str, xarray.Dataset]:
         """One dataset per group out of the groups of every guide.
@@ -76,7 +87,7 @@ class Axes:
             arrays = [array.squeeze(len(sample)) for array in arrays]
         data = () if self.plates is not None else ("datum",)
         own = arrays[0].ndim - len(sample) - len(data)
-        dims = (*sample, *data, *self._own_dims(name, own))
+        dims = (*sample, *data, *self._own_dims(group, name, own))
         if not self.several or group in _OF_THE_MODEL:
             return xarray.Variable(dims, arrays[0])
         stacked = np.stack(arrays, axis=len(sample))
@@ -87,21 +98,24 @@ class Axes:
             tensor = tensor.unflatten(0, (self.num_chains, self.num_draws))
         return tensor.detach().cpu().numpy()
 
-    def _own_dims(self, name: str, number: int) -> tuple[str, ...]:
+    def _own_dims(self, group: str, name: str, number: int) -> tuple[str, ...]:
         if number == 0:
             return ()
-        plates = [self._free(plate) for plate in (self.plates or {}).get(name, ())][:number]
+        plates = [] if self.plates is None else self.plates.of_values.get(name, [])
+        if group == "log_likelihood":  # has no event, and may be a sum over some of the plates
+            kept = [] if self.plates is None else self.plates.of_likelihoods.get(name, [])
+            named = dict(zip(plates, self.dims.get(name, map(self._free, plates)), strict=False))
+            return tuple(named[plate] for plate in kept)
         event = [f"{name}_dim_{i}" for i in range(number - len(plates))]
-        names = tuple(self.dims.get(name, [*plates, *event]))
-        if plates:  # a log-likelihood has no event
-            names = names[:number]
+        names = tuple(self.dims.get(name, [*map(self._free, plates), *event]))
         if len(names) != number:
             raise ValueError(f"expected {number} dims for {name!r}, got {list(names)}")
         return names
 
     def _free(self, plate: str) -> str:
         """The plate's name, unless a variable has it."""
-        return f"{plate}_plate" if plate in (self.plates or {}) else plate
+        taken = self.plates is not None and plate in self.plates.of_values
+        return f"{plate}_plate" if taken else plate
 
 
 def arviz_object(datasets: Mapping[str, xarray.Dataset], attrs: Mapping[str, Any]) -> Any:

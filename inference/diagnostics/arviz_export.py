@@ -1,6 +1,6 @@
 """Everything about a pair as one ArviZ object: draws, predictions, data and weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from evidence.inference.diagnostics.arviz_datasets import (
     Axes,
     Groups,
     Labels,
+    Plates,
     arviz_object,
     library_attrs,
 )
@@ -20,6 +21,7 @@ from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.psis import smoothed_log_weights
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.sites import dim_of, plates_of
 from evidence.inference.programs.traces import Program
 
 
@@ -117,7 +119,7 @@ class _Collector:
     def __init__(self, model: Program, *, prior: bool, predictive: bool) -> None:
         self.model, self.prior, self.predictive = model, prior, predictive
         self.groups: Groups = {}
-        self.plates: dict[str, list[str]] | None = None  # of every site, where data share latents
+        self.plates: Plates | None = None  # where data share latents
 
     def collect(self, guide: Program, x: Batch, num_particles: int, options: Any) -> None:
         """Draw; every variable is `[S, B, ...]`, but for the data and k̂, `[B, ...]`."""
@@ -126,7 +128,7 @@ class _Collector:
         names += ["prior_predictive"] * (self.prior and self.predictive)
         self._records = {name: Record(num_particles, len(x)) for name in names}
         self._data: dict[str, list[Tensor]] = {}
-        self._plates: dict[str, list[str]] = {}
+        self._plates = Plates({}, {})
         layout = visit_draws(self.model, guide, x, num_particles, self._visit, **options)
         if layout.is_joint:
             self.plates = self._plates
@@ -140,29 +142,29 @@ class _Collector:
     def _visit(self, block: Block) -> None:
         self._put("posterior", block, block.latents, block.value)
         self._put("log_likelihood", block, block.observed, partial(_log_likelihood, block))
-        self._plates |= {
-            n: _plates_of(s, block) for n, s in (block.latents | block.observed).items()
-        }
+        observed = block.site_by_site(self.model).observed
+        self._plates.of_values.update(_plates_of(block.latents | observed, block))
+        self._plates.of_likelihoods.update(_plates_of(block.observed, block))
         terms, stats = block.terms, self._records["sample_stats"]
         stats.put("log_p_xz", block, terms.log_p_x + terms.log_p_z)
         stats.put("log_q_z", block, terms.log_q_z)
         if block.rows.start == 0:
-            for name, site in block.observed.items():
+            for name, site in observed.items():
                 self._data.setdefault(name, []).append(block.value(site)[0])
         if self.predictive:
             drawn = block.simulate(self.model, latents=block.guide)
-            self._put("posterior_predictive", drawn, drawn.sites(block.observed), drawn.value)
+            self._put("posterior_predictive", drawn, drawn.sites(observed), drawn.value)
         if self.prior:
-            self._visit_prior(block)
+            self._visit_prior(block, observed)
 
-    def _visit_prior(self, block: Block) -> None:
+    def _visit_prior(self, block: Block, observed: Iterable[str]) -> None:
         try:
             drawn = block.simulate(self.model)
         except NotImplementedError as error:
             raise ValueError("the prior cannot be drawn from: pass prior=False") from error
         self._put("prior", drawn, drawn.sites(block.latents), drawn.value)
         if self.predictive:
-            self._put("prior_predictive", drawn, drawn.sites(block.observed), drawn.value)
+            self._put("prior_predictive", drawn, drawn.sites(observed), drawn.value)
 
     def _put(
         self, group: str, block: Block, sites: Mapping[str, dict], of: Callable[[dict], Tensor]
@@ -179,8 +181,13 @@ def _log_likelihood(block: Block, site: dict) -> Tensor:
     return block.lay_out(site, log_p, 0)
 
 
-def _plates_of(site: dict, block: Block) -> list[str]:
-    """The names of its plates but that of the particles, from the left."""
-    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-    frames.sort(key=lambda frame: frame.dim)
-    return [frame.name for frame in frames if frame.dim != block.layout.particle_dim]
+def _plates_of(sites: Mapping[str, dict], block: Block) -> dict[str, list[str]]:
+    """The names of the plates of each but that of the particles, from the left."""
+    return {
+        name: [
+            f.name
+            for f in sorted(plates_of(site), key=dim_of)
+            if f.dim != block.layout.particle_dim
+        ]
+        for name, site in sites.items()
+    }

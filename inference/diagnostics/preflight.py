@@ -94,7 +94,10 @@ def _structure(model: Program, guide: Program, x: Batch) -> Iterator[Finding]:
         return trace_pair(model, guide, x).model
 
     yield from guarded("data", lambda: check_support(model_trace, again))
-    yield from guarded("density", lambda: check_density(guide_trace))
+    of_guide = guarded(
+        "density", lambda: check_density(guide_trace, again=lambda: _trace(guide, x))
+    )
+    yield from of_guide
     for name, of_pair in OF_THE_PAIR.items():
         yield from guarded(name, lambda of=of_pair: of(guide_trace, model_trace))
     in_full = without_effect(model, x, model_trace, guide_trace)

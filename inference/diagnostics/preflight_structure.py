@@ -72,16 +72,18 @@ def _check_plates(role: str, trace: Trace, _: int) -> Iterator[Finding]:
             yield Finding("shape", name, problem, "declare them with .to_event()")
 
 
-def _check_scales(role: str, trace: Trace, size: int) -> Iterator[Finding]:
+def _check_scales(role: str, trace: Trace, _: int) -> Iterator[Finding]:
     """Scales other than 1, by `poutine.scale` or a subsampled plate."""
     for name, site in random_sites(trace).items():
         scale = torch.as_tensor(site["scale"])
         if (scale == 1).all():
             continue
-        total = [f.full_size for f in site["cond_indep_stack"] if f.full_size not in (None, f.size)]
-        why = f"a plate of {total[0]} subsampled to {size}" if total else "poutine.scale"
+        partial = [f for f in site["cond_indep_stack"] if f.full_size not in (None, f.size)]
+        sizes = [f"a plate of {frame.full_size} subsampled to {frame.size}" for frame in partial]
+        why = sizes[0] if sizes else "poutine.scale"
         problem = f"scaled by {scale.max().item():g} in the {role}, by {why}"
-        mend = 'a batch is data of its own: use pyro.plate("data", len(x)) and no scale'
+        mend = "a batch is data of its own, and no part of it: use no scale, and "
+        mend += 'pyro.plate("data", len(x)) without subsampling'
         yield Finding("scale", name, problem, mend)
 
 

@@ -1,7 +1,7 @@
 """Checks of data and of model/guide pairs, each failing with one line that names the mend."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from pyro.distributions import Bernoulli, Delta, ImproperUniform, TorchDistribution, constraints
@@ -106,7 +106,12 @@ def check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
     )
 
 
-def check_density(guide_trace: Trace, model_trace: Trace | None = None) -> None:
+def check_density(
+    guide_trace: Trace,
+    model_trace: Trace | None = None,
+    *,
+    again: Callable[[], Trace] | None = None,
+) -> None:
     """Check that the guide is a density: a point mass has none, so its weights mean nothing.
 
     A `Delta` with a log-density of its own, or one that follows an auxiliary draw (Pyro's
@@ -115,26 +120,49 @@ def check_density(guide_trace: Trace, model_trace: Trace | None = None) -> None:
     Args:
         guide_trace: a run of the guide.
         model_trace: a run of the model, whose missing prior no other guide could mend.
+        again: runs the guide anew; None to take every `Delta` beside auxiliary draws for moved.
 
     Raises:
         ValueError: names the site.
     """
-    sites = [site for site in sites_of(guide_trace).values() if site["type"] == "sample"]
-    if any(site["infer"].get("is_auxiliary") for site in sites):
-        return
-    for site in sites:
-        base = base_distribution(site["fn"])
-        if isinstance(base, Delta) and not is_deterministic(site) and not base.log_density.any():
-            if model_trace is not None and _is_improper(sites_of(model_trace).get(site["name"])):
-                raise ValueError(
-                    f"the model has no prior on {site['name']!r} (ImproperUniform), and its guide "
-                    "is a point mass (Delta), which has no density: there is no log p(x); choose a "
-                    "model with a prior, such as VAE, and a guide such as MeanField"
-                )
+    sites = {n: s for n, s in sites_of(guide_trace).items() if s["type"] == "sample"}
+    points = {name: site for name, site in sites.items() if is_bare_point(site)}
+    has_auxiliary = any(site["infer"].get("is_auxiliary") for site in sites.values())
+    if points and has_auxiliary:
+        points = {} if again is None else unmoved(points, again())
+    for name, site in points.items():
+        if model_trace is not None and _is_improper(sites_of(model_trace).get(name)):
             raise ValueError(
-                f"guide site {site['name']!r} is a point mass (Delta), which has no density: "
-                "log p(x) cannot be estimated with it; choose another guide, such as MeanField"
+                f"the model has no prior on {name!r} (ImproperUniform), and its guide "
+                "is a point mass (Delta), which has no density: there is no log p(x); choose a "
+                "model with a prior, such as VAE, and a guide such as MeanField"
             )
+        if site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"guide site {name!r} is a point mass (Delta), as AutoLaplaceApproximation is "
+                "while it is trained: take its guide.laplace_approximation(data) for a guide"
+            )
+        raise ValueError(
+            f"guide site {name!r} is a point mass (Delta), which has no density: "
+            "log p(x) cannot be estimated with it; choose another guide, such as MeanField"
+        )
+
+
+def is_bare_point(site: Site) -> bool:
+    """Whether a sample site is a `Delta` without a log-density of its own."""
+    base = base_distribution(site["fn"])
+    is_point = isinstance(base, Delta) and not is_deterministic(site)
+    return is_point and not base.log_density.any()
+
+
+def unmoved(points: Mapping[str, Site], again: Trace) -> dict[str, Site]:
+    """The points that are where they were in another run: no draw moves them."""
+    others = sites_of(again)
+    return {
+        name: site
+        for name, site in points.items()
+        if name in others and torch.equal(site["value"], others[name]["value"])
+    }
 
 
 def _is_improper(site: Site | None) -> bool:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
 from evidence.inference.programs.checks import check_data, check_support
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import sums_out
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.scoring import LogProbs, log_prob_per_datum, terms_of
 from evidence.inference.programs.sites import Site, latent_sites, observed_sites, sites_of
@@ -106,9 +107,21 @@ class Block:
         forward = poutine.uncondition(model)
         if latents is not None:
             forward = poutine.uncondition(poutine.replay(model, trace=latents))
+        return self._with_run_of(forward)
+
+    def site_by_site(self, model: Program) -> "Block":
+        """Every observed site as the model has it, where the block's own stand for sums of several.
+
+        Discrete latents that the model enumerates are drawn.
+        """
+        if not sums_out([self.model]):
+            return self
+        return self._with_run_of(poutine.replay(model, trace=self.guide))
+
+    def _with_run_of(self, program: Program) -> "Block":
         dim = None if self.num_particles == 1 else self.layout.particle_dim
         with particle_plate(self.num_particles, dim):
-            trace = poutine.trace(forward).get_trace(self.x)
+            trace = poutine.trace(program).get_trace(self.x)
         return Block(self.rows, self.columns, self.x, self.guide, trace, self.layout)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -87,8 +88,9 @@ def layout_of(
     """Run the pair once, unvectorized, check it and find its plates."""
     with isolated_rng(device=x.device):  # the draws are not used
         traces = checked_traces(model, guide, x)
-    if require_density:
-        check_density(traces.guide, traces.model)
+        if require_density:
+            again = partial(poutine.trace(guide).get_trace, x)
+            check_density(traces.guide, traces.model, again=again)
     in_full = without_effect(model, x, traces.model, traces.guide)
     return Layout(_data_dim(model, x, traces), outermost_dim(traces) - 1, in_full)
 

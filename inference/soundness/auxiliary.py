@@ -6,13 +6,14 @@ Pyro's autoguides do. A draw that the latents do not determine has no place in l
 nothing to set against it, and the "evidence" rises above log p(x).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
+from evidence.inference.programs.checks import is_bare_point, unmoved
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import on_edge
@@ -41,10 +42,12 @@ _REMEDY = (
 def check_auxiliary(guide: Program, traces: Traces, x: Batch, layout: Layout) -> Iterator[Finding]:
     """Auxiliary draws that the model's latents do not determine, or a Jacobian that is wrong."""
     sites, scored = random_sites(traces.guide), random_sites(traces.model)
+    fixed = _fixed_points(guide, sites, x)  # of no draw: as they are trained they have an ELBO
     drawn = {n: s for n, s in sites.items() if n not in scored and not s["is_observed"]}
+    drawn = {n: s for n, s in drawn.items() if n not in fixed}
     if not drawn:
         return
-    made = {n: s for n, s in sites.items() if n in scored and is_point(s)}
+    made = {n: s for n, s in sites.items() if n in scored and is_point(s) and n not in fixed}
     first = next(iter(drawn))
     if not made:
         problem = "an auxiliary draw that the model lacks, and of which no latent is a function"
@@ -68,16 +71,12 @@ def _check_jacobian(
     """Is the log-density of the `Delta` sites −log|det ∂z/∂u|?"""
     ours, theirs = packings
     sites, scored = random_sites(traces.guide), random_sites(traces.model)
-    others = {n: s["value"] for n, s in sites.items() if n in scored and not is_point(s)}
+    others = {n: s["value"] for n, s in sites.items() if n in scored and n not in theirs.dims}
     with torch.enable_grad(), isolated_rng(device=x.device):
         u = ours.pack(sites, 1, len(x)).detach().requires_grad_()
         with Given(others), Assignment(ours, u, has_chains=False) as assignment:
             again = random_sites(poutine.trace(guide).get_trace(x))
-        made = {
-            n: {**scored[n], "value": s["value"]}
-            for n, s in again.items()
-            if n in scored and is_point(s)
-        }
+        made = {n: {**scored[n], "value": s["value"]} for n, s in again.items() if n in theirs.dims}
         y = theirs.pack(made, 1, len(x))  # unconstrained: [1, B, Z]
         rows = [_gradient(y[0, :, entry].sum(), u)[0] for entry in range(theirs.dim)]
     log_det = torch.linalg.slogdet(torch.stack(rows, 1).double()).logabsdet  # [B]
@@ -102,6 +101,15 @@ def _check_jacobian(
             f"where −log|det| of their Jacobian is {-log_det[worst]:.4f}"
         )
         yield Finding("density", name, problem, "pass Delta(value, log_density=-log|det|)")
+
+
+def _fixed_points(guide: Program, sites: dict[str, Site], x: Batch) -> Collection[str]:
+    """The guide's point masses, which no draw moves."""
+    points = {name: site for name, site in sites.items() if is_bare_point(site)}
+    if not points:
+        return ()
+    with isolated_rng(1, x.device):
+        return unmoved(points, poutine.trace(guide).get_trace(x))
 
 
 def _near_edge(sites: dict[str, Site], num_data: int, layout: Layout) -> Tensor:

@@ -4,7 +4,9 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
+from pyro import poutine
 from pyro.distributions import ImproperUniform
+from pyro.poutine import Trace
 from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution, check_data
@@ -12,7 +14,13 @@ from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import prior_of
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.sites import latent_sites
+from evidence.inference.programs.sites import (
+    is_subsample,
+    latent_sites,
+    observed_sites,
+    plates_of,
+    sites_of,
+)
 from evidence.inference.programs.supports import Site
 from evidence.inference.programs.traces import (
     Program,
@@ -49,7 +57,8 @@ def expect_sound_pair(model: Program, guide: Program, x: Batch) -> Sound:
     """Refuse a pair whose weights do not average to p(x), though each of them is a number.
 
     A prior without a density, a guide that misses a part of the posterior, auxiliary draws that
-    the latents do not determine, masks that differ, rows that depend on other data.
+    the latents do not determine, masks that differ, rows that depend on other data, a plate that
+    draws some of the rows.
 
     Args:
         model: called with a batch; scores it.
@@ -101,6 +110,7 @@ def _few(model: Program, guide: Program, x: Batch) -> Batch:
 
 def _faults(coverage: Coverage) -> Iterator[Finding]:
     model, guide, x = coverage.model, coverage.guide, coverage.x
+    yield from check_subsamples(model, x, coverage.traces.model)
     yield from check_priors(coverage.traces)
     yield from check_masks(coverage.traces, coverage.layout.in_full)
     yield from check_auxiliary(guide, coverage.traces, x, coverage.layout)
@@ -115,15 +125,49 @@ def _dependent_rows(model: Program, guide: Program, x: Batch) -> Iterator[Findin
 
 
 def expect_sound_model(model: Program, x: Batch) -> None:
-    """Refuse a model whose rows depend on other data; of a model alone nothing else is asked.
+    """Refuse a model whose rows depend on other data, or that takes some of them by itself.
+
+    Of a model alone nothing else is asked.
 
     Raises:
-        ValueError: they do; or as `traces.layout_of`.
+        ValueError: they do, or it does; or as `traces.layout_of`.
     """
     prior = prior_of(model)
     with isolated_rng(device=x.device), evaluation_mode(model), torch.no_grad():
-        for finding in _dependent_rows(model, prior, _few(model, prior, x)):
+        few = _few(model, prior, x)
+        for finding in check_subsamples(model, x, poutine.trace(model).get_trace(x)):
             raise ValueError(str(finding))
+        for finding in _dependent_rows(model, prior, few):
+            raise ValueError(str(finding))
+
+
+def check_subsamples(model: Program, x: Batch, trace: Trace) -> Iterator[Finding]:
+    """Plates that draw some rows of the data, others in every run: log p(x) is of all of them.
+
+    A plate may be larger than the data that it is given, and take them all.
+
+    Args:
+        model: called with the data.
+        x: the data.
+        trace: of the model on them.
+    """
+    drawn = {
+        name: site["fn"]
+        for name, site in sites_of(trace).items()
+        if site["type"] == "sample" and is_subsample(site)
+    }
+    partial = {n: fn for n, fn in drawn.items() if fn.subsample_size not in (None, -1, fn.size)}
+    if not partial:
+        return
+    again = observed_sites(poutine.trace(model).get_trace(x))
+    for name, site in observed_sites(trace).items():
+        plates = [plate.name for plate in plates_of(site) if plate.name in partial]
+        if plates and (name not in again or not torch.equal(site["value"], again[name]["value"])):
+            rows = partial[plates[0]]
+            problem = f"draws {rows.subsample_size} of {rows.size} rows, and log p(x) is of all"
+            remedy = "leave subsample_size out: fit takes minibatches by itself (batch_size)"
+            yield Finding("scale", plates[0], problem, remedy)
+            return
 
 
 def check_priors(traces: Traces) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pyro.poutine import Trace
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 
 from evidence.inference.programs.data import Batch, Program
@@ -29,8 +30,8 @@ class ScaleData(Messenger):
         self.dims, self.size, self.factor = dims, size, total / size
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        frames = ((f.dim, f.size) for f in msg["cond_indep_stack"])
-        if any(dim in self.dims and size == self.size for dim, size in frames):
+        frames = msg["cond_indep_stack"]
+        if any(f.dim in self.dims and _size(f) == self.size for f in frames):
             msg["scale"] = msg["scale"] * self.factor
 
 
@@ -68,11 +69,16 @@ def shares_latents(traces: Traces, size: int) -> bool:
 
 def _dims_of(trace: Trace, size: int) -> set[int]:
     sites = random_sites(trace).values()
-    return {f.dim for site in sites for f in site["cond_indep_stack"] if f.size == size}
+    return {f.dim for site in sites for f in site["cond_indep_stack"] if _size(f) == size}
+
+
+def _size(frame: CondIndepStackFrame) -> int:
+    """Of what the plate stands for, all of which it may not use."""
+    return frame.full_size or frame.size
 
 
 def _is_subsampled(traces: Traces, size: int) -> bool:
-    """Whether the program scales by itself, by a plate of which it uses a part."""
+    """Whether the program scales by itself, by a plate of N of which the batch is a part."""
     sites = random_sites(traces.model).values()
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
-    return any(f.full_size not in (None, f.size) and size in (f.size, f.full_size) for f in frames)
+    return any(f.full_size not in (None, f.size) and f.size == size for f in frames)
