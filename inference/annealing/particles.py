@@ -38,16 +38,33 @@ def change(path: AbstractPath, particles: Particles) -> Tensor:
     return hmc.weighted_sum([b - a for a, b in ends], particles.log_probs.double())
 
 
+def changes_at_start(path: AbstractPath, cloud: Particles) -> tuple[Tensor, Tensor]:
+    """Log f_1 − log f_0 of draws from f_0, and whether these are on the edge of a support.
+
+    Where their dtype ends, densities may be no numbers; they count as zero there, and nowhere else.
+
+    Returns:
+        `[P, C, b]` each.
+
+    Raises:
+        ValueError: another one is NaN or +inf.
+    """
+    changes = change(path, cloud)
+    on_edge = torch.stack([path.on_edge(z) for z in cloud.z])
+    changes = torch.where(on_edge & changes.isnan(), -torch.inf, changes)
+    if not (changes < torch.inf).all():
+        raise ValueError(
+            "the log joint is NaN or +inf at draws from where the path begins: the model or the "
+            "guide is not a density here"
+        )
+    return changes, on_edge
+
+
 def by_island(values: Tensor, num_islands: int) -> Tensor:
     """`[P, C, b] -> [R, N, b]`, all N particles of an island, chain after chain."""
     steps, chains, num_data = values.shape
     values = values.reshape(steps, num_islands, chains // num_islands, num_data)
     return values.permute(1, 2, 0, 3).flatten(1, 2)
-
-
-def log_mean_exp(values: Tensor) -> Tensor:
-    """Over the particles of each island, `[R, N, b] -> [R, b]`."""
-    return values.logsumexp(1) - torch.tensor(float(values.shape[1])).log()
 
 
 def systematic(log_w: Tensor, count: int) -> Tensor:

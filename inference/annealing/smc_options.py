@@ -8,7 +8,7 @@ from evidence.inference.annealing.metric import Kind
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 
 # Chains of every island. Where chains are run as one batch, many cost little more than few.
-_CHAINS_PER_DATUM, _JOINT_CHAINS, _CHAINS_ONE_BY_ONE = 2, 16, 2
+_CHAINS_PER_DATUM, _JOINT_CHAINS, _CHAINS_ONE_BY_ONE = 2, 32, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class SMCOptions:
     Args:
         num_islands: R, independent runs side by side; their spread is the error bar.
         num_chains: K, chains of every island at every temperature, and ancestors that are resampled
-            for them; by default 16 for a data set whose data share latents, or 2 per datum, and 2
+            for them; by default 32 for a data set whose data share latents, or 2 per datum, and 2
             where a program's chains can only be run one after the other.
         num_steps: P, particles that each chain leaves at a temperature, its ancestor among them.
         ess_share: effective share of the particles that is left by the step to the next
@@ -38,7 +38,7 @@ class SMCOptions:
 
     num_islands: int = 32
     num_chains: int | None = None
-    num_steps: int = 32
+    num_steps: int = 16
     ess_share: float = 0.5
     num_leapfrog_steps: int = 10
     target_acceptance: float = 0.8
