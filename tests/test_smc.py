@@ -79,18 +79,21 @@ def planted_start(monkeypatch):
 
 def planted_loss(monkeypatch):
     """The weights before one resampling are dropped."""
-    monkeypatch.setattr(
-        "evidence.inference.estimation.sequential.readings.log_weights",
-        lambda betas, changes: log_weights(betas, changes)[1:],
-    )
+
+    def without_first(betas, changes):
+        log_w = log_weights(betas, changes)
+        return torch.cat([0 * log_w[:1], log_w[1:]])
+
+    monkeypatch.setattr(sequential.readings, "log_weights", without_first)
 
 
 def planted_shift(monkeypatch):
     """Weights are of the particles of the next temperature."""
-    monkeypatch.setattr(
-        "evidence.inference.estimation.sequential.readings.log_weights",
-        lambda betas, changes: log_weights(betas, torch.cat([changes[1:], changes[-1:]])),
-    )
+
+    def shifted(betas, changes):
+        return log_weights(betas, torch.cat([changes[1:], changes[-1:]]))
+
+    monkeypatch.setattr(sequential.readings, "log_weights", shifted)
 
 
 def planted_ancestors(monkeypatch):
@@ -140,19 +143,19 @@ def grouped(log_px, size=32):
 
 def two_modes(z):
     """Narrow and wide: shares of 0.7 and 0.3 that chains cannot change once they are apart."""
-    narrow = dist.Normal(-3.0, 0.2).log_prob(z).sum(-1) + math.log(0.7)
+    narrow = dist.Normal(-3.0, 0.3).log_prob(z).sum(-1) + math.log(0.7)
     return torch.logaddexp(narrow, dist.Normal(3.0, 1.0).log_prob(z).sum(-1) + math.log(0.3))
 
 
 def modes():
     zero = torch.zeros(2, dtype=torch.float64)
-    z = pyro.sample("z", dist.Normal(zero, 4.0).to_event(1))
-    pyro.factor("modes", two_modes(z) - dist.Normal(zero, 4.0).log_prob(z).sum(-1))
+    z = pyro.sample("z", dist.Normal(zero, 3.0).to_event(1))
+    pyro.factor("modes", two_modes(z) - dist.Normal(zero, 3.0).log_prob(z).sum(-1))
 
 
 def test_two_standard_errors_cover_where_chains_do_not_mix():
     """In 90% to 99% of 100 runs; the twin, from the chains alone, is too short by far."""
-    options = {"num_islands": 3200, "num_chains": 64, "num_steps": 4, "num_leapfrog_steps": 3}
+    options = {"num_islands": 3200, "num_chains": 32, "num_steps": 2, "num_leapfrog_steps": 3}
     sampled = smc(modes, (), **options)
     records = grouped(sampled.log_px)
     assert worst_of(sampled.log_px, 0.0) < 5
@@ -178,7 +181,7 @@ def test_two_standard_errors_cover_where_steps_are_correlated():
 
 def test_few_chains_say_that_islands_vary_too_widely():
     """And the advice, more chains, leads to the right number."""
-    few = smc_evidence(modes, (), num_chains=8, num_steps=4)
+    few = smc_evidence(modes, (), num_chains=4, num_steps=2)
     assert "the islands vary too widely" in few.not_reliable
     assert "(num_chains)" in few.not_reliable
     assert "NOT RELIABLE" in str(few)
@@ -227,12 +230,13 @@ def test_discrete_latents_are_summed_out(guide):
     assert abs(test_enumeration.z_score(evidence, exact + 0.5)) > 4
 
 
-@pytest.mark.parametrize("guide", [None, test_shared_latents.wide_guide])
-@pytest.mark.parametrize("way", ["X @ w", "counts from the left", "length"])
+@pytest.mark.parametrize(
+    ("way", "guide"), [("X @ w", None), ("length", test_shared_latents.wide_guide)]
+)
 def test_programs_that_do_not_broadcast(way, guide):
     model = test_shared_latents.regression(test_shared_latents.MEANS[way])
     data = test_shared_latents.X, test_shared_latents.Y
-    options = {"num_islands": 30, "num_steps": 6, "num_leapfrog_steps": 4}
+    options = {"num_islands": 20, "num_steps": 4, "num_leapfrog_steps": 3}
     evidence = smc_evidence(model, data, guide=guide, **options)
     exact = test_shared_latents.regression_evidence(*data)
     assert evidence.unit == "data set"
@@ -244,14 +248,14 @@ def test_programs_that_do_not_broadcast(way, guide):
 def test_plain_functions_with_layers_plates_and_supports(guide):
     """The twin's evidence is two nats away."""
     x = torch.tensor([[0.5, -1.0], [2.0, 1.0], [0.1, 0.3]], dtype=torch.float64)
-    log_px = smc(layered_model, x, guide=guide, **ROUGH | {"num_islands": 3000}).log_px
+    log_px = smc(layered_model, x, guide=guide, **ROUGH | {"num_islands": 1500}).log_px
     assert worst_of(log_px, layered_evidence(x)) < 5
     assert worst_of(log_px, layered_evidence(x) + 2) > 5
 
 
 @pytest.mark.parametrize("site", ["factor", "masked", "scaled"])
-def test_factors_masks_and_scales_count_as_pyro_has_them(site):
-    """z ~ N(0, 2²) and one or two terms N(z; 1, 0.5²); the twin has another number of them."""
+def test_factors_count_and_what_is_masked_or_a_scale_does_not(site):
+    """z ~ N(0, 2²) and one term N(z; 1, 0.5²); the twins have none, and two."""
     one = torch.tensor([1.0], dtype=torch.float64)
 
     def model():
@@ -268,20 +272,21 @@ def test_factors_masks_and_scales_count_as_pyro_has_them(site):
 
     grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)
     term, prior = dist.Normal(one, 0.5).log_prob(grid), dist.Normal(0 * one, 2.0).log_prob(grid)
-    once, twice = ((prior + number * term).logsumexp(0) + math.log(24 / 4000) for number in (1, 2))
-    exact, planted = (twice, once) if site == "scaled" else (once, twice)
+    none, once, twice = (
+        (prior + number * term).logsumexp(0) + math.log(24 / 4000) for number in range(3)
+    )
     log_px = smc(model, (), **ROUGH).log_px
-    assert worst_of(log_px, exact) < 5
-    assert worst_of(log_px, planted) > 5
+    assert worst_of(log_px, once) < 5
+    assert min(worst_of(log_px, none), worst_of(log_px, twice)) > 5
 
 
 def test_data_of_many_blocks_are_each_right_and_in_their_order():
     """The twin's data are in another order."""
     model = make_oracle()
-    x = model(None, size=40)
+    x = model(None, size=20)
     sampled = smc(model, x, chunk_size=640, ess_share=0.7)
     evidence, exact = sampled.evidence, model.log_evidence(x)
-    assert (len(sampled.betas), evidence.unit, evidence.num_data) == (4, "datum", 40)
+    assert (len(sampled.betas), evidence.unit, evidence.num_data) == (2, "datum", 20)
     assert evidence.not_reliable is None
     assert abs(evidence.mean - exact.mean()) < 4 * evidence.mc_se - evidence.mean_bias
     assert covered(evidence, exact) > 0.8
@@ -312,11 +317,11 @@ def test_the_draws_are_of_the_posterior():
 
 def test_islands_count_for_their_evidence_in_the_draws(monkeypatch):
     """Two modes of 0.7 and 0.3, one of which many a small island lacks; the twin counts alike."""
-    options = {"num_islands": 1000, "num_chains": 16, "num_steps": 4}
+    options = {"num_islands": 400, "num_chains": 16, "num_steps": 2}
 
     def share():
         draws = smc(modes, (), **options).draws["z"]
-        assert draws.shape == (64_000, 1, 2)
+        assert draws.shape == (400 * 16 * 2, 1, 2)
         return (draws[..., 0] < 0).double().mean().item()
 
     assert share() == pytest.approx(0.7, abs=0.1)
@@ -331,10 +336,10 @@ def test_thermodynamic_integration_of_the_same_run():
     """Within its errors; far from them without the correction of the trapezoids, the twin."""
     model = make_oracle()
     x = model(None, size=20)
-    found = smc(model, x, ess_share=0.9, num_islands=64, chunk_size=10_000).thermodynamic
+    found = smc(model, x, ess_share=0.7, num_islands=64, chunk_size=10_000).thermodynamic
     error = found.log_px - model.log_evidence(x)
     assert ((error.abs() - found.trapezoid_error) / found.se).max() < 4
-    assert error.mean().abs() < 0.02
+    assert error.mean().abs() < 0.01
     assert found.trapezoid_error.mean() > 0.02
 
 

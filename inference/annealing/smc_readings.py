@@ -56,12 +56,6 @@ def effective_shares(log_w: Tensor) -> Tensor:
     return torch.stack(ess) / together.shape[1]
 
 
-def worst_k_hat(log_w: Tensor) -> Tensor:
-    """Pareto shape of the weights where the effective share is the smallest: `[b]`."""
-    together, worst = log_w.flatten(1, 2), effective_shares(log_w).argmin(0)
-    return estimators.k_hat(together[worst, :, torch.arange(len(worst))].mT)
-
-
 def r_hat(values: Tensor) -> Tensor:
     """Potential scale reduction of C chains, the largest of the V values: `[P, C, b, V] -> [b]`.
 

@@ -109,6 +109,8 @@ def diagnostics(evidence: "Evidence") -> str:
     if evidence.estimator not in _REMEDIES or evidence.num_particles < 2:
         return ""
     text = f"ESS {_median(evidence.ess):,.0f}"
+    if evidence.estimator == "smc":
+        return text
     if evidence.k_hat.isnan().all():
         return f"{text}, no k̂ (so few weights would not show heavy tails)"
     text += f", k̂ {_median(evidence.k_hat):.2f}"

@@ -56,7 +56,6 @@ class Sampled:
         chain_variance: the variance of log p̂(x) `[B]`, if chains began anew at each temperature;
             far below that of the evidence where chains do not mix and errors add up.
         least_ess: the smallest effective share of the particles at any step `[B]`.
-        k_hat: Pareto shape of the weights at that step `[B]`.
         acceptance: the lowest mean acceptance at any temperature `[B]`.
         drift: how likely chains are to move as they do if they began in equilibrium `[B]`, see
             `smc_readings.drift`. Small where a part of the posterior is missing.
@@ -75,7 +74,6 @@ class Sampled:
     betas: tuple[Tensor, ...]
     chain_variance: Tensor
     least_ess: Tensor
-    k_hat: Tensor
     acceptance: Tensor
     drift: Tensor
     r_hat: Tensor
@@ -91,8 +89,8 @@ class Sampled:
         """The record "smc": log of the islands' mean, a lower bound in expectation.
 
         Its variance is that of the mean of independent islands, whatever goes on within them. Its
-        ESS is the number of independent weights of the posterior that would leave the same
-        variance; its k̂ is of the weights at the step with the smallest effective share.
+        ESS is the number of particles that would leave the same variance if each were weighed by
+        itself. It has no k̂: temperatures keep the weights of each step alike, whatever their tail.
         """
         record = from_log_weights(self.log_px)["iw"]
         record = dataclasses.replace(
@@ -100,7 +98,7 @@ class Sampled:
             estimator="smc",
             num_particles=self.num_particles,
             ess=1 / (record.log_px_variance + 1 / self.num_particles),
-            k_hat=self.k_hat,
+            k_hat=torch.full_like(self.drift, math.nan),
             dtype=self.dtype,
             num_evaluations=self.num_evaluations,
         )
@@ -207,7 +205,6 @@ def _block(
         betas=(plan.betas,),
         chain_variance=readings.chain_variance(log_w, options.num_steps),
         least_ess=readings.effective_shares(log_w).min(0).values,
-        k_hat=readings.worst_k_hat(log_w),
         acceptance=passed.acceptance.min(0).values,
         drift=readings.drift(plan.betas, passed.changes, final.z),
         r_hat=readings.r_hat(_positions(final, last)),
@@ -261,7 +258,6 @@ def _joined(parts: list[Sampled]) -> Sampled:
         for name in (
             "chain_variance",
             "least_ess",
-            "k_hat",
             "acceptance",
             "drift",
             "r_hat",
