@@ -49,9 +49,10 @@ def test_islands_average_to_the_evidence(from_guide):
     assert oracle_islands(from_guide=from_guide) < 5
 
 
-def gamma_islands(guide=None):
+def gamma_islands(guide=None, **options):
     x = torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
-    return worst_island(gamma_exponential, x, gamma_exponential_evidence(x), guide=guide)
+    exact = gamma_exponential_evidence(x)
+    return worst_island(gamma_exponential, x, exact, guide=guide, **options)
 
 
 @pytest.mark.parametrize("guide", [None, gamma_guide])
@@ -121,7 +122,17 @@ def test_a_planted_error_biases_the_islands(plant, monkeypatch):
     assert oracle_islands() > 5
 
 
-@pytest.mark.parametrize("plant", [planted_end, planted_loss, planted_jacobian])
+@pytest.mark.parametrize(
+    "plant",
+    [
+        planted_end,
+        planted_start,
+        planted_loss,
+        planted_shift,
+        planted_ancestors,
+        planted_jacobian,
+    ],
+)
 def test_a_planted_error_biases_the_islands_of_a_constrained_latent(plant, monkeypatch):
     plant(monkeypatch)
     assert gamma_islands() > 5
