@@ -107,8 +107,8 @@ def _ranks(values: Tensor) -> Tensor:
     """Shares of the values below, those alike by half: `[N, b] -> [N, b]`."""
     rows = values.mT.contiguous()
     order = rows.sort(-1).values
-    ends = (torch.searchsorted(order, rows, right=side) for side in (False, True))
-    return sum(ends).mT / (2.0 * len(values))
+    below, up_to = (torch.searchsorted(order, rows, right=side) for side in (False, True))
+    return (below + up_to).mT / (2.0 * len(values))
 
 
 def thermodynamic(betas: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
