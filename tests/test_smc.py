@@ -424,6 +424,19 @@ def test_a_log_joint_that_is_no_number_is_refused():
         smc_evidence(broken, ())
 
 
+def test_a_few_draws_beyond_the_precision_are_said_and_count_as_zero():
+    """Beyond 2.58 SD, half a percent on either side, the twin beyond 4 SD: nothing to speak of."""
+
+    def model(limit):
+        z = pyro.sample("z", dist.Normal(torch.tensor(0.0).double(), 1.0))
+        pyro.factor("f", torch.where(z > limit, math.nan, 0.0 * z))
+
+    few = smc_evidence(lambda: model(2.58), (), num_chains=8)
+    assert few.mean == pytest.approx(math.log1p(-0.005), abs=0.005)
+    assert "of the draws are on the edge of a support" in few.not_reliable
+    assert smc_evidence(lambda: model(4.0), (), num_chains=8).not_reliable is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -97,7 +97,7 @@ class Sampled:
             record,
             estimator="smc",
             num_particles=self.num_particles,
-            ess=1 / (record.log_px_variance + 1 / self.num_particles),
+            ess=(1 / (record.log_px_variance + 1 / self.num_particles)).clamp(min=1),
             k_hat=torch.full_like(self.drift, math.nan),
             dtype=self.dtype,
             num_evaluations=self.num_evaluations,
