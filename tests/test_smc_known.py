@@ -91,5 +91,5 @@ def test_two_standard_errors_cover_hard_shapes(name):
     groups = grouped(sampled.log_px)
     assert 0.90 <= covered(groups, exact) <= 0.99
     assert abs((groups.log_px - exact).mean()) < 5 * groups.log_px.std() / 10
-    vary = estimators.ess(sampled.log_px.reshape(32, -1)) < 16
+    vary = estimators.ess(sampled.log_px.reshape(32, -1)) < 0.7 * 32
     assert vary.double().mean() <= 0.05

@@ -29,7 +29,7 @@ _REMEDIES = {
 # Chance of the drift of chains in equilibrium, below which it is none.
 _DRIFT_BY_CHANCE = 1e-3
 # The least effective share of islands: below it, few of them have found what counts most.
-_LEAST_ISLANDS = 0.5
+_LEAST_ISLANDS = 0.7
 
 
 def dominated(evidence: "Evidence") -> Tensor:
