@@ -116,9 +116,9 @@ def moved(
         transition: gives the next state, and is told the number of the step, from 0.
     """
     state = hmc.init(ancestors, path)
-    states = [state]
+    z, log_probs = [state.z], [state.log_probs]  # not the gradients, which are larger than both
     for number in range(num_steps - 1):
         state = transition(state, number)
-        states.append(state)
-    z, log_probs = ([getattr(s, name) for s in states] for name in ("z", "log_probs"))
+        z.append(state.z)
+        log_probs.append(state.log_probs)
     return Particles(torch.stack(z), torch.stack(log_probs, 1))
