@@ -10,8 +10,9 @@ import torch
 from evidence.inference import from_log_weights, smc, smc_evidence
 from evidence.inference.annealing import particles, smc_pilot
 from evidence.inference.annealing import smc as machine
-from evidence.inference.annealing.smc_readings import drift, log_weights
+from evidence.inference.annealing.smc_readings import drift, log_weights, lost_peak
 from evidence.inference.estimation import sequential
+from evidence.inference.estimation.reliability import smc_caveat
 from tests import test_enumeration, test_shared_latents
 from tests.conftest import make_oracle
 from tests.test_annealing import (
@@ -411,6 +412,20 @@ def test_chains_that_drift_are_told_from_those_that_do_not():
     moving_latents = still + torch.randn_like(still)
     moving_latents[num_steps // 2 :] += 0.3
     assert (drift(betas, 0 * changes, moving_latents) < 1e-3).all()
+
+
+def test_a_mode_that_no_particle_is_left_of_is_said():
+    """At the third datum of three; the twin's particle is still there at the end."""
+    changes = torch.randn(4, 32, 20, 3, dtype=torch.float64).clamp(max=2.0)
+    changes[3] += 0.5
+    changes[1, 5, 7, 2] = 6.0
+    lost = lost_peak(changes)
+    assert (lost[:2] < 0.1).all()
+    assert lost[2] > 3
+    log_px, likely = torch.zeros(32, 3, dtype=torch.float64), torch.ones(3)
+    assert "a mode was lost" in smc_caveat(log_px, likely, lost)
+    changes[3, 0, 0, 2] = 5.9
+    assert smc_caveat(log_px, likely, lost_peak(changes)) is None
 
 
 def test_no_weight_at_all_is_said():

@@ -68,6 +68,16 @@ def r_hat(values: Tensor) -> Tensor:
     return (share + between / within).sqrt().nan_to_num(nan=1.0).max(-1).values
 
 
+def lost_peak(changes: Tensor) -> Tensor:
+    """By how much log f_1 − log f_0 was larger on the way than it ever is at the end, `[b]`.
+
+    The end is where it is largest. Where no particle is left of those that had more of it, chance
+    has lost them between temperatures, and with them the mode that they were in.
+    """
+    largest = changes.amax((1, 2))
+    return largest[:-1].amax(0) - largest[-1]
+
+
 def drift(betas: Tensor, changes: Tensor, positions: Tensor) -> Tensor:
     """How likely chains are to move on as they do if they began in equilibrium: `[b]`, 0 to 1.
 

@@ -30,6 +30,8 @@ _REMEDIES = {
 _DRIFT_BY_CHANCE = 1e-3
 # The least effective share of islands: below it, few of them have found what counts most.
 _LEAST_ISLANDS = 0.7
+# Nats by which the largest likelihood of many draws may fall from one temperature to the next.
+_LARGEST_LOSS = 2.0
 
 
 def dominated(evidence: "Evidence") -> Tensor:
@@ -135,12 +137,13 @@ def edge_caveat(on_edge: Tensor, mc_se: float, dtype: torch.dtype | None) -> str
     return f"{share:.1%} of the draws are on the edge of a support, where {number} ends: {remedy}"
 
 
-def smc_caveat(log_px: Tensor, drift: Tensor) -> str | None:
+def smc_caveat(log_px: Tensor, drift: Tensor, lost_peak: Tensor) -> str | None:
     """What to say where chains and islands of sequential Monte Carlo speak against its estimate.
 
     Args:
         log_px: of every island `[R, B]`.
         drift: see `smc_readings.drift` `[B]`.
+        lost_peak: see `smc_readings.lost_peak` `[B]`.
     """
     drifting = drift < _DRIFT_BY_CHANCE
     if drifting.double().mean() > MOST_UNSUPPORTED:
@@ -154,6 +157,11 @@ def smc_caveat(log_px: Tensor, drift: Tensor) -> str | None:
         return (
             f"the islands vary too widely (ESS {_median(ess):.1f} of {len(log_px)}), as where few "
             f"of them find a mode: {_REMEDIES['smc']}"
+        )
+    if (lost_peak > _LARGEST_LOSS).double().mean() > MOST_UNSUPPORTED:
+        return (
+            f"a mode was lost, whose likelihood is {lost_peak.max():.1f} nats above all that is "
+            f"left: {_REMEDIES['smc']}"
         )
     return None
 

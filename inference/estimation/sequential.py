@@ -59,6 +59,7 @@ class Sampled:
         acceptance: the lowest mean acceptance at any temperature `[B]`.
         drift: how likely chains are to move as they do if they began in equilibrium `[B]`, see
             `smc_readings.drift`. Small where a part of the posterior is missing.
+        lost_peak: by how many nats log f_1 − log f_0 was larger on the way than at the end `[B]`.
         r_hat: of the chains at β = 1 `[B]`, the largest over latents and log f_1 − log f_0.
             Large where chains stay in modes of their own, which does the evidence no harm.
         on_edge: share of the evidence from particles on the edge of a support `[B]`.
@@ -76,6 +77,7 @@ class Sampled:
     least_ess: Tensor
     acceptance: Tensor
     drift: Tensor
+    lost_peak: Tensor
     r_hat: Tensor
     on_edge: Tensor
     thermodynamic: Thermodynamic
@@ -103,7 +105,7 @@ class Sampled:
             num_evaluations=self.num_evaluations,
         )
         record = record.of(self.on_edge, self.data_set_size)
-        caveat = record.caveat or reliability.smc_caveat(self.log_px, self.drift)
+        caveat = record.caveat or reliability.smc_caveat(self.log_px, self.drift, self.lost_peak)
         return dataclasses.replace(record, caveat=caveat)
 
 
@@ -207,6 +209,7 @@ def _block(
         least_ess=readings.effective_shares(log_w).min(0).values,
         acceptance=passed.acceptance.min(0).values,
         drift=readings.drift(plan.betas, passed.changes, final.z),
+        lost_peak=readings.lost_peak(passed.changes),
         r_hat=readings.r_hat(_positions(final, last)),
         on_edge=_edge_share(path, passed, log_w[0], log_px),
         thermodynamic=Thermodynamic(
@@ -260,6 +263,7 @@ def _joined(parts: list[Sampled]) -> Sampled:
             "least_ess",
             "acceptance",
             "drift",
+            "lost_peak",
             "r_hat",
             "on_edge",
         )
