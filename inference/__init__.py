@@ -30,6 +30,7 @@ from evidence.inference.estimation.evidence import (
 )
 from evidence.inference.estimation.gaps import Gaps, inference_gaps
 from evidence.inference.estimation.log_weights import log_weights
+from evidence.inference.estimation.sequential import Sampled, smc, smc_evidence
 from evidence.inference.objectives import (
     IWAE,
     STL,
@@ -79,6 +80,7 @@ __all__ = [
     "Reference",
     "Renyi",
     "ReweightedWakeSleep",
+    "Sampled",
     "Snapshot",
     "UntilConverged",
     "UntilFlat",
@@ -107,6 +109,8 @@ __all__ = [
     "paired_difference",
     "restore_tensors",
     "simulation_based_calibration",
+    "smc",
+    "smc_evidence",
     "square_grid",
     "to_arviz",
 ]

@@ -32,6 +32,7 @@ class Annealed:
             `[B]`, where their dtype tells no numbers apart.
         data_set_size: N, if there is one weight for all data, `[C, 1]`; else None.
         missed: what chains from a guide have missed, in words; None if nothing shows that.
+        num_evaluations: see `Evidence`; None for a run that went on from a snapshot.
     """
 
     log_w: Tensor
@@ -40,13 +41,16 @@ class Annealed:
     on_edge: Tensor
     data_set_size: int | None = None
     missed: str | None = None
+    num_evaluations: int | None = None
 
     @property
     def evidence(self) -> Evidence:
         """The record "ais": log of the mean weight per datum, a lower bound in expectation."""
         record = from_log_weights(self.log_w)["iw"]
         dtype = next(iter(self.latents.values())).dtype
-        record = dataclasses.replace(record, estimator="ais", dtype=dtype)
+        record = dataclasses.replace(
+            record, estimator="ais", dtype=dtype, num_evaluations=self.num_evaluations
+        )
         record = record.of(self.on_edge, self.data_set_size)
         return record if record.caveat else dataclasses.replace(record, caveat=self.missed)
 
@@ -133,7 +137,9 @@ def anneal(
     }
     acceptance, on_edge = (results[name].squeeze(0) for name in ("acceptance", "on_edge"))
     size = len(x) if run.is_joint else None
-    found = Annealed(results["log_w"], latents, acceptance, on_edge, size)
+    found = Annealed(
+        results["log_w"], latents, acceptance, on_edge, size, None, run.num_evaluations
+    )
     if guide is None or not (run.is_joint and search_modes):
         return found
     ends = Draws(results["log_ratio"], results["log_w"])

@@ -1,0 +1,78 @@
+"""Waste-free sequential Monte Carlo along a path, by independent islands."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from evidence.inference.annealing import hmc, particles, pilot
+from evidence.inference.annealing.log_joint import AbstractPath
+from evidence.inference.annealing.particles import Particles
+from evidence.inference.annealing.pilot import Plan
+from evidence.inference.annealing.smc_options import SMCOptions
+
+
+class Passed(NamedTuple):
+    """One measured pass through the temperatures, of R islands of N particles and b data.
+
+    Args:
+        changes: log f_1 − log f_0 of the particles at each temperature `[T + 1, R, N, b]`, chain
+            after chain, in float64: all that the estimate and its diagnostics are made of.
+        acceptance: mean acceptance at each temperature but the first `[T, b]`.
+        began_on_edge: whether the first particles were on the edge of a support `[R, N, b]`.
+        final: the particles at β = 1.
+    """
+
+    changes: Tensor
+    acceptance: Tensor
+    began_on_edge: Tensor
+    final: Particles
+
+
+def run(
+    path: AbstractPath, plan: Plan, options: SMCOptions, on_temperature: Callable[[], object]
+) -> Passed:
+    """One pass with everything frozen: unbiased, and a lower bound of log p(x) in expectation.
+
+    At each temperature every island weighs its particles by f_t / f_{t−1}, draws ancestors from
+    them, and keeps every position of the chains of HMC that set out from these. The product of mean
+    weights averages to p(x), whatever the number of particles, chains or steps.
+
+    Reference: H.-D. Dau, N. Chopin, "Waste-Free Sequential Monte Carlo", 2022,
+    https://arxiv.org/abs/2011.02328, algorithm 2.
+
+    Raises:
+        ValueError: the log joint of draws from f_0 is NaN or +inf.
+    """
+    num_chains, islands = options.chains(path), options.num_islands
+    cloud = particles.drawn(path, options.num_steps, num_chains)
+    start, began = particles.changes_at_start(path, cloud)
+    changes, acceptance = [particles.by_island(start, islands)], []
+    for t in range(1, len(plan.betas)):
+        log_w = (plan.betas[t] - plan.betas[t - 1]) * changes[-1]
+        ancestors = particles.resampled(cloud, log_w, num_chains // islands)
+        kernel = _Kernel(path, plan, t, options)
+        cloud = particles.moved(path, ancestors, options.num_steps, kernel)
+        changes.append(particles.by_island(particles.change(path, cloud), islands))
+        acceptance.append(kernel.accepted / (options.num_steps - 1))
+        on_temperature()
+    began = particles.by_island(began, islands)
+    return Passed(torch.stack(changes), torch.stack(acceptance), began, cloud)
+
+
+class _Kernel:
+    """HMC at one temperature, its step sizes and metric frozen."""
+
+    def __init__(self, path: AbstractPath, plan: Plan, t: int, options: SMCOptions) -> None:
+        self.path, self.beta = path, plan.betas[t].item()
+        self.step_sizes, self.factor = plan.step_sizes[t - 1], pilot.factor_at(plan.factors, t - 1)
+        self.length = options.num_leapfrog_steps
+        self.accepted = torch.zeros_like(self.step_sizes)  # mean acceptance, summed over the steps
+
+    def __call__(self, state: hmc.State, number: int) -> hmc.State:
+        moved, info = pilot.move(
+            self.path, state, self.beta, self.step_sizes, self.factor, self.length
+        )
+        self.accepted += info.acceptance.mean(0)
+        return moved
