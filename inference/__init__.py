@@ -15,6 +15,7 @@ from evidence.inference.diagnostics.preflight import check
 from evidence.inference.estimation.adaptive import adaptive_evidence
 from evidence.inference.estimation.annealed import Annealed, anneal, annealed_evidence
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
+from evidence.inference.estimation.bridge import bridge_evidence
 from evidence.inference.estimation.comparison import (
     Comparison,
     compare_elbos,
@@ -86,6 +87,7 @@ __all__ = [
     "anneal",
     "annealed_evidence",
     "bidirectional_evidence",
+    "bridge_evidence",
     "check",
     "compare_elbos",
     "compare_estimates",
