@@ -79,6 +79,9 @@ class AbstractPath(ABC):
         layout: where data and chains are among the batch dimensions.
         packing: of the sites that hold u.
         latents: of the model's latent sites, where these are others.
+
+    Attributes:
+        num_evaluations: of the terms so far, of one chain and datum each.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class AbstractPath(ABC):
         self.model, self.x = model, x
         self.layout, self.packing, self.latents = layout, packing, latents or packing
         self._way: Way | None = None
+        self.num_evaluations = 0
 
     @property
     def way(self) -> Way:
@@ -156,6 +160,7 @@ class AbstractPath(ABC):
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms at `z` `[C, B, Z]`, each `[C, B]`."""
+        self.num_evaluations += z.shape[0] * z.shape[1]
         return self._terms_by(self.way, z)
 
     def _terms_by(self, way: Way, z: Tensor) -> tuple[Tensor, Tensor]:
