@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from evidence.inference.annealing.reference import R_HAT_LIMIT, diagnostic
-from evidence.inference.estimation.optimal_bridge import OptimalBridge, mean_ess, optimal_bridge
+from evidence.inference.estimation.chains import in_halves, mean_ess
+from evidence.inference.estimation.optimal_bridge import OptimalBridge, optimal_bridge
 from evidence.inference.estimation.reliability import MOST_UNSUPPORTED
 
 _FEWEST_INDEPENDENT = 50  # draws: of fewer the autocorrelation itself is hardly known
@@ -58,12 +59,11 @@ class Bridged:
         Weighted by its terms, either set of draws is one from ∝ pq/(s₁p + s₂q). It is not if the
         posterior's draws miss a part of what the proposal finds, or are of another density.
         """
-        weights = self.bridge.at_posterior.exp().unsqueeze(-1), self.bridge.at_proposal.exp()
+        weights = [side.unsqueeze(-1) for side in self.bridge.weights]
         u = self.u_posterior.double(), self.u_proposal.double()
-        means = (weights[0] * u[0]).mean((0, 1)), (weights[1].unsqueeze(-1) * u[1]).mean(0)
-        away = weights[0] * (u[0] - means[0]), weights[1].unsqueeze(-1) * (u[1] - means[1])
-        ess = mean_ess(away[0].flatten(2)).reshape(means[0].shape)
-        variance = away[0].flatten(0, 1).var(0) / ess + away[1].var(0) / len(away[1])
+        means = (weights[0] * u[0]).mean((0, 1)), (weights[1] * u[1]).mean(0)
+        away = weights[0] * (u[0] - means[0]), weights[1] * (u[1] - means[1])
+        variance = away[0].flatten(0, 1).var(0) / mean_ess(away[0]) + away[1].var(0) / len(away[1])
         z_scores = (means[0] - means[1]).abs() / variance.sqrt()
         return z_scores.nan_to_num(nan=0.0).amax(-1)
 
@@ -72,13 +72,13 @@ def caveat_of(parts: Sequence[Bridged], draws: Tensor) -> str | None:
     """What speaks against the average of bridges, with what would help; None if nothing does.
 
     Args:
-        parts: one bridge of all draws, or one of each half.
+        parts: one bridge, or one of each half of the draws.
         draws: from the posterior, all of them, `[C, N, B, Z]` in any coordinates.
     """
     r_hat = _r_hat(draws).amax(-1)
     if (of := _of(~(r_hat < R_HAT_LIMIT))) is not None:
         return f"the posterior's draws have not mixed, R̂ up to {r_hat.max():.3f}{of}: {_LONGER}"
-    ess = OptimalBridge.average([part.bridge for part in parts]).posterior_ess
+    ess = torch.stack([part.bridge.posterior_ess for part in parts]).amin(0)
     if (of := _of(ess < _FEWEST_INDEPENDENT)) is not None:
         return f"the posterior's draws are worth {ess.min():.0f} independent ones{of}: {_LONGER}"
     apart = torch.stack([part.disagreement for part in parts]).amax(0)
@@ -102,10 +102,7 @@ def caveat_of(parts: Sequence[Bridged], draws: Tensor) -> str | None:
 
 def _r_hat(draws: Tensor) -> Tensor:
     """R̂ `[B, Z]` of draws `[C, N, B, Z]`; of a single chain that of its halves."""
-    if len(draws) == 1:
-        half = draws.shape[1] // 2
-        draws = torch.cat([draws[:, :half], draws[:, half : 2 * half]])
-    return diagnostic("rhat", draws)
+    return diagnostic("rhat", in_halves(draws) if len(draws) == 1 else draws)
 
 
 def _of(is_bad: Tensor) -> str | None:

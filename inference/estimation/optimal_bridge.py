@@ -4,13 +4,14 @@ l = log p(x, u) − log q(u) at posterior draws, `[C, N, M]` by chain and draw, 
 proposal q, `[S, M]`; for each of M data, in nats.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.reference import diagnostic
+from evidence.inference.estimation.chains import mean_ess
 from evidence.inference.programs import estimators
 
 _NUM_HALVINGS = 64
@@ -20,28 +21,31 @@ _NUM_HALVINGS = 64
 class OptimalBridge:
     """The bridge's estimate of log p(x), and the terms that it is made of.
 
-    With r = p(x), shares s₁ + s₂ = 1 and the density p = p(x, u)/r, the terms are q/(s₁p + s₂q) at
-    the posterior's draws and p/(s₁p + s₂q) at those of q. Both have the mean ∫pq/(s₁p + s₂q), the
-    overlap of p and q between 0 and 1, and no term is larger than 1/s₂ or 1/s₁: however heavy the
-    tails of p/q and q/p, the variances are finite.
+    With p = p(x, u)/p(x) and shares s₁ + s₂ = 1, the terms are s₂q/(s₁p + s₂q) at the posterior's
+    draws and s₁p/(s₁p + s₂q) at those of q: the probabilities with which a draw would be taken for
+    one of the other side. None is above one, so that their variances are finite, however heavy the
+    tails of p/q and q/p.
 
     Args:
         log_px: the estimate of log p(x) `[M]`.
-        at_posterior: the log-terms of the posterior's draws, less the log of their mean
-            `[C, N, M]`.
-        at_proposal: likewise, of the proposal's draws `[S, M]`.
-        overlap: the mean of the terms `[M]`.
+        at_posterior: log-terms of the posterior's draws `[C, N, M]`.
+        at_proposal: log-terms of the proposal's draws `[S, M]`.
     """
 
     log_px: Tensor
     at_posterior: Tensor
     at_proposal: Tensor
-    overlap: Tensor
 
-    @property
+    @cached_property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The terms of both sides, each over its mean."""
+        means = log_mean(self.at_posterior.flatten(0, 1)), log_mean(self.at_proposal)
+        return (self.at_posterior - means[0]).exp(), (self.at_proposal - means[1]).exp()
+
+    @cached_property
     def posterior_ess(self) -> Tensor:
-        """How many independent draws the posterior's are worth for the mean of their terms."""
-        return mean_ess(self.at_posterior.exp())
+        """Independent draws that the posterior's are worth for the mean of their terms `[M]`."""
+        return mean_ess(self.weights[0])
 
     @property
     def variance(self) -> Tensor:
@@ -53,8 +57,8 @@ class OptimalBridge:
         switching models using bridge sampling techniques", 2004,
         https://doi.org/10.1111/j.1368-423X.2004.00125.x, section 3.
         """
-        of_posterior = self.at_posterior.exp().flatten(0, 1).var(0) / self.posterior_ess
-        return of_posterior + self.at_proposal.exp().var(0) / len(self.at_proposal)
+        of_posterior = self.weights[0].flatten(0, 1).var(0) / self.posterior_ess
+        return of_posterior + self.weights[1].var(0) / len(self.weights[1])
 
     @property
     def ess(self) -> Tensor:
@@ -69,26 +73,16 @@ class OptimalBridge:
     def k_hat(self) -> Tensor:
         """Pareto tail shape of the terms, of the side with the heavier tail: `[M]`.
 
-        Terms are bounded. A heavy tail is that of draws so far from the other side that none of
-        them reaches the bound: then the estimate is that of plain weights, with their faults.
+        Draws so far from the other side that no term comes near one are plain weights, with their
+        faults. There is no tail, 0, where one does, so that unseen terms are hardly larger, nor
+        where the largest is near the mean.
         """
-        sides = self.at_posterior.flatten(0, 1), self.at_proposal
-        shapes = [estimators.k_hat(side).to(side.device) for side in sides]
+        shapes = []
+        for side in (self.at_posterior.flatten(0, 1), self.at_proposal):
+            largest, shape = side.amax(0), estimators.k_hat(side).to(side)
+            is_flat = largest < log_mean(side) + math.log(2)
+            shapes.append(torch.where((largest > -math.log(2)) | is_flat, 0.0, shape))
         return torch.maximum(*shapes)
-
-    @classmethod
-    def average(cls, parts: Sequence["OptimalBridge"]) -> "OptimalBridge":
-        """Of bridges from consecutive draws of the same chains, each with a proposal of its own.
-
-        To first order the choice of a proposal has no part in a bridge's error, so that the terms
-        side by side are those of the average.
-        """
-        return cls(
-            torch.stack([part.log_px for part in parts]).mean(0),
-            torch.cat([part.at_posterior for part in parts], dim=1),
-            torch.cat([part.at_proposal for part in parts]),
-            torch.stack([part.overlap for part in parts]).mean(0),
-        )
 
 
 def optimal_bridge(of_posterior: Tensor, of_proposal: Tensor) -> OptimalBridge:
@@ -112,10 +106,8 @@ def _bridge(of_posterior: Tensor, of_proposal: Tensor, num_draws: Tensor) -> Opt
     """With s₁ from so many draws of the posterior `[M]`."""
     share = num_draws / (num_draws + len(of_proposal))
     log_px = _root(of_posterior.flatten(0, 1), of_proposal, share)
-    at_posterior, at_proposal = _terms(of_posterior, of_proposal, share, log_px)
-    log_means = [log_mean(at_posterior.flatten(0, 1)), log_mean(at_proposal)]
-    relative = at_posterior - log_means[0], at_proposal - log_means[1]
-    return OptimalBridge(log_px, *relative, log_means[1].exp())
+    terms = _terms(of_posterior, of_proposal, share, log_px)
+    return OptimalBridge(log_px, terms[0] + torch.log1p(-share), terms[1] + share.log())
 
 
 def _terms(
@@ -148,14 +140,3 @@ def _root(of_posterior: Tensor, of_proposal: Tensor, share: Tensor) -> Tensor:
 def log_mean(log_terms: Tensor) -> Tensor:
     """Log of the mean of exponentials: `[S, M] -> [M]`."""
     return estimators.iwae(log_terms)
-
-
-def mean_ess(values: Tensor) -> Tensor:
-    """Independent draws that chains `[C, N, M]` are worth for the mean of a function: `[M]`.
-
-    The spectral density at zero, by Geyer's initial sequences over split chains.
-    """
-    ess = diagnostic("ess", values.unsqueeze(-1), method="mean").squeeze(-1)
-    num_draws = values[..., 0].numel()
-    is_constant = values.flatten(0, 1).var(0) == 0
-    return torch.where(is_constant | ess.isnan(), float(num_draws), ess.to(values))

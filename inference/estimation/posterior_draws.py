@@ -31,6 +31,7 @@ class PosteriorDraws:
 
     def __init__(self, draws: Draws, path: AbstractPath) -> None:
         self.sites = latents_of(path.model, path.x, path.layout)
+        self.num_evaluations = draws.num_evaluations if isinstance(draws, Reference) else None
         self.num_weights = path.layout.num_weights(len(path.x))
         given = _by_site(draws, path.x)
         if missing := sorted(self.sites.keys() - given.keys()):
