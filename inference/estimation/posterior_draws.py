@@ -13,7 +13,7 @@ from evidence.inference.programs.sites import Site
 from evidence.inference.programs.supports import on_edge, support_of
 
 Draws = Reference | Mapping[str, Any] | Any  # the last: an object of ArviZ
-_FEWEST = 8
+_FEWEST = 40  # in a chain: it is halved, and the halves are halved
 
 
 class PosteriorDraws:
