@@ -39,7 +39,7 @@ def z_of_mean(record):
 
 
 def test_a_guide_that_is_too_narrow_is_right_with_the_prior_beside_it():
-    """Of 100 repetitions: alone it is biased, and says so; with a tenth of the prior it is right."""
+    """Of 100 repetitions: alone it is biased, and says so; with a tenth of the prior right."""
     alone, mixed = records()["iw"], records(defensive=0.1)["iw"]
     assert covered(alone) < 0.7
     assert "k̂ is too large" in alone.not_reliable
@@ -52,7 +52,7 @@ def test_draws_of_the_prior_weighted_by_the_guide_alone_are_wrong(monkeypatch):
     """The planted error: weights p/q for all draws, wherever they come from."""
 
     def scored_by_guide(model, guide, x, num, **options):
-        mixed, of_guide = correct(model, guide, x, num, **options)
+        _, of_guide = correct(model, guide, x, num, **options)
         theirs = defensive._prior_terms(model, guide, x, num - len(of_guide), 10_000)
         return torch.cat([of_guide, theirs["log_w"]]), of_guide
 
@@ -147,8 +147,8 @@ def test_where_no_tail_can_be_fitted_smoothed_weights_are_the_plain_ones():
 
 
 BAD = {
-    "share": (dict(defensive=1.0), "defensive between 0 and 1, got 1.0"),
-    "negative": (dict(defensive=-0.1), "defensive between 0 and 1, got -0.1"),
+    "share": ({"defensive": 1.0}, "defensive between 0 and 1, got 1.0"),
+    "negative": ({"defensive": -0.1}, "defensive between 0 and 1, got -0.1"),
 }
 
 
