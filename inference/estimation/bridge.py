@@ -19,6 +19,7 @@ from evidence.inference.estimation.posterior_draws import Draws, PosteriorDraws
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, Program, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
+from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.soundness.pairs import expect_sound_model, expect_sound_pair
 
 Fit = Literal["forward"]
@@ -104,7 +105,7 @@ def bridge_evidence(
         draws = nuts_reference(model, x, seed=seed) if draws is None else draws
         found = PosteriorDraws(draws, path)
         u = found.located(path)
-        parts = [_bridge(*one, how) for one in _proposals(path, found, u, how)]
+        parts = list(_bridges(path, found, u, how))
     record = _record(path, found, parts)
     return dataclasses.replace(record, caveat=caveat_of(parts, u) or record.caveat)
 
@@ -142,28 +143,28 @@ class How:
         return max(1, min(self.chunk_size, most // size))
 
 
-def _proposals(
-    path: AbstractPath, draws: PosteriorDraws, u: Tensor, how: How
-) -> Iterator[tuple[AbstractPath, Proposal, Tensor]]:
-    """The proposals, and the draws to bridge each with, which did not fit it `[C, N, B, Z]`."""
+def _bridges(path: AbstractPath, draws: PosteriorDraws, u: Tensor, how: How) -> Iterator[Bridged]:
+    """Of all draws with the guide; or of those halves that did not fit the proposal."""
+    rows = how.rows(path)
     if isinstance(path, GuidePath) and how.fit_guide is None:
-        yield path, path, u
+        yield _bridge(path, u, rows, how)
         return
     middle = draws.num_draws // 2
     halves = slice(0, middle), slice(middle, None)
     for bridged, fitted in (halves, halves[::-1])[: 1 + how.crossfit]:
         if isinstance(path, GuidePath):
-            proposal = fitted_guide(path, draws, fitted)
-            yield path, proposal, draws.located(proposal, bridged)
+            with evaluation_store():  # a copy of a Pyro module has the names of the first one
+                proposal = fitted_guide(path, draws, fitted)
+                yield _bridge(proposal, draws.located(proposal, bridged), rows, how)
         else:
-            yield path, Normal(path, u[:, fitted]), u[:, bridged]
+            yield _bridge(Normal(path, u[:, fitted]), u[:, bridged], rows, how)
 
 
-def _bridge(path: AbstractPath, proposal: Proposal, u: Tensor, how: How) -> Bridged:
+def _bridge(proposal: Proposal, u: Tensor, rows: int, how: How) -> Bridged:
     """Between posterior draws `[C, N, B, Z]` and as many of the proposal as are wanted."""
     of_posterior = u.flatten(0, 1)
     of_proposal = proposal.sample(how.num_particles or len(of_posterior))
-    ratios = [_log_ratios(proposal, side, how.rows(path)) for side in (of_posterior, of_proposal)]
+    ratios = [_log_ratios(proposal, side, rows) for side in (of_posterior, of_proposal)]
     return Bridged.between(u, ratios[0].unflatten(0, u.shape[:2]), of_proposal, ratios[1])
 
 

@@ -19,8 +19,8 @@ _MOST_STEPS = 300
 class Normal:
     """A multivariate normal with the moments of draws, in a path's unconstrained coordinates.
 
-    Few draws of many latents have a singular covariance: correlations are shrunk as by as many
-    draws without any as there are latents.
+    Widened as much as the covariance of few draws of many latents falls short of other draws; of
+    fewer than twice as many draws as latents, it is not known, and latents are independent.
 
     Args:
         path: in whose coordinates.
@@ -33,10 +33,10 @@ class Normal:
         self._dtype = u.dtype
         num_draws, _, dim = draws.shape
         away = draws - draws.mean(0)
-        covariance = torch.einsum("sbi,sbj->bij", away, away) / (num_draws - 1)
-        share = num_draws / (num_draws + dim)
-        variances = covariance.diagonal(dim1=-2, dim2=-1)
-        covariance = share * covariance + (1 - share) * torch.diag_embed(variances)
+        if num_draws < 2 * dim + 2:
+            covariance = torch.diag_embed(away.square().sum(0) / (num_draws - 1))
+        else:
+            covariance = torch.einsum("sbi,sbj->bij", away, away) / (num_draws - dim - 2)
         scale_tril, failed = torch.linalg.cholesky_ex(covariance)
         if failed.any():
             raise ValueError("a latent is the same in all draws of the posterior: expected others")

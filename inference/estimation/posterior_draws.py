@@ -117,7 +117,8 @@ def _with_chains(name: str, value: Tensor, shape: torch.Size) -> Tensor:
             if num_lead == 1 or lead[1] == 1:  # one long chain
                 lead = torch.Size([1, lead[0]])
             return value.reshape(*lead, *shape)
+    expected = ", ".join(map(str, ("chains", "draws", *shape)))
     raise ValueError(
-        f"expected draws of {name!r} of shape (chains, draws, {', '.join(map(str, shape))}), "
-        f"without chains or with them, got {tuple(value.shape)}"
+        f"expected draws of {name!r} of shape ({expected}), with or without the dim of chains, got "
+        f"{tuple(value.shape)}"
     )
