@@ -635,7 +635,7 @@ BRIDGE = Check(
     bridged(),
     {
         "bridge: proposal scored on the draws it was fitted to": bridged("planted_fit"),
-        "bridge: s₁ and s₂ exchanged": bridged("planted_shares", "exponential", has_guide=True),
+        "bridge: s₁ and s₂ exchanged": bridged("planted_shares", has_guide=True),
         "bridge: no Jacobian of a constrained latent": bridged("planted_jacobian", "exponential"),
         "bridge: terms of pyro.factor lost": bridged("planted_factor", "bowl"),
     },

@@ -119,7 +119,7 @@ UNIT = dist.Unit
 # By the problem in which an error would show, and whether its guide is the prior.
 PLANTS = {
     "fit": (planted_fit, "regression", False),
-    "shares": (planted_shares, "exponential", True),
+    "shares": (planted_shares, "regression", True),
     "Jacobian": (planted_jacobian, "exponential", False),
     "factor": (planted_factor, "bowl", False),
 }

@@ -136,14 +136,18 @@ def test_light_weights_are_hardly_smoothed_and_covered():
 
 
 def test_where_no_tail_can_be_fitted_smoothed_weights_are_the_plain_ones():
-    few, equal, zeros = torch.randn(20, 3), torch.zeros(100, 3), torch.randn(100, 3)
-    zeros[:60] = -math.inf
-    for log_w in (few, equal):
+    for log_w in (torch.randn(20, 3), torch.zeros(100, 3)):
         found = from_log_weights(log_w)
         assert torch.equal(found["psis"].log_px, found["iw"].log_px)
-    found = from_log_weights(zeros)
-    assert torch.allclose(found["psis"].log_px, found["iw"].log_px, atol=0.2)
-    assert estimators.pareto_smoothed(zeros)[0][:60].isneginf().all()
+
+
+def test_only_the_tail_is_smoothed_even_of_weights_half_of_which_are_zero():
+    log_w = torch.randn(200, 3, dtype=torch.float64)
+    log_w[:120] = -math.inf
+    smoothed, _ = estimators.pareto_smoothed(log_w)
+    body = log_w < log_w.topk(math.ceil(0.2 * 200) + 1, dim=0).values[-1]
+    assert torch.allclose(smoothed[body], log_w[body])
+    assert not torch.allclose(smoothed[~body], log_w[~body])
 
 
 BAD = {
