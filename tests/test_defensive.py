@@ -148,6 +148,8 @@ def test_only_the_tail_is_smoothed_even_of_weights_half_of_which_are_zero():
     body = log_w < log_w.topk(math.ceil(0.2 * 200) + 1, dim=0).values[-1]
     assert torch.allclose(smoothed[body], log_w[body])
     assert not torch.allclose(smoothed[~body], log_w[~body])
+    log_w[:190] = -math.inf  # and there is nothing beside the tail
+    assert torch.equal(estimators.pareto_smoothed(log_w)[0], log_w)
 
 
 BAD = {

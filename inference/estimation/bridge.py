@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.guide_path import GuidePath, GuideTerms, path_of
-from evidence.inference.annealing.log_joint import AbstractPath
+from evidence.inference.annealing.guide_path import GuidePath
+from evidence.inference.annealing.log_joint import PriorPath
 from evidence.inference.annealing.reference import nuts_reference
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.bridge_checks import Bridged, caveat_of
@@ -31,12 +31,12 @@ _MOST_NUMBERS = 2**21  # draws × data at a time, where the data share latents
 class Proposal(Protocol):
     """A density to draw from, in the unconstrained coordinates of a path."""
 
-    def sample(self, num_draws: int, /) -> Tensor:
-        """Draws `[S, B, Z]`."""
+    def sample(self, num_chains: int) -> Tensor:
+        """Independent draws `[S, B, Z]`."""
         ...
 
-    def __call__(self, u: Tensor, /) -> GuideTerms:
-        """Log q(u) and log p(x, u) at u `[S, B, Z]`, each `[S, M]`."""
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log q and log p(x, ·) at places `[S, B, Z]`, each `[S, M]`, in nats."""
         ...
 
 
@@ -98,7 +98,7 @@ def bridge_evidence(
         expect_sound_pair(model, guide, x)
     # Draws that were made with the same seed must have nothing in common with the proposal's.
     with annealing_mode(model, guide, seed * 1_000_003 + 999_983, x.device) as refuse_new:
-        path = path_of(model, guide, x)
+        path = PriorPath(model, x) if guide is None else GuidePath(model, guide, x)
         if guide is None:
             expect_sound_model(model, x)
         refuse_new()
@@ -136,14 +136,16 @@ class How:
         if self.chunk_size < 1:
             raise ValueError(f"expected chunk_size of at least 1, got {self.chunk_size}")
 
-    def rows(self, path: AbstractPath) -> int:
+    def rows(self, path: PriorPath | GuidePath) -> int:
         """How many draws are scored at a time."""
         size = len(path.x)
         most = _MOST_NUMBERS if path.layout.is_joint else self.chunk_size
         return max(1, min(self.chunk_size, most // size))
 
 
-def _bridges(path: AbstractPath, draws: PosteriorDraws, u: Tensor, how: How) -> Iterator[Bridged]:
+def _bridges(
+    path: PriorPath | GuidePath, draws: PosteriorDraws, u: Tensor, how: How
+) -> Iterator[Bridged]:
     """Of all draws with the guide; or of those halves that did not fit the proposal."""
     rows = how.rows(path)
     if isinstance(path, GuidePath) and how.fit_guide is None:
@@ -171,13 +173,15 @@ def _bridge(proposal: Proposal, u: Tensor, rows: int, how: How) -> Bridged:
 def _log_ratios(proposal: Proposal, u: Tensor, rows: int) -> Tensor:
     """Log p(x, u) − log q(u) at `[S, B, Z]`, some at a time: `[S, M]`."""
     parts = [proposal(some) for some in u.split(rows)]
-    ratios = torch.cat([part.log_p_xz.double() - part.log_q_z.double() for part in parts])
+    ratios = torch.cat([log_p.double() - log_q.double() for log_q, log_p in parts])
     if ratios.isnan().any():
         raise ValueError("log-ratios are NaN: the model or the guide is not a density here")
     return ratios
 
 
-def _record(path: AbstractPath, draws: PosteriorDraws, parts: Sequence[Bridged]) -> Evidence:
+def _record(
+    path: PriorPath | GuidePath, draws: PosteriorDraws, parts: Sequence[Bridged]
+) -> Evidence:
     bridges = [part.bridge for part in parts]
     number = sum(part.of_posterior[..., 0].numel() + len(part.of_proposal) for part in parts)
     cost = None

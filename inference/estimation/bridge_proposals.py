@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from evidence.inference.annealing.guide_path import GuidePath, GuideTerms
+from evidence.inference.annealing.guide_path import GuidePath
 from evidence.inference.annealing.log_joint import PriorPath
 from evidence.inference.estimation.posterior_draws import PosteriorDraws
 from evidence.inference.programs.data import takes, unwrapped
@@ -42,14 +42,15 @@ class Normal:
             raise ValueError("a latent is the same in all draws of the posterior: expected others")
         self._normal = MultivariateNormal(draws.mean(0), scale_tril=scale_tril)
 
-    def sample(self, num_draws: int) -> Tensor:
-        """Draws `[S, B, Z]`."""
-        draws = self._normal.sample(torch.Size([num_draws]))
+    def sample(self, num_chains: int) -> Tensor:
+        """Independent draws `[S, B, Z]`."""
+        draws = self._normal.sample(torch.Size([num_chains]))
         return draws.to(self._dtype)
 
-    def __call__(self, u: Tensor) -> GuideTerms:
-        """Log q(u) and log p(x, u) at u `[S, B, Z]`."""
-        return GuideTerms(self._normal.log_prob(u.double()), self.path(u).log_p_xz)
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log q and log p(x, ·) at places `[S, B, Z]`, each `[S, M]`, in nats."""
+        log_p_z, log_p_x = self.path(z)
+        return self._normal.log_prob(z.double()), log_p_z + log_p_x
 
 
 def fitted_guide(path: GuidePath, draws: PosteriorDraws, rows: slice) -> GuidePath:

@@ -70,8 +70,9 @@ def _prior_terms(
     def visit(block: Block) -> None:
         path = GuidePath(model, guide, block.x)
         values = {name: site["value"] for name, site in block.latents.items()}
-        terms = path(path.locate(path.latents.without_chains(values, block.num_particles)))
-        record.put("log_w", block, terms.log_p_xz - terms.log_q_z)
+        u = path.locate(path.latents.without_chains(values, block.num_particles))
+        log_q_z, log_p_xz = path(u)
+        record.put("log_w", block, log_p_xz - log_q_z)
         record.put("log_p_x", block, block.terms.log_p_x)
 
     with evaluation_mode(model, guide):

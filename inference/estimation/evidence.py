@@ -333,5 +333,7 @@ def importance_weighted_evidence(
     Raises:
         ValueError: as `log_weights`.
     """
-    options = {"defensive": defensive, "chunk_size": chunk_size}
-    return estimate_evidence(model, guide, x, num_particles, **options)["iw"]
+    records = estimate_evidence(
+        model, guide, x, num_particles, defensive=defensive, chunk_size=chunk_size
+    )
+    return records["iw"]

@@ -142,15 +142,19 @@ def pareto_smoothed(log_w: Tensor) -> tuple[Tensor, Tensor]:
         by_datum = relative[:, has_tail].mT.contiguous().numpy()  # [B, S]
         normalized, fitted = (torch.from_numpy(np.array(part)) for part in _psis(by_datum))
         shapes[has_tail] = fitted
-        smoothed[:, has_tail] = _unnormalized(normalized.mT, log_w[:, has_tail])
+        smoothed[:, has_tail] = _unnormalized(normalized.mT, log_w[:, has_tail], tail_size)
     return smoothed, torch.where(largest > -math.inf, shapes, math.inf)
 
 
-def _unnormalized(smoothed: Tensor, log_w: Tensor) -> Tensor:
-    """Smoothed log-weights on the scale of what they were: the median is no part of the tail."""
-    middle = log_w.argsort(0)[len(log_w) // 2 :]  # of weights that are zero any above them will do
-    row = middle.gather(0, log_w.gather(0, middle).isfinite().long().argmax(0, keepdim=True))
-    return smoothed + (log_w - smoothed).gather(0, row)
+def _unnormalized(smoothed: Tensor, log_w: Tensor, tail_size: int) -> Tensor:
+    """Smoothed log-weights on the scale of what they were; what is all tail stays what it was.
+
+    The smallest that is not zero is no part of the tail, and shows what all were divided by.
+    """
+    is_zero = log_w.isneginf()
+    row = torch.where(is_zero, math.inf, log_w).argmin(0, keepdim=True)
+    shifted = smoothed + (log_w - smoothed).gather(0, row)
+    return torch.where((~is_zero).sum(0) > tail_size, shifted, log_w)
 
 
 def k_hat_threshold(num_particles: int) -> float:
