@@ -75,7 +75,10 @@ class PosteriorDraws:
 def _by_site(draws: Draws, x: Batch) -> dict[str, Any]:
     if isinstance(draws, Reference):
         ours, theirs = tensors_in(x), tensors_in(draws.x)
-        same = len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+        same = len(ours) == len(theirs) and all(
+            one.dtype == other.dtype and torch.equal(one, other)
+            for one, other in zip(ours, theirs, strict=True)
+        )
         if not same:
             raise ValueError("expected draws given these data, got a reference of others")
         shape = draws.draws.shape[:2]
