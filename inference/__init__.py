@@ -1,5 +1,6 @@
 """SVI training, evidence estimators, and what tells whether to believe them; any Pyro pair."""
 
+from evidence.inference.annealing.reference import Reference, nuts_reference
 from evidence.inference.diagnostics.arviz_export import to_arviz
 from evidence.inference.diagnostics.calibration import (
     Calibration,
@@ -11,10 +12,10 @@ from evidence.inference.diagnostics.divergences import Divergences, grid_diverge
 from evidence.inference.diagnostics.gradient_noise import GradientNoise, gradient_signal_to_noise
 from evidence.inference.diagnostics.latent_diagnostics import LatentDiagnostics, latent_diagnostics
 from evidence.inference.diagnostics.preflight import check
-from evidence.inference.diagnostics.reference import Reference, nuts_reference
 from evidence.inference.estimation.adaptive import adaptive_evidence
 from evidence.inference.estimation.annealed import Annealed, anneal, annealed_evidence
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
+from evidence.inference.estimation.bridge import bridge_evidence
 from evidence.inference.estimation.comparison import (
     Comparison,
     compare_elbos,
@@ -90,6 +91,7 @@ __all__ = [
     "annealed_evidence",
     "best_start",
     "bidirectional_evidence",
+    "bridge_evidence",
     "check",
     "compare_elbos",
     "compare_estimates",

@@ -132,6 +132,7 @@ def test_names_that_other_code_relies_on():
     assert {"fit", "log_weights", "importance_weighted_evidence"} <= set(inference.__all__)
     assert {"annealed_evidence", "bidirectional_evidence", "to_arviz"} <= set(inference.__all__)
     assert {"inference_gaps", "adaptive_evidence", "check"} <= set(inference.__all__)
+    assert {"bridge_evidence", "nuts_reference"} <= set(inference.__all__)
     assert inference.check.__module__ == "evidence.inference.diagnostics.preflight"
 
 
