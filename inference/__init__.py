@@ -14,6 +14,12 @@ from evidence.inference.diagnostics.preflight import check
 from evidence.inference.diagnostics.reference import Reference, nuts_reference
 from evidence.inference.estimation.adaptive import adaptive_evidence
 from evidence.inference.estimation.annealed import Annealed, anneal, annealed_evidence
+from evidence.inference.estimation.bayes_factors import (
+    BayesFactor,
+    ModelProbability,
+    bayes_factor,
+    model_probabilities,
+)
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
 from evidence.inference.estimation.comparison import (
     Comparison,
@@ -56,6 +62,7 @@ __all__ = [
     "STL",
     "AbstractObjective",
     "Annealed",
+    "BayesFactor",
     "BetaELBO",
     "Bracket",
     "Calibration",
@@ -74,6 +81,7 @@ __all__ = [
     "GradientNoise",
     "History",
     "LatentDiagnostics",
+    "ModelProbability",
     "NonFiniteLossError",
     "Reference",
     "Renyi",
@@ -85,6 +93,7 @@ __all__ = [
     "adaptive_evidence",
     "anneal",
     "annealed_evidence",
+    "bayes_factor",
     "bidirectional_evidence",
     "check",
     "compare_elbos",
@@ -101,6 +110,7 @@ __all__ = [
     "latent_diagnostics",
     "log_prob_terms",
     "log_weights",
+    "model_probabilities",
     "nuts_reference",
     "paired_difference",
     "restore_tensors",
