@@ -132,6 +132,7 @@ def test_data_come_back_in_their_order(rough):
     x = model(None, size=60)
     evidence = adaptive_evidence(model, guide, x, target_se=0.05, batch=20)
     assert len(evidence.particles.unique()) > 2
+    assert evidence.num_evaluations == 2 * evidence.particles.sum()  # the pilot drew as many
     z_scores = (evidence.log_px - model.log_evidence(x)) / evidence.log_px_variance.sqrt()
     assert z_scores.abs().max() < 6
 

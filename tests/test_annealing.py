@@ -17,7 +17,7 @@ from evidence.guides import Delta, FullRank, MeanField
 from evidence.inference import log_weights
 from evidence.inference.annealing import hmc, schedule
 from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.pilot import Pilot
+from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS, Pilot
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.annealed import anneal, annealed_evidence, annealing_mode
 from evidence.inference.programs.estimators import iwae, iwae_curve
@@ -402,6 +402,15 @@ def test_paths_have_the_gradients_of_their_terms(name):
             assert (planted - expected).abs().max() > 1e-2
 
 
+def test_the_cost_counts_every_evaluation_of_the_pilot_run_too():
+    """Of seven data in three blocks: one at the start of a run, two for each transition."""
+    model = make_oracle()
+    options = {k: v for k, v in RESUMED.items() if k != "seed"}
+    annealed = anneal(model, model(None, size=7), metric="unit", **options)
+    pilot, measured = 1 + 2 * (NUM_WARMUP_STEPS + 4), 1 + 2 * 9
+    assert annealed.evidence.num_evaluations == 7 * 4 * (pilot + measured)
+
+
 def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
@@ -430,6 +439,7 @@ def test_a_resumed_run_is_the_run_bit_for_bit(from_guide):
         assert torch.equal(resumed.log_w, whole.log_w)
         assert torch.equal(resumed.acceptance, whole.acceptance)
         assert equal(resumed.latents, whole.latents)
+        assert resumed.num_evaluations is None
     # The twin: one bit of one position.
     tampered = through_a_file(snapshots[3])
     tampered.tensors["state.z"][0, 0, 0] += 1e-9

@@ -124,7 +124,10 @@ def test_records_of_parts_make_the_record_of_the_whole():
     assert joined.mean == pytest.approx(whole.mean, abs=1e-12)
     assert joined.mc_se == pytest.approx(whole.mc_se, abs=1e-12)
     assert joined.num_data == 9
+    assert joined.num_evaluations == whole.num_evaluations == 450
     assert torch.allclose(joined.k_hat, whole.k_hat)
+    unknown = Evidence.exact(torch.zeros(2))
+    assert Evidence.concatenate([unknown, whole]).num_evaluations is None
 
 
 def test_the_record_says_what_it_is():

@@ -77,6 +77,9 @@ class AbstractPath(ABC):
         x: data `[B, *data_shape]`.
         layout: where data and chains are among the batch dimensions.
         packing: of the sites that hold u.
+
+    Attributes:
+        num_evaluations: of the terms so far, of one chain and datum each.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class AbstractPath(ABC):
         self.model, self.x = model, x
         self.layout, self.packing = layout, packing
         self._way: Way | None = None
+        self.num_evaluations = 0
 
     @property
     def way(self) -> Way:
@@ -131,6 +135,7 @@ class AbstractPath(ABC):
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms at `z` `[C, B, Z]`, each `[C, B]`."""
+        self.num_evaluations += z.shape[0] * z.shape[1]
         return self._terms_by(self.way, z)
 
     def _terms_by(self, way: Way, z: Tensor) -> tuple[Tensor, Tensor]:

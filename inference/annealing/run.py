@@ -121,6 +121,8 @@ class AnnealingRun:
         self.position = Position()
         self.chains: Pilot | Measured | None = None
         self.done: dict[str, Tensor] = {}  # results, each [C or 1, data done, ...]
+        # Of the log joint, so far; None once a run goes on from a snapshot, which does not know.
+        self.num_evaluations: int | None = 0
         self.last_snapshot = time.monotonic()
 
     def run(
@@ -166,6 +168,8 @@ class AnnealingRun:
                 yield stage
             self._finish(stage, path, chains)
             at.stage, at.step = at.stage + 1, 0
+        if self.num_evaluations is not None:
+            self.num_evaluations += path.num_evaluations
         self.chains = None
         at.block, at.stage = at.block + 1, 0
 
@@ -273,6 +277,7 @@ class AnnealingRun:
         reverse = before if "reverse" in self.stages else None
         expect_done(self.done, self.num_chains, forward=forward, reverse=reverse)
         self.position = Position(**position)
+        self.num_evaluations = None
         if block < len(self.blocks):
             self._restore_chains(self.stages[stage], tensors)
         set_rng_state(within("rng.", tensors), self.blocks[0].device)

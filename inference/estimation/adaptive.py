@@ -131,7 +131,9 @@ def _estimate(draw: _Draw, x: Batch, particles: Tensor) -> Evidence:
     back = torch.cat(order).argsort()
     joined = Evidence.concatenate(parts)
     fields = ("log_px", "log_px_variance", "ess", "k_hat", "particles")
-    return dataclasses.replace(joined, **{name: getattr(joined, name)[back] for name in fields})
+    cost = 2 * int(particles.sum())  # the pilot drew as many
+    sorted_back = {name: getattr(joined, name)[back] for name in fields}
+    return dataclasses.replace(joined, num_evaluations=cost, **sorted_back)
 
 
 def _corrected(log_w: Tensor) -> Evidence:

@@ -34,6 +34,7 @@ class Annealed:
         on_edge: share of the evidence from chains that began or ended on the edge of a support
             `[B]`, where their dtype tells no numbers apart.
         data_set_size: N, if there is one weight for all data, `[C, 1]`; else None.
+        num_evaluations: see `Evidence`; None for a run that went on from a snapshot.
     """
 
     log_w: Tensor
@@ -41,13 +42,16 @@ class Annealed:
     acceptance: Tensor
     on_edge: Tensor
     data_set_size: int | None = None
+    num_evaluations: int | None = None
 
     @property
     def evidence(self) -> Evidence:
         """The record "ais": log of the mean weight per datum, a lower bound in expectation."""
         record = from_log_weights(self.log_w)["iw"]
         dtype = next(iter(self.latents.values())).dtype
-        record = dataclasses.replace(record, estimator="ais", dtype=dtype)
+        record = dataclasses.replace(
+            record, estimator="ais", dtype=dtype, num_evaluations=self.num_evaluations
+        )
         return record.of(self.on_edge, self.data_set_size)
 
 
@@ -130,7 +134,7 @@ def anneal(
     }
     per_datum = (results[name].squeeze(0) for name in ("acceptance", "on_edge"))
     size = len(x) if run.is_joint else None
-    return Annealed(results["log_w"], latents, *per_datum, size)
+    return Annealed(results["log_w"], latents, *per_datum, size, run.num_evaluations)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ class Evidence:
         dtype: what the weights were computed in; None where it is not known.
         caveat: a reason of another kind for not relying on the number, with what would help.
         data_set_size: N, where there is one estimate for all data, `[1]`; else None.
+        num_evaluations: what the record cost, in evaluations of the log joint, with or without its
+            gradient, of one datum or of all that share latents; pilot runs count. None where it is
+            not known.
     """
 
     estimator: Estimator
@@ -57,6 +60,7 @@ class Evidence:
     dtype: torch.dtype | None = None
     caveat: str | None = None
     data_set_size: int | None = None
+    num_evaluations: int | None = None
 
     @property
     def num_data(self) -> int:
@@ -167,8 +171,10 @@ class Evidence:
         if any(part.particles is not None for part in parts):
             joined["particles"] = torch.cat([part.particles_per_datum for part in parts])
         caveat = next((part.caveat for part in parts if part.caveat), None)
+        costs = [part.num_evaluations for part in parts]
         return dataclasses.replace(
             parts[0],
+            num_evaluations=None if None in costs else sum(filter(None, costs)),
             num_particles=max(part.num_particles for part in parts),
             caveat=caveat,
             **joined,
@@ -225,9 +231,10 @@ def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
     variance = estimators.log_mean_variance(log_w) if num_particles > 1 else unknown
     bias = estimators.log_mean_bias(log_w) if num_particles > 1 else None
     elbo, iwae = estimators.elbo(log_w), estimators.iwae(log_w)
+    known: dict[str, Any] = {"dtype": dtype, "num_evaluations": log_w.numel()}
     return {
-        "elbo": Evidence("elbo", num_particles, elbo, spread, ess, k_hat, dtype=dtype),
-        "iw": Evidence("iw", num_particles, iwae, variance, ess, k_hat, bias=bias, dtype=dtype),
+        "elbo": Evidence("elbo", num_particles, elbo, spread, ess, k_hat, **known),
+        "iw": Evidence("iw", num_particles, iwae, variance, ess, k_hat, bias=bias, **known),
     }
 
 
