@@ -367,6 +367,30 @@ class Sample(Reading):
 
 
 @dataclass
+class Bench(Options):
+    """Try estimators on problems whose evidence is known: is the number right, and is its ± true?
+
+    Writes bench.json, bench.md and bench.png; trials that are done already are not done again.
+
+    Args:
+        estimators: built-in ones, or your own, such as my.py:estimator, called as
+            estimator(model, data, seed) for an Evidence.
+        guides: guides that are fitted anew for every seed and weigh, such as FullRank.
+        problems: their names [default: all].
+        seeds: so many runs of each estimator on each problem.
+        seed: the first seed.
+        out: folder to write into [default: runs/bench].
+    """
+
+    estimators: list[str] = field(default_factory=list)
+    guides: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    seeds: int = 10
+    seed: int = 0
+    out: str = "runs/bench"
+
+
+@dataclass
 class Guides:
     """List the guides: name, what it is, options with their defaults, source."""
 

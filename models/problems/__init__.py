@@ -1,6 +1,6 @@
 """Problems whose evidence is known, to try estimators on: Pyro models as their users write them.
 
-problem = PROBLEMS["eight schools"]
+problem = PROBLEMS["eight-schools"]
 evidence = annealed_evidence(problem.model, problem.arguments)
 error = evidence.mean * evidence.num_data - problem.log_evidence
 """

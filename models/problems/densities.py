@@ -201,7 +201,7 @@ _BEAUJEAN = (
 PROBLEMS = (
     *(
         Problem(
-            f"shells {dim}",
+            f"shells-{dim}",
             partial(shells, dim),
             (),
             partial(shells_evidence, dim),
@@ -222,7 +222,7 @@ PROBLEMS = (
     ),
     *(
         Problem(
-            f"log-gamma {dim}",
+            f"log-gamma-{dim}",
             partial(log_gamma, dim),
             (),
             partial(log_gamma_evidence, dim),
@@ -232,7 +232,7 @@ PROBLEMS = (
         for dim in (2, 10)
     ),
     Problem(
-        "student mixture",
+        "student-mixture",
         student_mixture,
         (),
         student_mixture_evidence,
@@ -240,7 +240,7 @@ PROBLEMS = (
         "two modes with heavy tails",
     ),
     Problem(
-        "separated modes",
+        "separated-modes",
         separated_modes,
         (),
         separated_modes_evidence,

@@ -64,7 +64,7 @@ def gaussian_process_evidence() -> float:
 
 PROBLEMS = (
     Problem(
-        "principal components",
+        "principal-components",
         principal_components,
         (iris_components()[1],),
         principal_components_evidence,
@@ -72,7 +72,7 @@ PROBLEMS = (
         "M. E. Tipping, C. M. Bishop, 'Probabilistic Principal Component Analysis', 1999",
     ),
     Problem(
-        "gaussian process",
+        "gaussian-process",
         gaussian_process,
         curve(),
         gaussian_process_evidence,

@@ -100,7 +100,7 @@ def pumps_evidence() -> float:
 
 PROBLEMS = (
     Problem(
-        "eight schools",
+        "eight-schools",
         eight_schools,
         (SCHOOLS, SCHOOL_ERRORS),
         eight_schools_evidence,
@@ -123,5 +123,6 @@ PROBLEMS = (
         pumps_evidence,
         "negative binomial given two hyperparameters, quadrature over these",
         "E. I. George, U. E. Makov, A. F. M. Smith, 'Conjugate Likelihood Distributions', 1993",
+        double=True,
     ),
 )

@@ -118,7 +118,7 @@ PROBLEMS = (
         _DIABETES,
     ),
     Problem(
-        "noisy regression",
+        "noisy-regression",
         noisy_regression,
         diabetes(),
         noisy_regression_evidence,
@@ -134,7 +134,7 @@ PROBLEMS = (
         _PINES,
     ),
     Problem(
-        "pines, adjusted",
+        "pines-adjusted",
         pine_regression,
         pines("adjusted"),
         lambda: pine_regression_evidence("adjusted"),
