@@ -1,5 +1,6 @@
 """SVI training, evidence estimators, and what tells whether to believe them; any Pyro pair."""
 
+from evidence.inference.annealing.reference import Reference, nuts_reference
 from evidence.inference.diagnostics.arviz_export import to_arviz
 from evidence.inference.diagnostics.calibration import (
     Calibration,
@@ -11,7 +12,6 @@ from evidence.inference.diagnostics.divergences import Divergences, grid_diverge
 from evidence.inference.diagnostics.gradient_noise import GradientNoise, gradient_signal_to_noise
 from evidence.inference.diagnostics.latent_diagnostics import LatentDiagnostics, latent_diagnostics
 from evidence.inference.diagnostics.preflight import check
-from evidence.inference.diagnostics.reference import Reference, nuts_reference
 from evidence.inference.estimation.adaptive import adaptive_evidence
 from evidence.inference.estimation.annealed import Annealed, anneal, annealed_evidence
 from evidence.inference.estimation.bayes_factors import (
@@ -21,6 +21,7 @@ from evidence.inference.estimation.bayes_factors import (
     model_probabilities,
 )
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
+from evidence.inference.estimation.bridge import bridge_evidence
 from evidence.inference.estimation.comparison import (
     Comparison,
     compare_elbos,
@@ -95,6 +96,7 @@ __all__ = [
     "annealed_evidence",
     "bayes_factor",
     "bidirectional_evidence",
+    "bridge_evidence",
     "check",
     "compare_elbos",
     "compare_estimates",

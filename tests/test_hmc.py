@@ -148,7 +148,7 @@ def geweke(num_draws=100_000, num_sweeps=4):
     with evaluation_mode(gamma_exponential):
         for _ in range(num_sweeps):
             path = PriorPath(gamma_exponential, x)
-            state = hmc.init(path.locate({"z": z}), path)
+            state = hmc.init(path.locate({"z": z.unsqueeze(0)}), path)
             state, _ = moves(state, path, 0.4, 1, num_leapfrog_steps=4)
             z = path.site_values(state.z)["z"][0]
             x = dist.Exponential(z).sample()

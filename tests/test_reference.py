@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from evidence.guides import MeanField
+from evidence.inference.annealing.reference import diagnostic, nuts_reference
 from evidence.inference.diagnostics.discrepancy import compare_to_reference
-from evidence.inference.diagnostics.reference import diagnostic, nuts_reference
 from evidence.inference.diagnostics.two_samples import (
     CLASSIFIERS,
     classifier_accuracy,

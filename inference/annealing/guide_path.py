@@ -6,7 +6,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, latents_of
+from evidence.inference.annealing.inversion import solved
+from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, Way, latents_of
 from evidence.inference.programs.checks import check_density
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
@@ -55,17 +56,18 @@ class GuidePath(AbstractPath):
         drawn = {name: site for name, site in sites.items() if not is_point(site)}
         latents = latents_of(model, x, layout)
         packing = Packing(drawn, layout, _true_supports(drawn, latents))
-        super().__init__(model, x, layout, packing)
+        super().__init__(model, x, layout, packing, Packing(latents, layout))
         self.guide = guide
         self._made = sites.keys() - drawn.keys()  # sites that only move a draw
         # A single distribution depends on x alone: it need not be made anew at each evaluation.
         self._only = next(iter(sites.values())) if len(sites) == 1 else None
-        self._latents = Packing(latents, layout)
-        if packing.dim != self._latents.dim:
+        if packing.dim != self.latents.dim:
             raise ValueError(
                 f"expected a guide that draws as many entries as the model has latents "
-                f"({self._latents.dim}), got {packing.dim}: anneal from the prior (guide=None)"
+                f"({self.latents.dim}), got {packing.dim}: anneal from the prior (guide=None)"
             )
+        with isolated_rng(device=x.device):
+            self._start = self._draw(None).clone()
         self._check_scores()
 
     @staticmethod
@@ -73,19 +75,57 @@ class GuidePath(AbstractPath):
         """The weights of log q(u | x) and log p(x, u) at inverse temperature β."""
         return 1.0 - beta, beta
 
+    @torch.no_grad()
     def locate(self, values: dict[str, Tensor]) -> Tensor:
-        """The u `[1, B, Z]` of values of the model's latents, shaped as in a trace of the model.
+        """The u `[C, B, Z]` of values of the model's latents, each `[C, ...]` as in its trace.
+
+        Where the guide makes latents from auxiliary draws these are solved for.
 
         Raises:
-            ValueError: the guide makes the latents from other draws.
+            ValueError: they cannot be found from the latents.
         """
-        if self._made:
-            raise ValueError(
-                f"the guide makes the latents {sorted(self._made)} from auxiliary draws, which "
-                "cannot be found from the latents: anneal from the prior (guide=None)"
-            )
+        drawn = super().locate(values)
+        if not self._made:
+            return drawn
+        way = self._way_of(values)
+        wanted = self._by(way, self._unconstrained, self._under(way, values))
+        return solved(lambda u: self._by(way, self._made_of, {"u": u}), wanted, drawn)
+
+    def log_q(self, u: Tensor) -> Tensor:
+        """Log q(u | x) `[C, B]`, differentiable in u and in the guide's parameters."""
+        way = Way.ONE_BY_ONE if len(u) == 1 else self.way
+        return self._by(way, self._log_q, {"u": u})
+
+    def _log_q(self, rows: dict[str, Tensor], plate: int | None) -> Tensor:
+        u = rows["u"].unsqueeze(0) if plate is None else rows["u"]
+        with Assignment(self.packing, u, has_chains=plate is not None) as assignment:
+            sites = self._run(self.guide, plate)
+        log_q = u.new_zeros(u.shape[:2])
+        for name, site in sites.items():
+            if name not in self._made:
+                log_q = log_q + self._log_prob(site, plate)
+                log_q = log_q + self._log_jacobian(site, assignment, plate)
+        return log_q
+
+    def _locate(self, values: dict[str, Tensor], plate: int | None) -> Tensor:
+        """All that is drawn is where it is drawn; auxiliary draws are anywhere."""
+        num_chains = plate or 1
+        start = self._start.expand(num_chains, -1, -1)
+        with Given(values), Assignment(self.packing, start, has_chains=plate is not None):
+            sites = self._run(self.guide, plate)
+        return self.packing.pack(sites, num_chains, len(self.x))
+
+    def _unconstrained(self, values: dict[str, Tensor], plate: int | None) -> Tensor:
+        """The model's latents, by its own bijections: `[C, B, Z]`."""
         with Given(values):
-            return self.packing.pack(self._run(self.guide, None), 1, len(self.x))
+            scored = self._run(self.model, plate, sum_out=True)
+        return self.latents.pack(scored, plate or 1, len(self.x))
+
+    def _made_of(self, rows: dict[str, Tensor], plate: int | None) -> Tensor:
+        """The same, of what the guide makes of u."""
+        u = rows["u"].unsqueeze(0) if plate is None else rows["u"]
+        sites, _ = self._guide_sites(u, plate)
+        return self._unconstrained({name: site["value"] for name, site in sites.items()}, plate)
 
     def _terms(self, z: Tensor, plate: int | None) -> GuideTerms:
         sites, assignment = self._guide_sites(z, plate)
@@ -120,14 +160,12 @@ class GuidePath(AbstractPath):
         sites, _ = self._guide_sites(z, plate)
         with Given({name: site["value"] for name, site in sites.items()}):
             scored = self._run(self.model, plate, sum_out=True)
-        return self._latents.values(scored, plate or 1, len(self.x))
+        return self.latents.values(scored, plate or 1, len(self.x))
 
     def _check_scores(self) -> None:
         """Score draws that the guide has forgotten."""
-        with isolated_rng(device=self.x.device):
-            z = self._draw(None).clone()
         try:
-            self._terms(z, None)
+            self._terms(self._start, None)
         except (KeyError, NotImplementedError):
             raise ValueError(
                 "the guide cannot score latents that it did not just draw: anneal from the prior "

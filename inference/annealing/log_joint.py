@@ -5,6 +5,7 @@ inside `evaluation_mode`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -77,6 +78,7 @@ class AbstractPath(ABC):
         x: data `[B, *data_shape]`.
         layout: where data and chains are among the batch dimensions.
         packing: of the sites that hold u.
+        latents: of the model's latent sites, where these are others.
 
     Attributes:
         num_evaluations: of the terms so far, of one chain and datum each.
@@ -88,9 +90,10 @@ class AbstractPath(ABC):
         x: Batch,
         layout: Layout,
         packing: Packing,
+        latents: Packing | None = None,
     ) -> None:
         self.model, self.x = model, x
-        self.layout, self.packing = layout, packing
+        self.layout, self.packing, self.latents = layout, packing, latents or packing
         self._way: Way | None = None
         self.num_evaluations = 0
 
@@ -125,13 +128,35 @@ class AbstractPath(ABC):
     def weights(beta: float) -> tuple[float, float]:
         """The weights of the two terms at inverse temperature β."""
 
-    @abstractmethod
+    @torch.no_grad()
     def locate(self, values: dict[str, Tensor]) -> Tensor:
-        """The u `[1, B, Z]` of values of the model's latents, shaped as in a trace of the model.
+        """The u `[C, B, Z]` of values of the model's latents, each `[C, ...]` as in its trace.
 
         Raises:
             ValueError: the path's coordinates are not a function of the latents.
         """
+        way = self._way_of(values)
+        return self._by(way, self._locate, self._under(way, values))
+
+    def _way_of(self, values: dict[str, Tensor]) -> Way:
+        """How so many rows are run; there is nothing to probe for one."""
+        return Way.ONE_BY_ONE if len(next(iter(values.values()))) == 1 else self.way
+
+    def _under(self, way: Way, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Values `[C, ...]` with the batch dimensions that they have under a plate of chains."""
+        return self.latents.with_chains(values) if way is Way.PLATE else values
+
+    def _by(
+        self, way: Way, compute: Callable[[Any, int | None], Tensor], rows: dict[str, Tensor]
+    ) -> Tensor:
+        """What is computed, `[1, ...]` of each chain alone, of all chains: `[C, ...]`."""
+        if way is Way.PLATE:
+            return compute(rows, len(next(iter(rows.values()))))
+        if way is Way.VMAP:
+            with _UnderVmap():
+                return torch.vmap(lambda row: compute(row, None).squeeze(0))(rows)
+        columns = zip(*rows.values(), strict=True)
+        return torch.cat([compute(dict(zip(rows, row, strict=True)), None) for row in columns])
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms at `z` `[C, B, Z]`, each `[C, B]`."""
@@ -182,6 +207,9 @@ class AbstractPath(ABC):
 
     @abstractmethod
     def _terms(self, z: Tensor, plate: int | None) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _locate(self, values: dict[str, Tensor], plate: int | None) -> Tensor: ...
 
     @abstractmethod
     def _draw(self, plate: int | None) -> Tensor: ...
@@ -237,10 +265,9 @@ class PriorPath(AbstractPath):
         """The weights of log p(u) and log p(x | z) at inverse temperature β."""
         return 1.0, beta
 
-    def locate(self, values: dict[str, Tensor]) -> Tensor:
-        """The u `[1, B, Z]` of values of the model's latents, shaped as in a trace of the model."""
+    def _locate(self, values: dict[str, Tensor], plate: int | None) -> Tensor:
         with Given(values):
-            return self.packing.pack(self._run(self.model, None), 1, len(self.x))
+            return self.packing.pack(self._run(self.model, plate), plate or 1, len(self.x))
 
     def _terms(self, z: Tensor, plate: int | None) -> PriorTerms:
         with Assignment(self.packing, z, has_chains=plate is not None) as assignment:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evidence.inference.diagnostics.reference import Reference, diagnostic, with_batch_dims
+from evidence.inference.annealing.reference import Reference, diagnostic, with_batch_dims
 from evidence.inference.diagnostics.two_samples import (
     Accuracy,
     classifier_accuracy,

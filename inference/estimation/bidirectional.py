@@ -141,7 +141,7 @@ def bidirectional_evidence(
     device = device_of(model, like) or torch.device("cpu")
     with annealing_mode(model, guide, chosen.seed, device) as refuse_new_parameters:
         trace, x = simulate(model, size, like)
-        values = {name: site["value"] for name, site in random_sites(trace).items()}
+        values = {name: site["value"].unsqueeze(0) for name, site in random_sites(trace).items()}
         check_data(x, "the simulated x")
         if guide is not None:
             expect_sound_pair(model, guide, x)

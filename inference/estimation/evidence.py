@@ -19,7 +19,7 @@ from evidence.inference.soundness.pairs import expect_sound_pair
 
 _DATA_PER_REDUCTION = 128
 
-Estimator = Literal["elbo", "iw", "ais", "smc", "exact"]
+Estimator = Literal["elbo", "iw", "ais", "smc", "bridge", "exact"]
 Unit = Literal["datum", "data set"]
 
 
@@ -32,7 +32,7 @@ class Evidence:
     to be relied on, where the weights themselves show it; printed, it then has no error bar.
 
     Args:
-        estimator: "elbo", "iw", "ais", "smc" or "exact".
+        estimator: "elbo", "iw", "ais", "smc", "bridge" or "exact".
         num_particles: S, particles per datum; the most that any datum got, if they differ.
         log_px: the estimates `[B]`.
         log_px_variance: their Monte Carlo variances `[B]`.

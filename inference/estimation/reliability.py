@@ -22,6 +22,7 @@ _REMEDIES = {
     "iw": "use a guide closer to the posterior, many more particles, or --estimator ais "
     "(annealed_evidence)",
     "ais": "anneal more slowly (num_temperatures), then with more chains (num_chains)",
+    "bridge": "use a guide closer to the posterior, or more draws of both",
 }
 
 

@@ -129,6 +129,11 @@ class Packing:
             values[name] = value.reshape(*value.shape[:2], *plates, *event)
         return values
 
+    def with_chains(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Values of the sites, `[C, ...]` as one run has each, as a run under chains has them."""
+        outer = {name: (1,) * self._parts[name].outer for name in values}
+        return {n: v.reshape(len(v), *outer[n], *v.shape[1:]) for n, v in values.items()}
+
     def _data_first(
         self, value: Tensor, num_chains: int, num_data: int, part: _Part, event_dim: int
     ) -> Tensor:

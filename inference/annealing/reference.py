@@ -42,6 +42,8 @@ class Reference:
         num_divergences: draws whose trajectory diverged, over all chains.
         sites: the number of entries of every site, in the order in which they lie in z.
         site_values: the same draws by site, as the program has them, `[C·N, ...]`.
+        num_evaluations: of the log joint and its gradient, the warm-up's counted, of one datum or
+            of all that share latents; None where it is not known.
     """
 
     x: Batch
@@ -51,6 +53,7 @@ class Reference:
     num_divergences: int
     sites: dict[str, int]
     site_values: dict[str, Tensor]
+    num_evaluations: int | None = None
 
     @property
     def converged(self) -> bool:
@@ -128,7 +131,7 @@ def nuts_reference(
     register_mixtures()
     runs = []
     with isolated_rng(device=x.device), evaluation_mode(model):
-        scored = Unscaled()(InFull(without_effect(model, x, block.model))(model))
+        scored = _Counted(Unscaled()(InFull(without_effect(model, x, block.model))(model)))
         for chain in range(num_chains):
             pyro.set_rng_seed(seed * 1_000_003 + chain)
             run = MCMC(
@@ -144,7 +147,18 @@ def nuts_reference(
             )
             run.run(x)
             runs.append(run)
-    return _reference(x, block, runs)
+    return replace(_reference(x, block, runs), num_evaluations=scored.count * block.num_weights)
+
+
+class _Counted:
+    """A program, and how often it has been run."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.count = program, 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.count += 1
+        return self.program(*args)
 
 
 def _reference(x: Batch, block: Block, runs: Sequence[MCMC]) -> Reference:

@@ -1,0 +1,103 @@
+"""Proposals that are fitted to draws from the posterior: by moments, or a guide by forward KL."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from evidence.inference.annealing.guide_path import GuidePath, GuideTerms
+from evidence.inference.annealing.log_joint import PriorPath
+from evidence.inference.estimation.posterior_draws import PosteriorDraws
+from evidence.inference.programs.data import takes, unwrapped
+
+_MOST_STEPS = 300
+
+
+class Normal:
+    """A multivariate normal with the moments of draws, in a path's unconstrained coordinates.
+
+    Few draws of many latents have a singular covariance: correlations are shrunk as by as many
+    draws without any as there are latents.
+
+    Args:
+        path: in whose coordinates.
+        u: the draws `[C, N, B, Z]`.
+    """
+
+    def __init__(self, path: PriorPath, u: Tensor) -> None:
+        self.path = path
+        draws = u.flatten(0, 1).double()  # [S, B, Z]
+        self._dtype = u.dtype
+        num_draws, _, dim = draws.shape
+        away = draws - draws.mean(0)
+        covariance = torch.einsum("sbi,sbj->bij", away, away) / (num_draws - 1)
+        share = num_draws / (num_draws + dim)
+        variances = covariance.diagonal(dim1=-2, dim2=-1)
+        covariance = share * covariance + (1 - share) * torch.diag_embed(variances)
+        scale_tril, failed = torch.linalg.cholesky_ex(covariance)
+        if failed.any():
+            raise ValueError("a latent is the same in all draws of the posterior: expected others")
+        self._normal = MultivariateNormal(draws.mean(0), scale_tril=scale_tril)
+
+    def sample(self, num_draws: int) -> Tensor:
+        """Draws `[S, B, Z]`."""
+        draws = self._normal.sample(torch.Size([num_draws]))
+        return draws.to(self._dtype)
+
+    def __call__(self, u: Tensor) -> GuideTerms:
+        """Log q(u) and log p(x, u) at u `[S, B, Z]`."""
+        return GuideTerms(self._normal.log_prob(u.double()), self.path(u).log_p_xz)
+
+
+def fitted_guide(path: GuidePath, draws: PosteriorDraws, rows: slice) -> GuidePath:
+    """The path from a copy of a path's guide, fitted by forward KL to some of the draws.
+
+    It maximizes the mean of log q(u | x), that is, minimizes KL(p ‖ q), and so covers what the
+    draws cover. Draws of other rows know nothing of the fit.
+
+    Raises:
+        ValueError: the guide is no module, or has no density at the draws.
+    """
+    module = unwrapped(path.guide)
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            'expected a guide that is a module for fit_guide="forward", got '
+            f"{type(module).__name__}: fit it beforehand, and leave fit_guide out"
+        )
+    guide = copy.deepcopy(module)
+    twin = GuidePath(path.model, takes(guide, path.x), path.x)
+    u = draws.located(twin, rows).flatten(0, 1)
+    _maximize(
+        lambda: twin.log_q(u).mean(), [p for p in guide.parameters() if p.is_floating_point()]
+    )
+    return GuidePath(path.model, twin.guide, path.x)
+
+
+def _maximize(objective: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
+    """By L-BFGS, on all draws at once; parameters stay the best that were found."""
+    best, best_value = [p.detach().clone() for p in parameters], -math.inf
+
+    def loss() -> float:
+        nonlocal best, best_value
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            value = objective()
+            (-value).backward()
+        if best_value < value.item() < math.inf:
+            best, best_value = [p.detach().clone() for p in parameters], value.item()
+        return -value.item()
+
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=_MOST_STEPS, history_size=20, line_search_fn="strong_wolfe"
+    )
+    optimizer.step(loss)
+    if best_value == -math.inf:
+        raise ValueError("the guide has no density at draws from the posterior: fit it beforehand")
+    with torch.no_grad():
+        for parameter, value in zip(parameters, best, strict=True):
+            parameter.requires_grad_(False).copy_(value)
