@@ -8,7 +8,6 @@ from torch import Tensor
 
 from evidence.inference.annealing import hmc, metric, particles, pilot, schedule
 from evidence.inference.annealing.log_joint import AbstractPath, Way
-from evidence.inference.annealing.particles import Particles
 from evidence.inference.annealing.pilot import Plan
 from evidence.inference.annealing.smc_options import SMCOptions
 

@@ -1,13 +1,13 @@
-"""Proposals fitted to draws: mixtures of Gaussians or Student's t, in unconstrained space."""
+"""A proposal fitted to draws from the posterior: a mixture of Gaussians, or of Student's t."""
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from evidence.inference.annealing.log_joint import PriorPath
 from evidence.inference.programs import estimators
 
 _DEGREES = (5.0, 30.0, math.inf)
@@ -18,7 +18,7 @@ _PILOT = 500
 
 
 @dataclass(frozen=True)
-class MixtureProposal:
+class Mixture:
     """Σ_k w_k t_ν(z; μ_k, L_k L_kᵀ), a density on R^Z that can be drawn from; Gaussian for ν = ∞.
 
     Args:
@@ -58,17 +58,54 @@ class MixtureProposal:
         return (self.log_shares + log_p - log_det).logsumexp(1)
 
 
-def fitted_proposals(z: Tensor, seed: int) -> list[MixtureProposal]:
-    """The mixture that fits draws `[S, Z]` best, by BIC, with tails of several weights.
+class MixtureProposal:
+    """The mixture that fits draws best, in a path's unconstrained coordinates.
+
+    The number of components is that of the least BIC, as far as the draws allow, and their tails
+    are those whose weights have the largest ESS in a pilot run: a proposal with tails that are too
+    light has weights without a variance.
+
+    Args:
+        path: in whose coordinates; of data that share latents.
+        u: the draws `[S, 1, Z]`.
+        seed: of the fit.
+    """
+
+    def __init__(self, path: PriorPath, u: Tensor, seed: int) -> None:
+        self.path, self._dtype = path, u.dtype
+        candidates = _fitted(u.squeeze(1), seed)
+        self.num_evaluations = _PILOT * len(candidates)
+        self.mixture = max(candidates, key=self._pilot_ess)
+
+    def sample(self, num_draws: int) -> Tensor:
+        """Draws `[S, 1, Z]`."""
+        return self.mixture.sample(num_draws).to(self._dtype).unsqueeze(1)
+
+    def log_weights(self, num_draws: int, rows: int = 10_000) -> Tensor:
+        """Log p(x, u) − log q(u) at draws `[S, 1]`, in nats; some at a time."""
+        parts = (self._log_weights(self.mixture, u) for u in self.sample(num_draws).split(rows))
+        return torch.cat(list(parts))
+
+    def _log_weights(self, mixture: Mixture, u: Tensor) -> Tensor:
+        log_q = mixture.log_prob(u.squeeze(1).double()).unsqueeze(1)
+        return self.path(u).log_p_xz.double() - log_q
+
+    def _pilot_ess(self, mixture: Mixture) -> float:
+        u = mixture.sample(_PILOT).to(self._dtype).unsqueeze(1)
+        return estimators.ess(self._log_weights(mixture, u)).nan_to_num(0.0).item()
+
+
+def _fitted(z: Tensor, seed: int) -> list[Mixture]:
+    """The mixture of draws `[S, Z]`, with tails of several weights.
 
     Components are found by scikit-learn's EM, in coordinates in which all draws have unit
-    covariance; as many as S allows.
+    covariance.
     """
     mean, factor = _moments(z)
     standard = torch.linalg.solve_triangular(factor, (z.double() - mean).mT, upper=False).mT
     shares, locs, factors = _best_mixture(standard, seed)
     return [
-        MixtureProposal(shares.log(), mean + locs @ factor.mT, factor @ factors, degrees)
+        Mixture(shares.log(), mean + locs @ factor.mT, factor @ factors, degrees)
         for degrees in _DEGREES
     ]
 
@@ -106,16 +143,3 @@ def _best_mixture(z: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     covariances = torch.as_tensor(found.covariances_).to(z)
     parts = torch.as_tensor(found.weights_), torch.as_tensor(found.means_)
     return parts[0].to(z), parts[1].to(z), torch.linalg.cholesky(covariances)
-
-
-def best_of(
-    proposals: Sequence[MixtureProposal], log_joint: Callable[[Tensor], Tensor]
-) -> tuple[MixtureProposal, int]:
-    """The proposal whose weights have the largest ESS in a pilot run, and evaluations spent."""
-
-    def ess(proposal: MixtureProposal) -> float:
-        z = proposal.sample(_PILOT)
-        log_w = log_joint(z).double() - proposal.log_prob(z)
-        return estimators.ess(log_w.unsqueeze(1)).nan_to_num(0.0).item()
-
-    return max(proposals, key=ess), _PILOT * len(proposals)
