@@ -37,6 +37,10 @@ from evidence.inference.estimation.evidence import (
 )
 from evidence.inference.estimation.gaps import Gaps, inference_gaps
 from evidence.inference.estimation.log_weights import log_weights
+from evidence.inference.estimation.marginal_likelihood import (
+    MarginalLikelihood,
+    marginal_likelihood,
+)
 from evidence.inference.objectives import (
     IWAE,
     STL,
@@ -49,6 +53,7 @@ from evidence.inference.objectives import (
     ReweightedWakeSleep,
     WakeSleep,
 )
+from evidence.inference.programs.scaled_prior import ScaledPrior
 from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.soundness.findings import Finding
 from evidence.inference.training.averaging import UntilConverged
@@ -82,11 +87,13 @@ __all__ = [
     "GradientNoise",
     "History",
     "LatentDiagnostics",
+    "MarginalLikelihood",
     "ModelProbability",
     "NonFiniteLossError",
     "Reference",
     "Renyi",
     "ReweightedWakeSleep",
+    "ScaledPrior",
     "Snapshot",
     "UntilConverged",
     "UntilFlat",
@@ -112,6 +119,7 @@ __all__ = [
     "latent_diagnostics",
     "log_prob_terms",
     "log_weights",
+    "marginal_likelihood",
     "model_probabilities",
     "nuts_reference",
     "paired_difference",

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,11 @@ from evidence.experiments.setup.catalogue import Spec, build_guide
 from evidence.inference import (
     Evidence,
     annealed_evidence,
+    bridge_evidence,
     fit,
     importance_weighted_evidence,
+    marginal_likelihood,
+    smc_evidence,
 )
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.models.networks import expect_choice
@@ -26,11 +29,24 @@ from evidence.models.problems import Problem
 Run = Callable[[Problem, int], Evidence]
 
 
+def _smc(problem: Problem, seed: int) -> Evidence:
+    return smc_evidence(problem.model, problem.arguments, seed=seed)
+
+
 def _ais(problem: Problem, seed: int) -> Evidence:
     return annealed_evidence(problem.model, problem.arguments, seed=seed)
 
 
-BUILT_IN: dict[str, Run] = {"ais": _ais}
+def _bridge(problem: Problem, seed: int) -> Evidence:
+    return bridge_evidence(problem.model, None, problem.arguments, seed=seed)
+
+
+def _auto(problem: Problem, seed: int) -> Evidence:
+    found = marginal_likelihood(problem.model, problem.arguments, seed=seed)
+    return replace(found.evidence, num_evaluations=found.num_evaluations)
+
+
+BUILT_IN: dict[str, Run] = {"auto": _auto, "smc": _smc, "bridge": _bridge, "ais": _ais}
 
 
 def estimator_named(name: str, code: OwnCode) -> Run:

@@ -31,7 +31,7 @@ from evidence.inference.programs.traces import Program
 # Estimates of two kinds further apart than so many standard errors do not agree.
 _AGREEMENT = 4.0
 _GROWTH = 4  # of the particles from round to round
-_FEWEST, _PILOT = 4000, 4000
+_FEWEST, _PILOT = 10_000, 4000
 _DRAWS_TO_FIT = 8000
 
 
@@ -137,6 +137,9 @@ def marginal_likelihood(
     are not reliable, a bridge between the particles and the guide, or a normal, is the third. If
     the kinds do not agree, or none reaches the target, all is done again with four times as many
     particles, `max_rounds` times at the most.
+
+    What no particle comes upon is in none of the estimates, and nothing shows it: a narrow mode far
+    from all others that hardly any draw from the prior is near.
 
     Args:
         model: called with a batch; scores it. Its latents are continuous, or summed out.
@@ -244,4 +247,4 @@ def _enough(pilot: Tensor, target_se: float) -> int:
 
 def _count(share: float, target_se: float) -> int:
     wanted = 1 / (max(share, 1e-6) * target_se**2)
-    return int(min(max(2 * wanted, _FEWEST), 100 * _FEWEST))
+    return int(min(max(2 * wanted, _FEWEST), 40 * _FEWEST))

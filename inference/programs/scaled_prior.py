@@ -1,5 +1,6 @@
 """A prior made wider or narrower: how much of a Bayes factor is the prior's."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,6 +8,9 @@ from pyro import distributions as dist
 from pyro.distributions import constraints, transforms
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+
+from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.random_state import isolated_rng
 
 
 class ScaledPrior(Messenger):
@@ -29,6 +33,17 @@ class ScaledPrior(Messenger):
             raise ValueError(f"expected a prior scale > 0 for {site!r}, got {factor}")
         self.site, self.factor = site, factor
         self.was_met = False
+
+    def meets(self, model: Callable[..., Any], x: Batch) -> bool:
+        """Whether a model has the site among its latents; one run tells, whose draws are not kept.
+
+        Raises:
+            ValueError: the prior there has no scale.
+        """
+        x = as_data(x)
+        with isolated_rng(device=x.device), torch.no_grad(), self:
+            takes(model, x)(x)
+        return self.was_met
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] != self.site or msg["is_observed"]:
