@@ -41,6 +41,7 @@ from evidence.inference.estimation.marginal_likelihood import (
     MarginalLikelihood,
     marginal_likelihood,
 )
+from evidence.inference.estimation.sequential import Sampled, smc, smc_evidence
 from evidence.inference.objectives import (
     IWAE,
     STL,
@@ -93,6 +94,7 @@ __all__ = [
     "Reference",
     "Renyi",
     "ReweightedWakeSleep",
+    "Sampled",
     "ScaledPrior",
     "Snapshot",
     "UntilConverged",
@@ -125,6 +127,8 @@ __all__ = [
     "paired_difference",
     "restore_tensors",
     "simulation_based_calibration",
+    "smc",
+    "smc_evidence",
     "square_grid",
     "to_arviz",
 ]

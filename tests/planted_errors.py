@@ -602,9 +602,42 @@ ANNEALING = Check(
     num_seeds=3,
 )
 
+
+# Sequential Monte Carlo
+
+
+def islands(plant=None):
+    """Largest |z| of E[Ẑ] / p(x) = 1 over islands, of a constrained latent, under a patch."""
+
+    def score(seed):
+        from tests import test_smc  # noqa: PLC0415
+
+        with pytest.MonkeyPatch.context() as patch:
+            if plant is not None:
+                getattr(test_smc, plant)(patch)
+            return test_smc.gamma_islands(seed=seed)
+
+    return score
+
+
+SMC = Check(
+    "test_smc.py::test_a_planted_error_biases_the_islands_of_a_constrained_latent",
+    lambda implementation, seed: implementation(seed),
+    islands(),
+    {
+        "SMC: tempering at the wrong end": islands("planted_start"),
+        "SMC: schedule that stops short of β = 1": islands("planted_end"),
+        "SMC: weights before a resampling dropped": islands("planted_loss"),
+        "SMC: weights of the next temperature": islands("planted_shift"),
+        "SMC: ancestors that owe nothing to the weights": islands("planted_ancestors"),
+        "SMC: no Jacobian of a constrained latent": islands("planted_jacobian"),
+    },
+    num_seeds=3,
+)
+
 CHECKS = [
     UNBIASED, EXACT_POSTERIOR, FLOW, VARIANCE, FEW_WEIGHTS, SPREAD, ESS, DATA_SE, MC_SE,
-    JACKKNIFE, K_HAT, STOPPING, PAIRS, WINNERS, SKEW, FITS, DIVERGENCES, BEST, ANNEALING,
+    JACKKNIFE, K_HAT, STOPPING, PAIRS, WINNERS, SKEW, FITS, DIVERGENCES, BEST, ANNEALING, SMC,
 ]  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from evidence.inference.annealing import hmc
 from evidence.inference.annealing.log_joint import AbstractPath
 
+_MOST_UNKNOWN = 0.01
+
 
 class Particles(NamedTuple):
     """Where particles are, and what the terms of the path are there.
@@ -38,16 +40,34 @@ def change(path: AbstractPath, particles: Particles) -> Tensor:
     return hmc.weighted_sum([b - a for a, b in ends], particles.log_probs.double())
 
 
+def changes_at_start(path: AbstractPath, cloud: Particles) -> tuple[Tensor, Tensor]:
+    """Log f_1 − log f_0 of draws from f_0, and whether these are where their dtype ends.
+
+    That is on the edge of a support, or where the log joint is no number, as where a heavy tail
+    overflows. Of so few draws it counts as zero there.
+
+    Returns:
+        `[P, C, b]` each.
+
+    Raises:
+        ValueError: it is NaN for more than one draw in a hundred, or +inf.
+    """
+    changes = change(path, cloud)
+    is_unknown = changes.isnan()
+    if is_unknown.double().mean() > _MOST_UNKNOWN or (changes == torch.inf).any():
+        raise ValueError(
+            "the log joint is NaN or +inf at draws from where the path begins: the model or the "
+            "guide is not a density here"
+        )
+    on_edge = torch.stack([path.on_edge(z) for z in cloud.z]) | is_unknown
+    return torch.where(is_unknown, -torch.inf, changes), on_edge
+
+
 def by_island(values: Tensor, num_islands: int) -> Tensor:
     """`[P, C, b] -> [R, N, b]`, all N particles of an island, chain after chain."""
     steps, chains, num_data = values.shape
     values = values.reshape(steps, num_islands, chains // num_islands, num_data)
     return values.permute(1, 2, 0, 3).flatten(1, 2)
-
-
-def log_mean_exp(values: Tensor) -> Tensor:
-    """Over the particles of each island, `[R, N, b] -> [R, b]`."""
-    return values.logsumexp(1) - torch.tensor(float(values.shape[1])).log()
 
 
 def systematic(log_w: Tensor, count: int) -> Tensor:
@@ -96,9 +116,9 @@ def moved(
         transition: gives the next state, and is told the number of the step, from 0.
     """
     state = hmc.init(ancestors, path)
-    states = [state]
+    z, log_probs = [state.z], [state.log_probs]  # not the gradients, which are larger than both
     for number in range(num_steps - 1):
         state = transition(state, number)
-        states.append(state)
-    z, log_probs = ([getattr(s, name) for s in states] for name in ("z", "log_probs"))
+        z.append(state.z)
+        log_probs.append(state.log_probs)
     return Particles(torch.stack(z), torch.stack(log_probs, 1))

@@ -7,8 +7,10 @@ from evidence.inference.annealing.log_joint import AbstractPath, Way
 from evidence.inference.annealing.metric import Kind
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 
-# Chains of every island. Where chains are run as one batch, many cost little more than few.
-_CHAINS_PER_DATUM, _JOINT_CHAINS, _CHAINS_ONE_BY_ONE = 2, 16, 2
+# Chains of every island. Where they are run as one batch, many cost little more than few; under
+# `torch.vmap` all but their first draws are.
+_CHAINS_PER_DATUM = 2
+_JOINT_CHAINS = {Way.PLATE: 32, Way.VMAP: 8, Way.ONE_BY_ONE: 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +20,8 @@ class SMCOptions:
     Args:
         num_islands: R, independent runs side by side; their spread is the error bar.
         num_chains: K, chains of every island at every temperature, and ancestors that are resampled
-            for them; by default 16 for a data set whose data share latents, or 2 per datum, and 2
-            where a program's chains can only be run one after the other.
+            for them; by default 32 for a data set whose data share latents, fewer where the
+            program does not broadcast over chains, and 2 per datum.
         num_steps: P, particles that each chain leaves at a temperature, its ancestor among them.
         ess_share: effective share of the particles that is left by the step to the next
             temperature; larger for more temperatures.
@@ -38,7 +40,7 @@ class SMCOptions:
 
     num_islands: int = 32
     num_chains: int | None = None
-    num_steps: int = 32
+    num_steps: int = 16
     ess_share: float = 0.5
     num_leapfrog_steps: int = 10
     target_acceptance: float = 0.8
@@ -63,7 +65,5 @@ class SMCOptions:
         """C = R · K, of all islands together."""
         if self.num_chains is not None:
             return self.num_islands * self.num_chains
-        if path.way is not Way.PLATE:
-            return self.num_islands * _CHAINS_ONE_BY_ONE
-        per_island = _JOINT_CHAINS if path.layout.is_joint else _CHAINS_PER_DATUM
-        return self.num_islands * per_island
+        is_joint = path.layout.is_joint
+        return self.num_islands * (_JOINT_CHAINS[path.way] if is_joint else _CHAINS_PER_DATUM)

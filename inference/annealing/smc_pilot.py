@@ -17,7 +17,7 @@ _FIRST_STEP_SIZE = 0.5
 _BISECTIONS = 60
 
 
-def plan_for(path: AbstractPath, options: SMCOptions, on_temperature: Callable[[], None]) -> Plan:
+def plan_for(path: AbstractPath, options: SMCOptions, on_temperature: Callable[[], object]) -> Plan:
     """Temperatures, and a metric and step sizes for each, from one adaptive run.
 
     Each temperature is as far from the last as the effective share of the particles allows. The
@@ -31,6 +31,7 @@ def plan_for(path: AbstractPath, options: SMCOptions, on_temperature: Callable[[
     num_chains = _JOINT_CHAINS if has_batches else _CHAINS_PER_DATUM
     kind = metric.kind_for(options.metric, path.dim)
     cloud = particles.drawn(path, _NUM_STEPS, num_chains)
+    changes, _ = particles.changes_at_start(path, cloud)
     log_step = cloud.z.new_full((cloud.z.shape[2],), math.log(_FIRST_STEP_SIZE))
     betas, sizes, factors = [0.0], [], []
     while betas[-1] < 1:
@@ -40,13 +41,14 @@ def plan_for(path: AbstractPath, options: SMCOptions, on_temperature: Callable[[
                 f"{betas[-1]:.3g}: begin nearer to the posterior (guide), or allow more "
                 "(max_temperatures)"
             )
-        changes = particles.by_island(particles.change(path, cloud), 1)  # [1, N, b]
+        changes = particles.by_island(changes, 1)  # [1, N, b]
         beta = next_beta(changes[0], betas[-1], options.ess_share)
         log_w = (beta - betas[-1]) * changes
         everywhere = particles.resampled(cloud, log_w, _NUM_STEPS * num_chains)
         factor = metric.factor_of(metric.covariance_of(everywhere, kind))
         tuner = _Tuner(path, options, beta, factor.to(cloud.z), log_step)
         cloud = particles.moved(path, everywhere[::_NUM_STEPS], _NUM_STEPS, tuner)
+        changes = particles.change(path, cloud)
         log_step = tuner.settled()
         betas.append(beta)
         sizes.append(log_step.exp())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from evidence.inference.programs import estimators
+
 if TYPE_CHECKING:
     from evidence.inference.estimation.evidence import Evidence
 
@@ -23,7 +25,12 @@ _REMEDIES = {
     "(annealed_evidence)",
     "ais": "anneal more slowly (num_temperatures), then with more chains (num_chains)",
     "bridge": "use a guide closer to the posterior, or more draws of both",
+    "smc": "use more chains in each island (num_chains), then longer ones (num_steps)",
 }
+# Chance of the drift of chains in equilibrium, below which it is none.
+_DRIFT_BY_CHANCE = 1e-3
+# The least effective share of islands: below it, few of them have found what counts most.
+_LEAST_ISLANDS = 0.7
 
 
 def dominated(evidence: "Evidence") -> Tensor:
@@ -103,6 +110,8 @@ def diagnostics(evidence: "Evidence") -> str:
     if evidence.estimator not in _REMEDIES or evidence.num_particles < 2:
         return ""
     text = f"ESS {_median(evidence.ess):,.0f}"
+    if evidence.estimator == "smc":
+        return text
     if evidence.k_hat.isnan().all():
         return f"{text}, no k̂ (so few weights would not show heavy tails)"
     text += f", k̂ {_median(evidence.k_hat):.2f}"
@@ -125,6 +134,29 @@ def edge_caveat(on_edge: Tensor, mc_se: float, dtype: torch.dtype | None) -> str
         remedy = "compute in double (model.double(), guide.double(), x.double(); --dtype float64)"
     number = "its precision" if dtype is None else str(dtype).removeprefix("torch.")
     return f"{share:.1%} of the draws are on the edge of a support, where {number} ends: {remedy}"
+
+
+def smc_caveat(log_px: Tensor, drift: Tensor) -> str | None:
+    """What to say where chains and islands of sequential Monte Carlo speak against its estimate.
+
+    Args:
+        log_px: of every island `[R, B]`.
+        drift: see `smc_readings.drift` `[B]`.
+    """
+    drifting = drift < _DRIFT_BY_CHANCE
+    if drifting.double().mean() > MOST_UNSUPPORTED:
+        return (
+            "chains still move to where the particles have not been, and a part of the posterior "
+            f"is missing (p = {drift.min():.0e} without): write narrow latents as scale × standard "
+            "normal (non-centred), or begin from a guide"
+        )
+    ess = estimators.ess(log_px).nan_to_num(nan=0.0)
+    if (ess < _LEAST_ISLANDS * len(log_px)).double().mean() > MOST_UNSUPPORTED:
+        return (
+            f"the islands vary too widely (ESS {_median(ess):.1f} of {len(log_px)}), as where few "
+            f"of them find a mode: {_REMEDIES['smc']}"
+        )
+    return None
 
 
 def _median(values: Tensor) -> float:

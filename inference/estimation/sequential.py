@@ -12,10 +12,13 @@ from tqdm import tqdm
 
 from evidence.inference.annealing import particles, smc_pilot
 from evidence.inference.annealing import smc as machine
+from evidence.inference.annealing import smc_readings as readings
 from evidence.inference.annealing.guide_path import path_of
 from evidence.inference.annealing.log_joint import AbstractPath
 from evidence.inference.annealing.particles import Particles
+from evidence.inference.annealing.smc import Passed
 from evidence.inference.annealing.smc_options import SMCOptions
+from evidence.inference.estimation import reliability
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.programs.checks import check_data
@@ -53,10 +56,11 @@ class Sampled:
         chain_variance: the variance of log p̂(x) `[B]`, if chains began anew at each temperature;
             far below that of the evidence where chains do not mix and errors add up.
         least_ess: the smallest effective share of the particles at any step `[B]`.
-        k_hat: Pareto shape of the weights at that step `[B]`.
         acceptance: the lowest mean acceptance at any temperature `[B]`.
-        r_hat: of the chains at β = 1 `[B]`, see `smc.Passed`. Large where chains stay in modes of
-            their own, which by itself does the evidence no harm.
+        drift: how likely chains are to move as they do if they began in equilibrium `[B]`, see
+            `smc_readings.drift`. Small where a part of the posterior is missing.
+        r_hat: of the chains at β = 1 `[B]`, the largest over latents and log f_1 − log f_0.
+            Large where chains stay in modes of their own, which does the evidence no harm.
         on_edge: share of the evidence from particles on the edge of a support `[B]`.
         thermodynamic: another reading of the same run.
         num_particles: N, at each temperature.
@@ -70,8 +74,8 @@ class Sampled:
     betas: tuple[Tensor, ...]
     chain_variance: Tensor
     least_ess: Tensor
-    k_hat: Tensor
     acceptance: Tensor
+    drift: Tensor
     r_hat: Tensor
     on_edge: Tensor
     thermodynamic: Thermodynamic
@@ -85,21 +89,22 @@ class Sampled:
         """The record "smc": log of the islands' mean, a lower bound in expectation.
 
         Its variance is that of the mean of independent islands, whatever goes on within them. Its
-        ESS is the number of independent weights of the posterior that would leave the same
-        variance; its k̂ is of the weights at the step with the smallest effective share.
+        ESS is the number of particles that would leave the same variance if each were weighed by
+        itself. It has no k̂: temperatures keep the weights of each step alike, whatever their tail.
         """
         record = from_log_weights(self.log_px)["iw"]
-        ess = 1 / (record.log_px_variance + 1 / self.num_particles)
         record = dataclasses.replace(
             record,
             estimator="smc",
             num_particles=self.num_particles,
-            ess=ess,
-            k_hat=self.k_hat,
+            ess=(1 / (record.log_px_variance + 1 / self.num_particles)).clamp(min=1),
+            k_hat=torch.full_like(self.drift, math.nan),
             dtype=self.dtype,
             num_evaluations=self.num_evaluations,
         )
-        return record.of(self.on_edge, self.data_set_size)
+        record = record.of(self.on_edge, self.data_set_size)
+        caveat = record.caveat or reliability.smc_caveat(self.log_px, self.drift)
+        return dataclasses.replace(record, caveat=caveat)
 
 
 def smc_evidence(
@@ -184,58 +189,80 @@ def smc(
     return dataclasses.replace(whole, data_set_size=len(x) if is_joint else None)
 
 
-def _block(path: AbstractPath, options: SMCOptions, on_temperature: Callable) -> Sampled:
+def _block(
+    path: AbstractPath, options: SMCOptions, on_temperature: Callable[[], object]
+) -> Sampled:
     """The record of the data of one path."""
     plan = smc_pilot.plan_for(path, options, on_temperature)
-    passed, final = machine.run(path, plan, options, on_temperature)
+    passed = machine.run(path, plan, options, on_temperature)
+    final, last = passed.final, passed.changes[-1]
+    log_w = readings.log_weights(plan.betas, passed.changes)
+    log_px = readings.log_evidence(log_w)
+    integral, correction = readings.thermodynamic(plan.betas, passed.changes)
     return Sampled(
-        log_px=passed.log_z,
-        draws=_draws(path, final, passed.log_z),
+        log_px=log_px,
+        draws=_draws(path, final, log_px),
         betas=(plan.betas,),
-        chain_variance=passed.chain_variance,
-        least_ess=passed.ess_shares.min(0).values,
-        k_hat=passed.k_hat,
+        chain_variance=readings.chain_variance(log_w, options.num_steps),
+        least_ess=readings.effective_shares(log_w).min(0).values,
         acceptance=passed.acceptance.min(0).values,
-        r_hat=passed.r_hat,
-        on_edge=passed.on_edge,
-        thermodynamic=_integral(plan.betas, passed.means, passed.variances),
-        num_particles=final.z.shape[0] * final.z.shape[1],
+        drift=readings.drift(plan.betas, passed.changes, final.z),
+        r_hat=readings.r_hat(_positions(final, last)),
+        on_edge=_edge_share(path, passed, log_w[0], log_px),
+        thermodynamic=Thermodynamic(
+            integral.mean(0),
+            integral.std(0) / math.sqrt(len(integral)),
+            correction.mean(0).abs(),
+        ),
+        num_particles=last[..., 0].numel(),
         num_evaluations=path.num_evaluations,
         dtype=final.z.dtype,
     )
 
 
-def _draws(path: AbstractPath, final: Particles, log_z: Tensor) -> dict[str, Tensor]:
+def _positions(final: Particles, changes: Tensor) -> Tensor:
+    """Latents and log f_1 − log f_0 of the last particles `[P, C, b, Z + 1]`."""
+    steps = final.z.shape[0]
+    by_step = changes.unflatten(1, (-1, steps)).movedim(2, 0).flatten(1, 2)
+    return torch.cat([final.z.double(), by_step.unsqueeze(-1)], -1)
+
+
+def _edge_share(path: AbstractPath, passed: Passed, log_w: Tensor, log_px: Tensor) -> Tensor:
+    """The share of the evidence from particles on the edge of a support `[b]`.
+
+    At the first step or at the last, whichever is larger.
+    """
+    log_w, on_edge = log_w.flatten(0, 1), passed.began_on_edge.flatten(0, 1).double()
+    began = (log_w.softmax(0).nan_to_num() * on_edge).sum(0)
+    # Draws whose density is no number have no weight: as if they had that of the others.
+    began = began + (on_edge * log_w.isneginf()).mean(0)
+    ended = torch.stack([path.on_edge(z) for z in passed.final.z])
+    ended = particles.by_island(ended, len(log_px)).double().mean(1)
+    return torch.maximum(began, (log_px.softmax(0).nan_to_num() * ended).sum(0))
+
+
+def _draws(path: AbstractPath, final: Particles, log_px: Tensor) -> dict[str, Tensor]:
     """The last particles as draws of equal weight: those of an island count for its evidence."""
-    num_steps, num_chains, num_data, _ = final.z.shape
+    num_steps, num_chains = final.z.shape[:2]
     count = num_steps * num_chains
-    log_w = log_z.repeat_interleave(count // len(log_z), 0).unsqueeze(0)  # [1, N, b]
+    log_w = log_px.repeat_interleave(count // len(log_px), 0).unsqueeze(0)  # [1, N, b]
     z = particles.resampled(final, log_w, count)
     rows = [path.site_values(some) for some in z.split(num_chains)]
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-
-def _integral(betas: Tensor, means: Tensor, variances: Tensor) -> Thermodynamic:
-    """Of means and variances of log f_1 − log f_0 `[T + 1, R, b]`, by corrected trapezoids.
-
-    The mean's slope is the variance, which takes off the error of second order.
-
-    Reference: N. Friel, M. Hurn, J. Wyse, "Improving power posterior estimation of statistical
-    evidence", 2014, https://arxiv.org/abs/1209.3198.
-    """
-    widths = betas.diff().reshape(-1, 1, 1)
-    trapezoids = (widths * (means[1:] + means[:-1]) / 2).sum(0)
-    correction = (widths.square() / 12 * variances.diff(dim=0)).sum(0)
-    islands = trapezoids - correction
-    se = islands.std(0) / math.sqrt(len(islands))
-    return Thermodynamic(islands.mean(0), se, correction.mean(0).abs())
 
 
 def _joined(parts: list[Sampled]) -> Sampled:
     """One record of blocks of data."""
     joined = {
         name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("chain_variance", "least_ess", "k_hat", "acceptance", "r_hat", "on_edge")
+        for name in (
+            "chain_variance",
+            "least_ess",
+            "acceptance",
+            "drift",
+            "r_hat",
+            "on_edge",
+        )
     }
     integrals = zip(*(part.thermodynamic for part in parts), strict=True)
     return dataclasses.replace(
