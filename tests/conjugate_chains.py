@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from scipy import stats
 from torch import Tensor
 
@@ -143,14 +144,11 @@ def chains_of(problem, num_data, *, memory=0.0, num_chains=4, num_draws=250):
     return {"z": problem.quantiles(torch.special.ndtr(noise))}
 
 
-def prior_of(problem):
+def hidden_prior(problem):
     """The prior, as a guide that is wider than the posterior."""
 
     def guide(x):
-        pyro.poutine.block(problem.model, hide_types=["observed"])(x)
-
-    def hiding(x):
-        with pyro.poutine.block(hide_fn=lambda site: site.get("is_observed", False)):
+        with poutine.block(hide_fn=lambda site: site.get("is_observed", False)):
             problem.model(x)
 
-    return hiding
+    return guide

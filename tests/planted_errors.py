@@ -635,9 +635,59 @@ SMC = Check(
     num_seeds=3,
 )
 
+
+# The bridge
+
+
+def bridged(plant=None, name="regression", has_guide=False):
+    """|z| of the mean error of a hundred bridges, under a patch of the estimator."""
+
+    def score(seed):
+        from tests import test_bridge as bridge  # noqa: PLC0415
+
+        function = None if plant is None else getattr(bridge, plant)
+        return bridge.score(name, has_guide, function, seed)
+
+    return score
+
+
+def score_coverage(plant, seed):
+    """Of a hundred intervals of ±2 SE, chains of memory 0.8: 12% or more that miss alarm."""
+    from tests import test_bridge as bridge  # noqa: PLC0415
+
+    with pytest.MonkeyPatch.context() as patch:
+        if plant is not None:
+            getattr(bridge, plant)(patch)
+        problem = bridge.PROBLEMS["exponential"]
+        covered = bridge.covered(*bridge.bridged(problem, memory=0.8, seed=seed))
+    return share_of(max(0.95 - covered, 0.0), 0.07)
+
+
+BRIDGE = Check(
+    "test_bridge.py::test_a_planted_error_biases_the_bridge",
+    lambda implementation, seed: implementation(seed),
+    bridged(),
+    {
+        "bridge: proposal scored on the draws it was fitted to": bridged("planted_fit"),
+        "bridge: s₁ and s₂ exchanged": bridged("planted_shares", has_guide=True),
+        "bridge: no Jacobian of a constrained latent": bridged("planted_jacobian", "exponential"),
+        "bridge: terms of pyro.factor lost": bridged("planted_factor", "bowl"),
+    },
+    num_seeds=3,
+)
+
+BRIDGE_ERROR = Check(
+    "test_bridge.py::test_the_interval_covers_the_exact_evidence",
+    score_coverage,
+    None,
+    {"bridge: autocorrelation of the draws ignored": "planted_independence"},
+    num_seeds=3,
+)
+
 CHECKS = [
     UNBIASED, EXACT_POSTERIOR, FLOW, VARIANCE, FEW_WEIGHTS, SPREAD, ESS, DATA_SE, MC_SE,
     JACKKNIFE, K_HAT, STOPPING, PAIRS, WINNERS, SKEW, FITS, DIVERGENCES, BEST, ANNEALING, SMC,
+    BRIDGE, BRIDGE_ERROR,
 ]  # fmt: skip
 
 

@@ -19,8 +19,8 @@ def bench_table(cards: Cards) -> str:
     counts = {len(card.trials) for card in cards.values()}
     seeds = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     caption = (
-        f"{seeds} seeds. Error: root mean square, nats of all data. Claimed: the median SE. Bias in "
-        "SE, and the share of ± 2 SE that holds the exact value, 95% if it is true: of the runs "
+        f"{seeds} seeds. Error: root mean square, nats of all data. Claimed: the median SE. Bias "
+        "in SE, and the share of ± 2 SE that holds the exact value, 95% if it is true: of the runs "
         "that say nothing against themselves, whose share is reliable. Missed: so many of these "
         "are off by more than 4 SE. Evaluations of the log joint and seconds: medians."
     )

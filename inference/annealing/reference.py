@@ -130,7 +130,7 @@ def nuts_reference(
     is_dense = block.layout.is_joint and dim <= _LARGEST_DENSE
     register_mixtures()
     runs = []
-    with isolated_rng(device=x.device), evaluation_mode(model):
+    with isolated_rng(device=x.device), evaluation_mode(model), torch.enable_grad():
         scored = _Counted(Unscaled()(InFull(without_effect(model, x, block.model))(model)))
         for chain in range(num_chains):
             pyro.set_rng_seed(seed * 1_000_003 + chain)

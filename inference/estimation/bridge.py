@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.guide_path import GuidePath, GuideTerms, path_of
-from evidence.inference.annealing.log_joint import AbstractPath
+from evidence.inference.annealing.guide_path import GuidePath
+from evidence.inference.annealing.log_joint import PriorPath
 from evidence.inference.annealing.reference import nuts_reference
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.bridge_checks import Bridged, caveat_of
@@ -19,6 +19,7 @@ from evidence.inference.estimation.posterior_draws import Draws, PosteriorDraws
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, Program, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
+from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.soundness.pairs import expect_sound_model, expect_sound_pair
 
 Fit = Literal["forward"]
@@ -30,12 +31,12 @@ _MOST_NUMBERS = 2**21  # draws × data at a time, where the data share latents
 class Proposal(Protocol):
     """A density to draw from, in the unconstrained coordinates of a path."""
 
-    def sample(self, num_draws: int, /) -> Tensor:
-        """Draws `[S, B, Z]`."""
+    def sample(self, num_chains: int) -> Tensor:
+        """Independent draws `[S, B, Z]`."""
         ...
 
-    def __call__(self, u: Tensor, /) -> GuideTerms:
-        """Log q(u) and log p(x, u) at u `[S, B, Z]`, each `[S, M]`."""
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log q and log p(x, ·) at places `[S, B, Z]`, each `[S, M]`, in nats."""
         ...
 
 
@@ -97,14 +98,14 @@ def bridge_evidence(
         expect_sound_pair(model, guide, x)
     # Draws that were made with the same seed must have nothing in common with the proposal's.
     with annealing_mode(model, guide, seed * 1_000_003 + 999_983, x.device) as refuse_new:
-        path = path_of(model, guide, x)
+        path = PriorPath(model, x) if guide is None else GuidePath(model, guide, x)
         if guide is None:
             expect_sound_model(model, x)
         refuse_new()
         draws = nuts_reference(model, x, seed=seed) if draws is None else draws
         found = PosteriorDraws(draws, path)
         u = found.located(path)
-        parts = [_bridge(*one, how) for one in _proposals(path, found, u, how)]
+        parts = list(_bridges(path, found, u, how))
     record = _record(path, found, parts)
     return dataclasses.replace(record, caveat=caveat_of(parts, u) or record.caveat)
 
@@ -135,48 +136,52 @@ class How:
         if self.chunk_size < 1:
             raise ValueError(f"expected chunk_size of at least 1, got {self.chunk_size}")
 
-    def rows(self, path: AbstractPath) -> int:
+    def rows(self, path: PriorPath | GuidePath) -> int:
         """How many draws are scored at a time."""
         size = len(path.x)
         most = _MOST_NUMBERS if path.layout.is_joint else self.chunk_size
         return max(1, min(self.chunk_size, most // size))
 
 
-def _proposals(
-    path: AbstractPath, draws: PosteriorDraws, u: Tensor, how: How
-) -> Iterator[tuple[AbstractPath, Proposal, Tensor]]:
-    """The proposals, and the draws to bridge each with, which did not fit it `[C, N, B, Z]`."""
+def _bridges(
+    path: PriorPath | GuidePath, draws: PosteriorDraws, u: Tensor, how: How
+) -> Iterator[Bridged]:
+    """Of all draws with the guide; or of those halves that did not fit the proposal."""
+    rows = how.rows(path)
     if isinstance(path, GuidePath) and how.fit_guide is None:
-        yield path, path, u
+        yield _bridge(path, u, rows, how)
         return
     middle = draws.num_draws // 2
     halves = slice(0, middle), slice(middle, None)
     for bridged, fitted in (halves, halves[::-1])[: 1 + how.crossfit]:
         if isinstance(path, GuidePath):
-            proposal = fitted_guide(path, draws, fitted)
-            yield path, proposal, draws.located(proposal, bridged)
+            with evaluation_store():  # a copy of a Pyro module has the names of the first one
+                proposal = fitted_guide(path, draws, fitted)
+                yield _bridge(proposal, draws.located(proposal, bridged), rows, how)
         else:
-            yield path, Normal(path, u[:, fitted]), u[:, bridged]
+            yield _bridge(Normal(path, u[:, fitted]), u[:, bridged], rows, how)
 
 
-def _bridge(path: AbstractPath, proposal: Proposal, u: Tensor, how: How) -> Bridged:
+def _bridge(proposal: Proposal, u: Tensor, rows: int, how: How) -> Bridged:
     """Between posterior draws `[C, N, B, Z]` and as many of the proposal as are wanted."""
     of_posterior = u.flatten(0, 1)
     of_proposal = proposal.sample(how.num_particles or len(of_posterior))
-    ratios = [_log_ratios(proposal, side, how.rows(path)) for side in (of_posterior, of_proposal)]
+    ratios = [_log_ratios(proposal, side, rows) for side in (of_posterior, of_proposal)]
     return Bridged.between(u, ratios[0].unflatten(0, u.shape[:2]), of_proposal, ratios[1])
 
 
 def _log_ratios(proposal: Proposal, u: Tensor, rows: int) -> Tensor:
     """Log p(x, u) − log q(u) at `[S, B, Z]`, some at a time: `[S, M]`."""
     parts = [proposal(some) for some in u.split(rows)]
-    ratios = torch.cat([part.log_p_xz.double() - part.log_q_z.double() for part in parts])
+    ratios = torch.cat([log_p.double() - log_q.double() for log_q, log_p in parts])
     if ratios.isnan().any():
         raise ValueError("log-ratios are NaN: the model or the guide is not a density here")
     return ratios
 
 
-def _record(path: AbstractPath, draws: PosteriorDraws, parts: Sequence[Bridged]) -> Evidence:
+def _record(
+    path: PriorPath | GuidePath, draws: PosteriorDraws, parts: Sequence[Bridged]
+) -> Evidence:
     bridges = [part.bridge for part in parts]
     number = sum(part.of_posterior[..., 0].numel() + len(part.of_proposal) for part in parts)
     cost = None

@@ -12,6 +12,7 @@ from evidence.inference.estimation.optimal_bridge import OptimalBridge, optimal_
 from evidence.inference.estimation.reliability import MOST_UNSUPPORTED
 
 _FEWEST_INDEPENDENT = 50  # draws: of fewer the autocorrelation itself is hardly known
+_FEWEST_TERMS = 10  # effective ones: of fewer a standard error is no measure
 _MOST_ERRORS = 5.0  # by which two estimates of one number may differ
 
 _LONGER = "draw longer chains (nuts_reference, num_warmup and num_samples)"
@@ -81,7 +82,8 @@ def caveat_of(parts: Sequence[Bridged], draws: Tensor) -> str | None:
     ess = torch.stack([part.bridge.posterior_ess for part in parts]).amin(0)
     if (of := _of(ess < _FEWEST_INDEPENDENT)) is not None:
         return f"the posterior's draws are worth {ess.min():.0f} independent ones{of}: {_LONGER}"
-    apart = torch.stack([part.disagreement for part in parts]).amax(0)
+    known = torch.stack([part.bridge.ess for part in parts]).amin(0) > _FEWEST_TERMS
+    apart = torch.stack([part.disagreement for part in parts]).amax(0) * known
     if (of := _of(apart > _MOST_ERRORS)) is not None:
         return (
             f"draws from the posterior and from the proposal disagree, by {apart.max():.0f} "
@@ -90,7 +92,7 @@ def caveat_of(parts: Sequence[Bridged], draws: Tensor) -> str | None:
         )
     halves = [p.bridge for p in parts] if len(parts) > 1 else parts[0].halves
     difference = (halves[0].log_px - halves[1].log_px).abs()
-    errors = difference / (halves[0].variance + halves[1].variance).sqrt()
+    errors = difference / (halves[0].variance + halves[1].variance).sqrt() * known
     if (of := _of(errors > _MOST_ERRORS)) is not None:
         worst = int(errors.argmax())
         return (

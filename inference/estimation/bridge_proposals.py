@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from evidence.inference.annealing.guide_path import GuidePath, GuideTerms
+from evidence.inference.annealing.guide_path import GuidePath
 from evidence.inference.annealing.log_joint import PriorPath
 from evidence.inference.estimation.posterior_draws import PosteriorDraws
 from evidence.inference.programs.data import takes, unwrapped
@@ -19,8 +19,8 @@ _MOST_STEPS = 300
 class Normal:
     """A multivariate normal with the moments of draws, in a path's unconstrained coordinates.
 
-    Few draws of many latents have a singular covariance: correlations are shrunk as by as many
-    draws without any as there are latents.
+    Widened as much as the covariance of few draws of many latents falls short of other draws; of
+    fewer than twice as many draws as latents, it is not known, and latents are independent.
 
     Args:
         path: in whose coordinates.
@@ -33,23 +33,24 @@ class Normal:
         self._dtype = u.dtype
         num_draws, _, dim = draws.shape
         away = draws - draws.mean(0)
-        covariance = torch.einsum("sbi,sbj->bij", away, away) / (num_draws - 1)
-        share = num_draws / (num_draws + dim)
-        variances = covariance.diagonal(dim1=-2, dim2=-1)
-        covariance = share * covariance + (1 - share) * torch.diag_embed(variances)
+        if num_draws < 2 * dim + 2:
+            covariance = torch.diag_embed(away.square().sum(0) / (num_draws - 1))
+        else:
+            covariance = torch.einsum("sbi,sbj->bij", away, away) / (num_draws - dim - 2)
         scale_tril, failed = torch.linalg.cholesky_ex(covariance)
         if failed.any():
             raise ValueError("a latent is the same in all draws of the posterior: expected others")
         self._normal = MultivariateNormal(draws.mean(0), scale_tril=scale_tril)
 
-    def sample(self, num_draws: int) -> Tensor:
-        """Draws `[S, B, Z]`."""
-        draws = self._normal.sample(torch.Size([num_draws]))
+    def sample(self, num_chains: int) -> Tensor:
+        """Independent draws `[S, B, Z]`."""
+        draws = self._normal.sample(torch.Size([num_chains]))
         return draws.to(self._dtype)
 
-    def __call__(self, u: Tensor) -> GuideTerms:
-        """Log q(u) and log p(x, u) at u `[S, B, Z]`."""
-        return GuideTerms(self._normal.log_prob(u.double()), self.path(u).log_p_xz)
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log q and log p(x, ·) at places `[S, B, Z]`, each `[S, M]`, in nats."""
+        log_p_z, log_p_x = self.path(z)
+        return self._normal.log_prob(z.double()), log_p_z + log_p_x
 
 
 def fitted_guide(path: GuidePath, draws: PosteriorDraws, rows: slice) -> GuidePath:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-10  # relative: what varies less is a constant
+
 
 def mean_ess(values: Tensor) -> Tensor:
     """Independent draws that chains `[C, N, ...]` are worth for the mean of a function: `[...]`.
@@ -32,10 +34,13 @@ def mean_ess(values: Tensor) -> Tensor:
     pairs = correlations[: num_draws // 2 * 2].unflatten(0, (-1, 2)).sum(1)
     positive = (pairs > 0).cumprod(0)
     monotone = pairs.cummin(0).values * positive
+    end = (2 * positive.sum(0)).clamp(max=num_draws - 1)
+    beyond = correlations.gather(0, end.unsqueeze(0)).squeeze(0).clamp(min=0)  # half of a pair
     count = num_chains * num_draws
-    time = (2 * monotone.sum(0) - 1).clamp(min=1 / math.log10(count))
+    time = (2 * monotone.sum(0) - 1 + beyond).clamp(min=1 / math.log10(count))
     size = math.prod(values.shape[:2])
-    return torch.where(total > 0, size / time, float(size)).nan_to_num(nan=0.0)
+    is_constant = total <= _ROUNDING**2 * split.square().mean((0, 1))
+    return torch.where(is_constant, float(size), size / time).nan_to_num(nan=0.0)
 
 
 def in_halves(values: Tensor) -> Tensor:

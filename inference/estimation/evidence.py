@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evidence.inference.estimation import reliability
+from evidence.inference.estimation.defensive import defensive_log_weights
 from evidence.inference.programs import estimators
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
@@ -19,7 +20,7 @@ from evidence.inference.soundness.pairs import expect_sound_pair
 
 _DATA_PER_REDUCTION = 128
 
-Estimator = Literal["elbo", "iw", "ais", "smc", "bridge", "exact"]
+Estimator = Literal["elbo", "iw", "psis", "ais", "smc", "bridge", "exact"]
 Unit = Literal["datum", "data set"]
 
 
@@ -32,7 +33,7 @@ class Evidence:
     to be relied on, where the weights themselves show it; printed, it then has no error bar.
 
     Args:
-        estimator: "elbo", "iw", "ais", "smc", "bridge" or "exact".
+        estimator: "elbo", "iw", "psis", "ais", "smc", "bridge" or "exact".
         num_particles: S, particles per datum; the most that any datum got, if they differ.
         log_px: the estimates `[B]`.
         log_px_variance: their Monte Carlo variances `[B]`.
@@ -218,24 +219,36 @@ def check_log_weights(log_w: Tensor) -> None:
 
 
 def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
-    """The records "elbo" and "iw" of the same log-weights `[S, B]`.
+    """The records "elbo", "iw" and "psis" of the same log-weights `[S, B]`.
+
+    "psis" is the log of the mean of Pareto-smoothed weights: of heavier tails than "iw" bears it is
+    the steadier one, no bound, and right up to k̂ = 0.7, from where neither is.
+
+    Reference: A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto Smoothed Importance
+    Sampling", 2024, https://jmlr.org/papers/v25/19-556.html.
 
     Raises:
         ValueError: a log-weight is NaN or +inf.
     """
     check_log_weights(log_w)
-    dtype, k_hat = log_w.dtype, estimators.k_hat(log_w).to(log_w.device)
+    dtype = log_w.dtype
+    smoothed, k_hat = (part.to(log_w.device) for part in estimators.pareto_smoothed(log_w))
     log_w = log_w.double()
     ess, num_particles = estimators.ess(log_w), len(log_w)
     unknown = torch.full_like(ess, math.nan)  # one particle tells nothing of its own spread
-    spread = log_w.var(0) / num_particles if num_particles > 1 else unknown
-    variance = estimators.log_mean_variance(log_w) if num_particles > 1 else unknown
-    bias = estimators.log_mean_bias(log_w) if num_particles > 1 else None
-    elbo, iwae = estimators.elbo(log_w), estimators.iwae(log_w)
+    is_one = num_particles == 1
+    spread = unknown if is_one else log_w.var(0) / num_particles
+    variance, of_smoothed = (
+        unknown if is_one else estimators.log_mean_variance(w) for w in (log_w, smoothed)
+    )
+    bias = None if is_one else estimators.log_mean_bias(log_w)
+    elbo, iwae, psis = estimators.elbo(log_w), estimators.iwae(log_w), estimators.iwae(smoothed)
+    smoothed_ess = estimators.ess(smoothed)
     known: dict[str, Any] = {"dtype": dtype, "num_evaluations": log_w.numel()}
     return {
         "elbo": Evidence("elbo", num_particles, elbo, spread, ess, k_hat, **known),
         "iw": Evidence("iw", num_particles, iwae, variance, ess, k_hat, bias=bias, **known),
+        "psis": Evidence("psis", num_particles, psis, of_smoothed, smoothed_ess, k_hat, **known),
     }
 
 
@@ -245,10 +258,11 @@ def estimate_evidence(
     x: Batch,
     num_particles: int = 5000,
     *,
+    defensive: float = 0.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Evidence]:
-    """The ELBO and the importance-weighted evidence of `x` from the same weights.
+    """The ELBO and the importance-weighted evidence of `x`, plain and smoothed, of one sample.
 
     Weights are reduced some data at a time, so that memory grows neither with the number of data
     nor, beyond one row of weights per datum at work, with the number of particles.
@@ -259,11 +273,12 @@ def estimate_evidence(
         x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
             for `model(**x)`.
         num_particles: S, draws per datum, or for all data where these share latents.
+        defensive: the share α of draws that come from the prior; see `defensive_log_weights`.
         chunk_size: see `log_weights`.
         progress: called with the number of data done since the last call.
 
     Returns:
-        The records "elbo" and "iw".
+        The records "elbo", of the guide's draws alone, "iw" and "psis".
 
     Raises:
         ValueError: as `log_weights`.
@@ -273,8 +288,15 @@ def estimate_evidence(
     sound = expect_sound_pair(model, guide, x)
     parts: list[dict[str, Evidence]] = []
     for chunk in [x] if sound.is_joint else x.split(_DATA_PER_REDUCTION):
-        log_w = unchecked_log_weights(model, guide, chunk, num_particles, chunk_size=chunk_size)
-        parts.append(from_log_weights(log_w))
+        if defensive:
+            log_w, of_guide = defensive_log_weights(
+                model, guide, chunk, num_particles, share=defensive, chunk_size=chunk_size
+            )
+            elbo = from_log_weights(of_guide)["elbo"]
+            parts.append(from_log_weights(log_w) | {"elbo": elbo})
+        else:
+            log_w = unchecked_log_weights(model, guide, chunk, num_particles, chunk_size=chunk_size)
+            parts.append(from_log_weights(log_w))
         if progress is not None:
             progress(len(chunk))
     records = {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -288,6 +310,7 @@ def importance_weighted_evidence(
     x: Batch,
     num_particles: int = 5000,
     *,
+    defensive: float = 0.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> Evidence:
     """Importance-weighted estimate of log p(x) per datum, a lower bound in expectation.
@@ -301,6 +324,8 @@ def importance_weighted_evidence(
         x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
             for `model(**x)`.
         num_particles: S, draws per datum, or for all data where these share latents.
+        defensive: the share α of draws that come from the prior, such as 0.1, where the guide may
+            be too narrow; see `defensive_log_weights`.
         chunk_size: see `log_weights`.
 
     Returns:
@@ -309,4 +334,7 @@ def importance_weighted_evidence(
     Raises:
         ValueError: as `log_weights`.
     """
-    return estimate_evidence(model, guide, x, num_particles, chunk_size=chunk_size)["iw"]
+    records = estimate_evidence(
+        model, guide, x, num_particles, defensive=defensive, chunk_size=chunk_size
+    )
+    return records["iw"]

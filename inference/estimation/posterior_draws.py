@@ -13,7 +13,7 @@ from evidence.inference.programs.sites import Site
 from evidence.inference.programs.supports import on_edge, support_of
 
 Draws = Reference | Mapping[str, Any] | Any  # the last: an object of ArviZ
-_FEWEST = 8
+_FEWEST = 40  # in a chain: it is halved, and the halves are halved
 
 
 class PosteriorDraws:
@@ -117,7 +117,8 @@ def _with_chains(name: str, value: Tensor, shape: torch.Size) -> Tensor:
             if num_lead == 1 or lead[1] == 1:  # one long chain
                 lead = torch.Size([1, lead[0]])
             return value.reshape(*lead, *shape)
+    expected = ", ".join(map(str, ("chains", "draws", *shape)))
     raise ValueError(
-        f"expected draws of {name!r} of shape (chains, draws, {', '.join(map(str, shape))}), "
-        f"without chains or with them, got {tuple(value.shape)}"
+        f"expected draws of {name!r} of shape ({expected}), with or without the dim of chains, got "
+        f"{tuple(value.shape)}"
     )

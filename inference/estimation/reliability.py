@@ -23,6 +23,7 @@ _LARGEST = 0.7
 _REMEDIES = {
     "iw": "use a guide closer to the posterior, many more particles, or --estimator ais "
     "(annealed_evidence)",
+    "psis": "use a guide closer to the posterior, many more particles, or annealed_evidence",
     "ais": "anneal more slowly (num_temperatures), then with more chains (num_chains)",
     "bridge": "use a guide closer to the posterior, or more draws of both",
     "smc": "use more chains in each island (num_chains), then longer ones (num_steps)",

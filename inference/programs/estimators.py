@@ -116,21 +116,45 @@ def k_hat(log_w: Tensor) -> Tensor:
     Reference: A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto Smoothed Importance
     Sampling", 2024, https://jmlr.org/papers/v25/19-556.html, section 3.
     """
+    return pareto_smoothed(log_w)[1]
+
+
+def pareto_smoothed(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-weights whose largest are quantiles of the tail fitted to them, and k̂.
+
+    Where no tail can be fitted, see `k_hat`, weights stay what they are.
+
+    Returns:
+        The log-weights, `[S, B] -> [S, B]`, and k̂ `[B]`, both in float64 on the CPU.
+    """
     num_particles = len(_expect_weights(log_w))
     precision = torch.finfo(log_w.dtype).eps
     log_w = log_w.detach().cpu().double()
     if num_particles < _FEWEST_FOR_A_TAIL:
-        return torch.full((log_w.shape[1],), math.nan, dtype=torch.float64)
+        return log_w, torch.full((log_w.shape[1],), math.nan, dtype=torch.float64)
     largest = log_w.max(0).values
-    log_w = log_w - largest
+    relative = log_w - largest
     tail_size = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
     rounding = _ROUNDINGS * precision * (1 + largest.abs())
-    has_tail = log_w.topk(tail_size, dim=0).values[-1] < -rounding
-    shapes = torch.zeros(log_w.shape[1], dtype=torch.float64)
+    has_tail = relative.topk(tail_size, dim=0).values[-1] < -rounding
+    shapes, smoothed = torch.zeros(log_w.shape[1], dtype=torch.float64), log_w.clone()
     if has_tail.any():
-        by_datum = log_w[:, has_tail].mT.contiguous().numpy()  # [B, S]
-        shapes[has_tail] = torch.from_numpy(np.asarray(_psis_shapes(by_datum)))
-    return torch.where(largest > -math.inf, shapes, math.inf)
+        by_datum = relative[:, has_tail].mT.contiguous().numpy()  # [B, S]
+        normalized, fitted = (torch.from_numpy(np.array(part)) for part in _psis(by_datum))
+        shapes[has_tail] = fitted
+        smoothed[:, has_tail] = _unnormalized(normalized.mT, log_w[:, has_tail], tail_size)
+    return smoothed, torch.where(largest > -math.inf, shapes, math.inf)
+
+
+def _unnormalized(smoothed: Tensor, log_w: Tensor, tail_size: int) -> Tensor:
+    """Smoothed log-weights on the scale of what they were; what is all tail stays what it was.
+
+    The smallest that is not zero is no part of the tail, and shows what all were divided by.
+    """
+    is_zero = log_w.isneginf()
+    row = torch.where(is_zero, math.inf, log_w).argmin(0, keepdim=True)
+    shifted = smoothed + (log_w - smoothed).gather(0, row)
+    return torch.where((~is_zero).sum(0) > tail_size, shifted, log_w)
 
 
 def k_hat_threshold(num_particles: int) -> float:
@@ -163,8 +187,8 @@ def active_units(means: Tensor, mean_variances: Tensor, *, threshold: float = 0.
     return means.double().var(0) - mean_variances.double().mean(0) > threshold
 
 
-def _psis_shapes(log_w: np.ndarray) -> np.ndarray:
-    """Call whichever ArviZ is installed. `[B, S] -> [B]`."""
+def _psis(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed, normalized weights and shapes, of whichever ArviZ is installed. `[B, S]`, `[B]`."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -174,9 +198,9 @@ def _psis_shapes(log_w: np.ndarray) -> np.ndarray:
         except ImportError:
             from arviz import psislw  # noqa: PLC0415 (0.x)
 
-            return psislw(log_w)[1]
+            return psislw(log_w)
         # The 1.x function takes log-likelihoods, as leave-one-out has them, and negates them.
-        return array_stats.psislw(-log_w)[1]
+        return array_stats.psislw(-log_w)
 
 
 def _expect_several(log_w: Tensor) -> Tensor:

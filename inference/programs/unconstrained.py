@@ -134,6 +134,13 @@ class Packing:
         outer = {name: (1,) * self._parts[name].outer for name in values}
         return {n: v.reshape(len(v), *outer[n], *v.shape[1:]) for n, v in values.items()}
 
+    def without_chains(self, values: dict[str, Tensor], num_chains: int) -> dict[str, Tensor]:
+        """The reverse of `with_chains`; values of a single run become those of one chain."""
+        if num_chains == 1:
+            return {name: values[name].unsqueeze(0) for name in self._parts}
+        outer = {name: part.outer for name, part in self._parts.items()}
+        return {n: values[n].reshape(num_chains, *values[n].shape[1 + outer[n] :]) for n in outer}
+
     def _data_first(
         self, value: Tensor, num_chains: int, num_data: int, part: _Part, event_dim: int
     ) -> Tensor:

@@ -1,0 +1,166 @@
+"""Smoothed weights, and weights under a mixture of guide and prior, against exact evidences."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from evidence.guides import FullRank, Planar
+from evidence.inference import estimate_evidence, from_log_weights, importance_weighted_evidence
+from evidence.inference.estimation import defensive
+from evidence.inference.programs import estimators
+from tests.conjugate_chains import PROBLEMS
+from tests.test_annealing import POSITIVE_X, positive_evidence, positive_model
+
+NORMAL, NUM_DATA = PROBLEMS["normal"], 100
+X = NORMAL.x.expand(NUM_DATA).clone()
+
+
+def narrow(x, factor=3.0):
+    """A guide so many times narrower than the posterior."""
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(1.2 + 0 * x, 0.2**0.5 / factor))
+
+
+def records(**options):
+    return estimate_evidence(NORMAL.model, narrow, X, 2000, **options)
+
+
+def covered(record):
+    errors = (record.log_px - NORMAL.exact).abs()
+    return (errors < 2 * record.log_px_variance.sqrt()).double().mean().item()
+
+
+def z_of_mean(record):
+    errors = record.log_px - NORMAL.exact
+    return abs((errors.mean() / errors.std() * math.sqrt(len(errors))).item())
+
+
+def test_a_guide_that_is_too_narrow_is_right_with_the_prior_beside_it():
+    """Of 100 repetitions: alone it is biased, and says so; with a tenth of the prior right."""
+    alone, mixed = records()["iw"], records(defensive=0.1)["iw"]
+    assert covered(alone) < 0.7
+    assert "k̂ is too large" in alone.not_reliable
+    assert 0.9 <= covered(mixed) <= 0.99
+    assert z_of_mean(mixed) < 4
+    assert mixed.not_reliable is None
+
+
+def test_draws_of_the_prior_weighted_by_the_guide_alone_are_wrong(monkeypatch):
+    """The planted error: weights p/q for all draws, wherever they come from."""
+
+    def scored_by_guide(model, guide, x, num, **options):
+        _, of_guide = correct(model, guide, x, num, **options)
+        theirs = defensive._prior_terms(model, guide, x, num - len(of_guide), 10_000)
+        return torch.cat([of_guide, theirs["log_w"]]), of_guide
+
+    correct = defensive.defensive_log_weights
+    monkeypatch.setattr(
+        "evidence.inference.estimation.evidence.defensive_log_weights", scored_by_guide
+    )
+    assert z_of_mean(records(defensive=0.1)["iw"]) > 5
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_no_weight_is_above_the_best_likelihood_over_the_share(share):
+    log_w, of_guide = defensive.defensive_log_weights(
+        NORMAL.model, narrow, X[:20], 500, share=share, chunk_size=10_000
+    )
+    best = dist.Normal(0.0, 0.5).log_prob(torch.tensor(0.0)).item()
+    assert log_w.shape == (500, 20)
+    assert len(of_guide) == round(500 * (1 - share))
+    assert log_w.max() <= best - math.log(share) + 1e-9
+    assert of_guide.max() > log_w[: len(of_guide)].max() or share < 0.1
+
+
+def test_the_elbo_stays_that_of_the_guide():
+    pyro.set_rng_seed(1)
+    mixed = records(defensive=0.5)["elbo"]
+    assert mixed.num_particles == 1000
+    alone = records()["elbo"]
+    assert abs(mixed.mean - alone.mean) < 5 * math.hypot(mixed.mc_se, alone.mc_se)
+
+
+@pytest.mark.parametrize("family", [FullRank, Planar])
+def test_guides_of_auxiliary_draws_and_several_sites(family):
+    """The exact evidence of both data, for constrained latents, within 4 SE."""
+    guide = family.for_model(positive_model, POSITIVE_X, hidden_dims=()).double()
+    record = importance_weighted_evidence(positive_model, guide, POSITIVE_X, 4000, defensive=0.3)
+    errors = record.log_px - positive_evidence(POSITIVE_X)
+    assert (errors.abs() < 4 * record.log_px_variance.sqrt()).all()
+    assert ((errors + 0.5).abs() > 4 * record.log_px_variance.sqrt()).all()
+
+
+def test_latents_that_the_data_share():
+    """A mean of four data, within 4 SE of the closed form."""
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(y.new_zeros(()), 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    y = torch.tensor([0.3, 1.0, -0.2, 0.9], dtype=torch.float64)
+    guide = FullRank.for_model(model, y).double()
+    record = importance_weighted_evidence(model, guide, y, 2000, defensive=0.2)
+    covariance = torch.eye(4).double() + 1
+    exact = dist.MultivariateNormal(torch.zeros(4).double(), covariance).log_prob(y).item()
+    assert record.unit == "data set"
+    assert abs(record.mean - exact) < 4 * record.mc_se
+    assert abs(record.mean - exact + 0.2) > 4 * record.mc_se
+
+
+def heavy(num_particles, shape, num_data):
+    """Log-weights whose weights are Pareto of this shape, with mean one."""
+    uniform = torch.rand(num_particles, num_data, dtype=torch.float64)
+    return -shape * uniform.log() + math.log(1 - shape)
+
+
+def test_smoothed_weights_are_steadier_than_heavy_ones():
+    """Of Pareto tails with k = 0.6: a smaller mean squared error, and an unnormalized mean."""
+    log_w = heavy(1000, 0.6, 200)
+    found = from_log_weights(log_w)
+    errors = {name: found[name].log_px.square().mean().sqrt() for name in ("iw", "psis")}
+    assert errors["psis"] < 0.9 * errors["iw"]
+    shifted = from_log_weights(log_w - 1000)["psis"]
+    assert torch.allclose(shifted.log_px, found["psis"].log_px - 1000)
+    assert (found["psis"].ess > found["iw"].ess).double().mean() > 0.5
+
+
+def test_light_weights_are_hardly_smoothed_and_covered():
+    log_w = 0.5 * torch.randn(1000, 200, dtype=torch.float64) - 0.125
+    found = from_log_weights(log_w)["psis"]
+    share = (found.log_px.abs() < 2 * found.log_px_variance.sqrt()).double().mean()
+    assert 0.9 <= share <= 0.99
+
+
+def test_where_no_tail_can_be_fitted_smoothed_weights_are_the_plain_ones():
+    for log_w in (torch.randn(20, 3), torch.zeros(100, 3)):
+        found = from_log_weights(log_w)
+        assert torch.equal(found["psis"].log_px, found["iw"].log_px)
+
+
+def test_only_the_tail_is_smoothed_even_of_weights_half_of_which_are_zero():
+    log_w = torch.randn(200, 3, dtype=torch.float64)
+    log_w[:120] = -math.inf
+    smoothed, _ = estimators.pareto_smoothed(log_w)
+    body = log_w < log_w.topk(math.ceil(0.2 * 200) + 1, dim=0).values[-1]
+    assert torch.allclose(smoothed[body], log_w[body])
+    assert not torch.allclose(smoothed[~body], log_w[~body])
+    log_w[:190] = -math.inf  # and there is nothing beside the tail
+    assert torch.equal(estimators.pareto_smoothed(log_w)[0], log_w)
+
+
+BAD = {
+    "share": ({"defensive": 1.0}, "defensive between 0 and 1, got 1.0"),
+    "negative": ({"defensive": -0.1}, "defensive between 0 and 1, got -0.1"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        records(**options)
+    with pytest.raises(ValueError, match="two or more particles of a mixture, got 1"):
+        importance_weighted_evidence(NORMAL.model, narrow, X, 1, defensive=0.1)
