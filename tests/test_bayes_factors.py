@@ -17,7 +17,6 @@ from evidence.inference import (
     model_probabilities,
 )
 from evidence.inference.programs.scaled_prior import ScaledPrior, scaled
-from evidence.models.problems import PROBLEMS
 
 
 def record(log_z, se=0.01, *, size=10, estimator="iw", bias=0.0, caveat=None):
@@ -103,20 +102,6 @@ def test_model_probabilities_and_what_errors_leave_open():
     prior = model_probabilities(evidences, [0.1, 0.8, 0.1])
     odds = prior["b"].probability / prior["a"].probability
     assert odds == pytest.approx(8 * math.exp(-1))
-
-
-def test_the_radiata_pines():
-    """ln BF 8.4237 (N. Friel, A. N. Pettitt, 2008)."""
-    found = []
-    for name, exact in (("pines-adjusted", -301.70460), ("pines", -310.12829)):
-        problem = PROBLEMS[name]
-        assert problem.log_evidence == pytest.approx(exact, abs=1e-5)
-        options = {"num_chains": 200, "num_temperatures": 150, "num_pilot_temperatures": 100}
-        found.append(annealed_evidence(problem.model, problem.arguments, **options))
-    factor = bayes_factor(*found, names=("adjusted", "density"))
-    assert factor.se < 0.15
-    assert abs(factor.log_bf - 8.42369) < 4 * factor.se
-    assert factor.verdict == "very strong evidence for adjusted"
 
 
 # Stretched priors.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
+from evidence.experiments.own.program import default_dtype
 from evidence.guides import FullRank
 from evidence.inference import (
     Evidence,
@@ -26,12 +27,19 @@ QUICK = {"num_islands": 16, "num_chains": 8, "num_steps": 16}
 
 def found_for(name, **options):
     problem = PROBLEMS[name]
-    return marginal_likelihood(problem.model, problem.arguments, **options)
+    with default_dtype(torch.float64 if problem.double else torch.float32):
+        return marginal_likelihood(problem.model, problem.arguments, **options)
 
 
-@pytest.mark.parametrize("name", ["pines", "shells-2", "separated-modes", "eight-schools"])
+SLOW = ["eight-schools", "regression", "pumps", "shells-10", "log-gamma-10", "student-mixture"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pines", "separated-modes", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)],
+)
 def test_two_kinds_agree_and_are_right(name):
-    found = found_for(name, **QUICK)
+    found = found_for(name, **({} if name in SLOW else QUICK))
     assert found.not_reliable is None, found
     assert found.se <= 0.05
     assert found.apart < 4
@@ -56,15 +64,6 @@ def test_the_radiata_pines():
     assert factor.verdict == "very strong evidence for adjusted"
 
 
-def test_a_needle_is_not_found_and_the_docstring_says_so():
-    """What no particle comes upon, no estimate has: the wide mode alone is 80% of the mass."""
-    found = found_for("needle", max_rounds=1, **QUICK)
-    exact = PROBLEMS["needle"].log_evidence
-    lost = found.log_ml - exact
-    assert found.not_reliable is not None or abs(lost) < 4 * found.se or lost < -0.1
-    assert "come upon" in marginal_likelihood.__doc__
-
-
 def per_datum(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
@@ -84,7 +83,7 @@ def test_a_guide_weighs_where_there_is_one():
     problem = PROBLEMS["pines"]
     guide = FullRank.for_model(problem.model, problem.data)
     fit(problem.model, guide, problem.data, num_steps=300, lr=0.01, progress=False)
-    found = marginal_likelihood(problem.model, problem.data, guide=guide, **QUICK)
+    found = marginal_likelihood(problem.model, problem.data, guide=guide, max_rounds=1, **QUICK)
     assert "iw" in found.estimates
     assert abs(found.log_ml - problem.log_evidence) < 4 * found.se
 

@@ -196,7 +196,8 @@ class Scorecard:
     @property
     def claimed(self) -> float:
         """The median of the standard errors, in nats."""
-        return float(np.nanmedian([one.se for one in self.trials] or [math.nan]))
+        told = [one.se for one in self.trials if math.isfinite(one.se)]
+        return float(np.median(told)) if told else math.nan
 
     @property
     def num_evaluations(self) -> float:
