@@ -1,6 +1,5 @@
 """`evidence bench`: estimators on problems whose evidence is known."""
 
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -102,16 +101,10 @@ def _read(path: Path) -> dict[tuple[str, str, int], Trial]:
     """
     try:
         document = parse_signed(read_bytes(path, MAX_DOCUMENT_BYTES))
-        rows = document.get("trials")
-        expect_type("trials", rows, list[dict[str, Any]])
-        found = [typed(Trial, {**row, **_as_numbers(row)}) for row in rows]
+        rows = expect_type("trials", document.get("trials"), list[dict[str, Any]])
+        found = [typed(Trial, row) for row in rows]
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise ValueError(f"{path} cannot be gone on with: {error}: move it away") from None
     return {(one.problem, one.estimator, one.seed): one for one in found}
-
-
-def _as_numbers(row: dict[str, Any]) -> dict[str, float]:
-    """What has no number in JSON, of a trial that failed."""
-    return {name: math.nan for name in ("nats", "se") if row.get(name) is None}

@@ -78,14 +78,14 @@ def compare(config: Compare) -> None:
 
 def _of_models(config: Compare) -> Marginal:
     """The comparison of models, without guides."""
-    given = {} if config.target_se is None else {"target_se": config.target_se}
+    wanted = Marginal.target_se if config.target_se is None else config.target_se
     return Marginal(
         models=config.models,
         data=config.data,
         seed=config.seed,
         data_root=config.data_root,
         out=config.out,
-        **given,
+        target_se=wanted,
     )
 
 

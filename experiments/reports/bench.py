@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evidence.experiments.reports.plots import COLOURS
@@ -53,25 +55,28 @@ def claimed_against_true(cards: Cards) -> Figure:
     estimators = list(dict.fromkeys(name for _, name in cards))
     figure = Figure(figsize=(8.5, 6.5), layout="constrained")
     axes = figure.subplots()
-    values: list[float] = []
+    points: list[tuple[float, float]] = []
     for number, name in enumerate(estimators):
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKERS[number % 8]}
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": _MARKERS[number % 8],
+        }
         trials = [one for key, card in cards.items() if key[1] == name for one in card.trials]
         for is_reliable in (True, False):
             shown = [
-                (one.se, abs(one.error))
+                (one.claimed, abs(one.error))
                 for one in trials
-                if (one.not_reliable is None) is is_reliable and one.se > 0 and one.error != 0
+                if (one.not_reliable is None) is is_reliable and one.claimed > 0 and one.error != 0
             ]
             shown = [point for point in shown if all(map(math.isfinite, point))]
-            values += [value for point in shown for value in point]
+            points += shown
             if shown:
-                face = {} if is_reliable else {"facecolors": "none"}
+                face: dict[str, Any] = {} if is_reliable else {"facecolors": "none"}
                 axes.scatter(*zip(*shown, strict=True), s=34, alpha=0.75, linewidths=1.2,
                              edgecolors=style["color"], **style, **face)  # fmt: skip
         axes.scatter([], [], label=name, **style)
     axes.scatter([], [], facecolors="none", edgecolors="0.4", label="NOT RELIABLE")
-    _guide_lines(axes, values)
+    _guide_lines(axes, [claimed for claimed, _ in points])
     axes.set_xlabel("standard error as claimed, nats", fontdict=_FONT)
     axes.set_ylabel("error as it is, |estimate − exact|, nats", fontdict=_FONT)
     problems = len({problem for problem, _ in cards})
@@ -81,10 +86,10 @@ def claimed_against_true(cards: Cards) -> Figure:
     return figure
 
 
-def _guide_lines(axes: object, values: list[float]) -> None:
-    low, high = (min(values), max(values)) if values else (1e-3, 1.0)
+def _guide_lines(axes: Axes, claimed: list[float]) -> None:
+    low, high = (min(claimed), max(claimed)) if claimed else (1e-3, 1.0)
     ends = [low / 2, high * 2]
     for factor, line in ((1, "-"), (2, "--"), (4, ":")):
-        axes.plot(ends, [factor * end for end in ends], line, color="0.5", linewidth=1)  # ty: ignore
-        axes.annotate(f"{factor} SE", (ends[1], factor * ends[1]), fontsize=11, color="0.4")  # ty: ignore
-    axes.set(xscale="log", yscale="log", xlim=(ends[0], ends[1] * 1.6))  # ty: ignore
+        axes.plot(ends, [factor * end for end in ends], line, color="0.5", linewidth=1)
+        axes.annotate(f"{factor} SE", (ends[1], factor * ends[1]), fontsize=11, color="0.4")
+    axes.set(xscale="log", yscale="log", xlim=(ends[0], ends[1] * 1.6))

@@ -155,7 +155,10 @@ def picture(found: Mapping[str, Found], stretched: Mapping[str, Grid]) -> Figure
 def _estimates(axes: Axes, found: Mapping[str, Found]) -> None:
     names = list(dict.fromkeys(name for one in found.values() for name in one.estimates))
     for number, name in enumerate(names):
-        style = {"color": ESTIMATORS[name].colour, "marker": ESTIMATORS[name].marker}
+        style: dict[str, Any] = {
+            "color": ESTIMATORS[name].colour,
+            "marker": ESTIMATORS[name].marker,
+        }
         for place, one in enumerate(found.values()):
             if name in one.estimates:
                 estimate = one.estimates[name]

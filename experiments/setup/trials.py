@@ -21,6 +21,7 @@ from evidence.inference import (
     marginal_likelihood,
     smc_evidence,
 )
+from evidence.inference.programs.data import Batch, as_data
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.models.networks import expect_choice
 from evidence.models.problems import Problem
@@ -29,20 +30,24 @@ from evidence.models.problems import Problem
 Run = Callable[[Problem, int], Evidence]
 
 
+def _data(problem: Problem) -> Batch:
+    return as_data(problem.arguments)
+
+
 def _smc(problem: Problem, seed: int) -> Evidence:
-    return smc_evidence(problem.model, problem.arguments, seed=seed)
+    return smc_evidence(problem.model, _data(problem), seed=seed)
 
 
 def _ais(problem: Problem, seed: int) -> Evidence:
-    return annealed_evidence(problem.model, problem.arguments, seed=seed)
+    return annealed_evidence(problem.model, _data(problem), seed=seed)
 
 
 def _bridge(problem: Problem, seed: int) -> Evidence:
-    return bridge_evidence(problem.model, None, problem.arguments, seed=seed)
+    return bridge_evidence(problem.model, None, _data(problem), seed=seed)
 
 
 def _auto(problem: Problem, seed: int) -> Evidence:
-    found = marginal_likelihood(problem.model, problem.arguments, seed=seed)
+    found = marginal_likelihood(problem.model, _data(problem), seed=seed)
     return replace(found.evidence, num_evaluations=found.num_evaluations)
 
 
@@ -79,7 +84,7 @@ def weighted_by(guide: str, code: OwnCode) -> Run:
     spec = Spec.parse(guide)
 
     def run(problem: Problem, seed: int) -> Evidence:
-        x = problem.arguments
+        x = _data(problem)
         with isolated_rng(seed):
             built, _ = build_guide(spec, problem.model, x, code)
             fit(problem.model, built, x, seed=seed, progress=False)
@@ -97,8 +102,8 @@ class Trial:
         estimator: its name.
         seed: of the run.
         exact: log evidence of all data, in nats.
-        nats: the estimate.
-        se: its standard error, as claimed.
+        nats: the estimate; None if it failed.
+        se: its standard error, as claimed; None if it failed.
         not_reliable: why the estimate says of itself that it is not; None if it does not.
         num_evaluations: of the log joint, of all data; None where it is not told.
         seconds: it took.
@@ -108,21 +113,26 @@ class Trial:
     estimator: str
     seed: int
     exact: float
-    nats: float
-    se: float
+    nats: float | None
+    se: float | None
     not_reliable: str | None
     num_evaluations: int | None
     seconds: float
 
     @property
     def error(self) -> float:
-        """Estimate − exact, in nats."""
-        return self.nats - self.exact
+        """Estimate − exact, in nats; NaN if it failed."""
+        return math.nan if self.nats is None else self.nats - self.exact
+
+    @property
+    def claimed(self) -> float:
+        """The standard error as claimed; NaN if it failed."""
+        return math.nan if self.se is None else self.se
 
     @property
     def z(self) -> float:
         """The error in standard errors as claimed."""
-        return self.error / self.se if self.se > 0 else math.copysign(math.inf, self.error)
+        return self.error / self.claimed if self.claimed else math.copysign(math.inf, self.error)
 
 
 def trial(problem: Problem, name: str, run: Run, seed: int) -> Trial:
@@ -144,8 +154,8 @@ def trial(problem: Problem, name: str, run: Run, seed: int) -> Trial:
         }
     except ValueError as error:
         outcome = {
-            "nats": math.nan,
-            "se": math.nan,
+            "nats": None,
+            "se": None,
             "not_reliable": str(error),
             "num_evaluations": None,
         }
@@ -190,13 +200,14 @@ class Scorecard:
 
     @property
     def rmse(self) -> float:
-        """Root mean squared error of all estimates, relied on or not, in nats."""
-        return math.sqrt(_mean([one.error**2 for one in self.trials]))
+        """Root mean squared error of all estimates that there are, relied on or not, in nats."""
+        errors = [one.error for one in self.trials if math.isfinite(one.error)]
+        return math.sqrt(_mean([error**2 for error in errors]))
 
     @property
     def claimed(self) -> float:
         """The median of the standard errors, in nats."""
-        told = [one.se for one in self.trials if math.isfinite(one.se)]
+        told = [one.claimed for one in self.trials if math.isfinite(one.claimed)]
         return float(np.median(told)) if told else math.nan
 
     @property

@@ -166,8 +166,8 @@ def marginal_likelihood(
     started, spent, found = time.monotonic(), 0, None
     islands = options.pop("num_islands", 32)
     for number in range(max_rounds):
-        how = {**options, "num_islands": islands * _GROWTH**number, "seed": seed + number}
-        sampled = smc(model, x, progress=progress, **how)
+        how: dict[str, Any] = {**options, "num_islands": islands * _GROWTH**number}
+        sampled = smc(model, x, progress=progress, seed=seed + number, **how)
         measured = _Measured(model, guide, x, sampled, target_se, seed + number)
         estimates = measured.estimates()
         spent += sum(one.num_evaluations or 0 for one in estimates.values())

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ class MixtureProposal:
         return torch.cat([self._weigh(mixture, some, share) for some in u.split(_AT_ONCE)])
 
     def _weigh(self, mixture: Mixture, u: Tensor, share: float) -> Tensor:
-        terms = self.path(u)
+        terms: Any = self.path(u)
         log_q = mixture.log_prob(u.squeeze(1).double()).unsqueeze(1) + math.log1p(-share)
         log_q = torch.logaddexp(log_q, terms.log_p_z.double() + math.log(share))
         return terms.log_p_xz.double() - log_q
