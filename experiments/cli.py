@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from evidence.experiments.config import (
+    Bench,
     Calibrate,
     Check,
     Compare,
@@ -20,6 +21,7 @@ from evidence.experiments.config import (
     Export,
     Gaps,
     Guides,
+    Marginal,
     Models,
     Reference,
     Sample,
@@ -40,6 +42,8 @@ COMMANDS: dict[str, type[Any]] = {
     "export": Export,
     "sample": Sample,
     "check": Check,
+    "marginal": Marginal,
+    "bench": Bench,
     "guides": Guides,
     "models": Models,
 }
@@ -48,6 +52,10 @@ _LIST_HELP = {
     "guides": 'guides with their options, such as MeanField FullRank "Planar(num_flows=16)".',
     "runs": "run folders.",
     "rows": "rows of the evaluation data, such as 0 1 2.",
+    "models": "models of the same data, such as pines.py:density pines.py:adjusted.",
+    "prior_scale": "priors to stretch, and by which factors, such as tau=0.5,1,2.",
+    "problems": "problems whose evidence is known [default: all].",
+    "estimators": "built-in estimators, or your own, such as my.py:estimator [default: all].",
 }
 _LIST_TYPES = {"rows": int}
 _POSITIONAL_LISTS = {"runs"}
@@ -59,6 +67,8 @@ _GOING_ON = {
     "calibrate": "nothing was written; the same command starts anew",
     "reference": "nothing was written; the same command starts anew",
     "export": "nothing was written; the same command starts anew",
+    "marginal": "nothing was written; the same command starts anew",
+    "bench": "the same command goes on with the trials that are left",
 }
 
 

@@ -18,6 +18,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_data", "num_samples", "num_simulations", "num_draws"), (1, 10**7)),
     **dict.fromkeys(("num_chains", "num_temperatures", "num_leapfrog_steps"), (1, 10**6)),
     **dict.fromkeys(("num_warmup", "max_steps"), (1, 10**9)),
+    "max_rounds": (1, 10),
     "checkpoint_every": (0, 10**9),
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1000)),
     "seeds": (1, 1000),
@@ -192,6 +193,8 @@ class Compare(Experiment, Estimation):
     Args:
         guides: guides with their options, such as MeanField FullRank "Planar(num_flows=16)", see
             train.
+        models: compare these models by their marginal likelihoods instead, without guides, as
+            `evidence marginal` does with the same --data, --target_se, --seed and --out.
         decoder: joint, every guide with a model of its own; or frozen, the model is trained once,
             with the first guide, then every guide is fitted anew to that same p(x | z).
         reference: draw from the posterior by NUTS too, for a table and a picture of the guides
@@ -202,6 +205,7 @@ class Compare(Experiment, Estimation):
     """
 
     guides: list[str] = field(default_factory=lambda: ["MeanField", "FullRank", "Planar"])
+    models: list[str] = field(default_factory=list)
     reference: bool = False
     decoder: Literal["joint", "frozen"] = "joint"
     seeds: int = 1
@@ -367,6 +371,58 @@ class Sample(Reading):
 
 
 @dataclass
+class Marginal(Options):
+    """Find the marginal likelihood of models, their Bayes factors, and what the priors have in it.
+
+    Every number is confirmed by an estimate of another kind, or not claimed. Writes results.json,
+    table.md and marginal.png.
+
+    Args:
+        models: of the same data, such as pines.py:density pines.py:adjusted; see train.
+        data: see train.
+        target_se: the Monte Carlo standard error wanted, in nats of all data.
+        max_rounds: the number of particles may grow fourfold so often, less one.
+        prior_scale: sites whose priors are stretched, and by which factors, such as tau=0.5,1,2.
+        seed: decides every random choice.
+        data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
+        out: folder to write into [default: runs/marginal-DATA].
+    """
+
+    models: list[str] = field(default_factory=list)
+    data: str = "none"
+    target_se: float = 0.05
+    max_rounds: int = 3
+    prior_scale: list[str] = field(default_factory=list)
+    seed: int = 0
+    data_root: str | None = None
+    out: str | None = None
+
+
+@dataclass
+class Bench(Options):
+    """Try estimators on problems whose evidence is known: is the number right, and is its ± true?
+
+    Writes bench.json, bench.md and bench.png; trials that are done already are not done again.
+
+    Args:
+        estimators: built-in ones, or your own, such as my.py:estimator, called as
+            estimator(model, data, seed) for an Evidence.
+        guides: guides that are fitted anew for every seed and weigh, such as FullRank.
+        problems: their names [default: all].
+        seeds: so many runs of each estimator on each problem.
+        seed: the first seed.
+        out: folder to write into [default: runs/bench].
+    """
+
+    estimators: list[str] = field(default_factory=list)
+    guides: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    seeds: int = 10
+    seed: int = 0
+    out: str = "runs/bench"
+
+
+@dataclass
 class Guides:
     """List the guides: name, what it is, options with their defaults, source."""
 
@@ -382,7 +438,7 @@ _ANYWHERE = {"data_root", "out", "device", "tensorboard", "checkpoint_every"}
 _MAY_DIFFER = {
     "Train": _ANYWHERE | {"num_epochs", "max_steps", "resume", "frozen_model"},
     "Compare": _ANYWHERE
-    | {"guides", "seeds", "max_steps", "reference"}
+    | {"guides", "models", "seeds", "max_steps", "reference"}
     | {option.name for option in fields(Estimation)},
 }
 

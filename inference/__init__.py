@@ -14,6 +14,12 @@ from evidence.inference.diagnostics.latent_diagnostics import LatentDiagnostics,
 from evidence.inference.diagnostics.preflight import check
 from evidence.inference.estimation.adaptive import adaptive_evidence
 from evidence.inference.estimation.annealed import Annealed, anneal, annealed_evidence
+from evidence.inference.estimation.bayes_factors import (
+    BayesFactor,
+    ModelProbability,
+    bayes_factor,
+    model_probabilities,
+)
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
 from evidence.inference.estimation.bridge import bridge_evidence
 from evidence.inference.estimation.comparison import (
@@ -31,6 +37,10 @@ from evidence.inference.estimation.evidence import (
 )
 from evidence.inference.estimation.gaps import Gaps, inference_gaps
 from evidence.inference.estimation.log_weights import log_weights
+from evidence.inference.estimation.marginal_likelihood import (
+    MarginalLikelihood,
+    marginal_likelihood,
+)
 from evidence.inference.estimation.sequential import Sampled, smc, smc_evidence
 from evidence.inference.objectives import (
     IWAE,
@@ -44,6 +54,7 @@ from evidence.inference.objectives import (
     ReweightedWakeSleep,
     WakeSleep,
 )
+from evidence.inference.programs.scaled_prior import ScaledPrior
 from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.soundness.findings import Finding
 from evidence.inference.training.averaging import UntilConverged
@@ -59,6 +70,7 @@ __all__ = [
     "STL",
     "AbstractObjective",
     "Annealed",
+    "BayesFactor",
     "BetaELBO",
     "Bracket",
     "Calibration",
@@ -77,11 +89,14 @@ __all__ = [
     "GradientNoise",
     "History",
     "LatentDiagnostics",
+    "MarginalLikelihood",
+    "ModelProbability",
     "NonFiniteLossError",
     "Reference",
     "Renyi",
     "ReweightedWakeSleep",
     "Sampled",
+    "ScaledPrior",
     "Snapshot",
     "UntilConverged",
     "UntilFlat",
@@ -90,6 +105,7 @@ __all__ = [
     "anneal",
     "annealed_evidence",
     "best_start",
+    "bayes_factor",
     "bidirectional_evidence",
     "bridge_evidence",
     "check",
@@ -107,6 +123,8 @@ __all__ = [
     "latent_diagnostics",
     "log_prob_terms",
     "log_weights",
+    "marginal_likelihood",
+    "model_probabilities",
     "nuts_reference",
     "paired_difference",
     "restore_tensors",

@@ -13,6 +13,7 @@ from evidence.experiments.commands.evaluate import (
     expect_evidence,
     settings,
 )
+from evidence.experiments.commands.marginal import marginal
 from evidence.experiments.commands.reference import NAME, PICTURE, compared, reference_table
 from evidence.experiments.commands.train import train_run
 from evidence.experiments.config import (
@@ -20,6 +21,7 @@ from evidence.experiments.config import (
     Estimation,
     Evaluate,
     Experiment,
+    Marginal,
     Reading,
     Reference,
     Train,
@@ -46,6 +48,9 @@ def compare(config: Compare) -> None:
 
     Every stage that is done already is not done again.
     """
+    if config.models:
+        marginal(_of_models(config))
+        return
     if len(set(config.guides)) < len(config.guides) or not config.guides:
         raise ValueError(f"expected one or more different --guides, got {' '.join(config.guides)}")
     check_options(config)
@@ -69,6 +74,19 @@ def compare(config: Compare) -> None:
         _draw_planes(config, joined, folder.path)
         _draw_posteriors(config, joined, folder)
     print(f"\nwrote {folder.path}")
+
+
+def _of_models(config: Compare) -> Marginal:
+    """The comparison of models, without guides."""
+    wanted = Marginal.target_se if config.target_se is None else config.target_se
+    return Marginal(
+        models=config.models,
+        data=config.data,
+        seed=config.seed,
+        data_root=config.data_root,
+        out=config.out,
+        target_se=wanted,
+    )
 
 
 def _expect_guides(config: Compare) -> dict[str, Assembly]:

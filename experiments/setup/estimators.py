@@ -40,6 +40,8 @@ ESTIMATORS: dict[str, Estimator] = {
     one.name: one
     for one in (
         Estimator("exact", "exact", "exact", "black", "D", is_exact=True),
+        Estimator("bridge", "bridge", "bridge", "#CC79A7", "D"),
+        Estimator("smc", "SMC lower bound", "SMC, lower bound", "#E69F00", "v"),
         Estimator("ais", "AIS lower bound", "AIS, lower bound", "#009E73", "^"),
         Estimator("iw", "IW-{}", "IW, lower bound", "#D55E00", "s"),
         Estimator("elbo", "ELBO", "ELBO", "#0072B2", "o", is_evidence=False),

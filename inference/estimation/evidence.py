@@ -214,7 +214,8 @@ def check_log_weights(log_w: Tensor) -> None:
     """
     if not (log_w < math.inf).all():
         raise ValueError(
-            "log-weights are NaN or +inf: the model or the guide is not a density here"
+            "log-weights are NaN or +inf: the model or the guide is not a density here, or float32 "
+            "is too short for it: compute in double (model.double(), x.double(); --dtype float64)"
         )
 
 

@@ -1,0 +1,144 @@
+"""`evidence marginal`: marginal likelihoods of models, Bayes factors, prior sensitivity."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence.experiments.config import Marginal, Train
+from evidence.experiments.own.code import own_code
+from evidence.experiments.reports import plots
+from evidence.experiments.reports.marginal import (
+    Found,
+    factors_text,
+    marginal_table,
+    picture,
+    scale_table,
+    to_json,
+)
+from evidence.experiments.setup.assembly import run_name
+from evidence.experiments.setup.model_and_data import load_with_model
+from evidence.experiments.setup.prior_scales import PriorScales
+from evidence.experiments.storage.runs import RunFolder
+from evidence.inference import ScaledPrior, marginal_likelihood
+from evidence.inference.programs.data import Batch
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model and the data that it takes."""
+
+    name: str
+    model: Callable[..., Any]
+    data: Batch
+    sha256: str
+
+
+def marginal(config: Marginal) -> None:
+    """Estimate, print the tables, then write them and the picture."""
+    if not config.models or len(set(config.models)) < len(config.models):
+        raise ValueError(
+            f"expected one or more different --models, got {' '.join(config.models) or 'none'}"
+        )
+    scales = [PriorScales.parse(text) for text in config.prior_scale]
+    folder = _folder(config)
+    loaded = [_load(config, name) for name in config.models]
+    _expect_same_data(loaded)
+    found = {one.name: _estimate(one.model, one, config) for one in loaded}
+    size = len(loaded[0].data)
+    texts = [marginal_table(found, config.data, size)]
+    if len(found) > 1:
+        texts.append(factors_text(found))
+    stretched = {one.site: _stretched(one, loaded, found, config) for one in scales}
+    texts += [scale_table(site, grid) for site, grid in stretched.items()]
+    text = "\n\n".join(texts)
+    print(text, flush=True)
+    rows = to_json(found, data=config.data, num_data=size, sha256=loaded[0].sha256, config=config)
+    grids = {
+        site: [
+            {"factor": factor, "log_ml": {name: [one.log_ml, one.se] for name, one in at.items()}}
+            for factor, at in grid.items()
+        ]
+        for site, grid in stretched.items()
+    }
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.locked():
+        folder.write_results("marginal", rows, prior_scales=grids)
+        folder.write_text("table.md", text + "\n")
+        plots.save(picture(found, stretched), folder.path / "marginal.png")
+    print(f"\nwrote {folder.path}")
+
+
+def _folder(config: Marginal) -> RunFolder:
+    """Where to write, before anything is estimated.
+
+    Raises:
+        ValueError: it is a file, or a folder of something else.
+    """
+    path = Path(config.out or run_name("marginal", config.data))
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out {path} is a file: expected a folder")
+    if (path / "config.yaml").exists():
+        raise ValueError(f"{path} is the folder of a run: choose another --out")
+    return RunFolder(path)
+
+
+def _load(config: Marginal, name: str) -> _Loaded:
+    """A model, without parameters to train, on all of the data."""
+    wanted = Train(model=name, data=config.data, data_root=config.data_root, seed=config.seed,
+                   split="all")  # fmt: skip
+    with own_code() as code:
+        dataset, model, _ = load_with_model(wanted, code)
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"{name} has parameters that are to be trained, and no marginal likelihood until they "
+            "are: use `evidence train` and `evidence evaluate`, or give them priors"
+        )
+    return _Loaded(name, model, dataset.x_test, dataset.sha256)
+
+
+def _expect_same_data(loaded: list[_Loaded]) -> None:
+    sizes = {one.name: len(one.data) for one in loaded}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"expected models of the same data, got of {sizes}")
+
+
+def _estimate(model: Callable[..., Any], one: _Loaded, config: Marginal) -> Found:
+    return marginal_likelihood(
+        model,
+        one.data,
+        target_se=config.target_se,
+        max_rounds=config.max_rounds,
+        seed=config.seed,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _stretched(
+    scales: PriorScales, loaded: list[_Loaded], found: dict[str, Found], config: Marginal
+) -> dict[float, dict[str, Found]]:
+    """By factor, the estimates of every model; of one without the site, that of the model as it is.
+
+    Raises:
+        ValueError: no model has the site, or its prior has no scale.
+    """
+    grid: dict[float, dict[str, Found]] = {}
+    met = False
+    for factor in scales.factors:
+        grid[factor] = {}
+        for one in loaded:
+            prior = ScaledPrior(scales.site, factor)
+            if not prior.meets(one.model, one.data):
+                grid[factor][one.name] = found[one.name]
+                continue
+            met = True
+            is_itself = factor == 1
+            grid[factor][one.name] = (
+                found[one.name] if is_itself else _estimate(prior(one.model), one, config)
+            )
+    if not met:
+        raise ValueError(
+            f"no model has a latent {scales.site!r} (--prior_scale): expected the name of a site"
+        )
+    return grid

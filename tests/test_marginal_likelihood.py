@@ -1,0 +1,141 @@
+"""The marginal likelihood by kinds of estimate that confirm each other, on known evidences."""
+
+import dataclasses
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+from evidence.experiments.own.program import default_dtype
+from evidence.guides import FullRank
+from evidence.inference import (
+    Evidence,
+    MarginalLikelihood,
+    bayes_factor,
+    fit,
+    marginal_likelihood,
+)
+from evidence.inference.estimation.mixture_proposal import Mixture, _fitted
+from evidence.models.problems import PROBLEMS
+from tests.test_bayes_factors import record
+
+QUICK = {"num_islands": 16, "num_chains": 8, "num_steps": 16}
+
+
+def found_for(name, **options):
+    problem = PROBLEMS[name]
+    with default_dtype(torch.float64 if problem.double else torch.float32):
+        return marginal_likelihood(problem.model, problem.arguments, **options)
+
+
+SLOW = ["eight-schools", "regression", "pumps", "shells-10", "log-gamma-10", "student-mixture"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pines", "separated-modes", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)],
+)
+def test_two_kinds_agree_and_are_right(name):
+    found = found_for(name, **({} if name in SLOW else QUICK))
+    assert found.not_reliable is None, found
+    assert found.se <= 0.05
+    assert found.apart < 4
+    assert len(found.estimates) >= 2
+    exact = PROBLEMS[name].log_evidence
+    assert abs(found.log_ml - exact) < 4 * found.se
+    for estimate in found.estimates.values():
+        if estimate.not_reliable is None:
+            assert abs(estimate.mean - exact) < 4 * estimate.mc_se
+    assert abs(found.log_ml - exact - math.log(2)) > 4 * found.se  # the twin: half the modes
+    assert found.num_evaluations > 1000
+
+
+def test_the_radiata_pines():
+    """ln BF 8.4237 (N. Friel, A. N. Pettitt, 2008)."""
+    adjusted, density = (
+        found_for(name, target_se=0.02, **QUICK) for name in ("pines-adjusted", "pines")
+    )
+    factor = bayes_factor(adjusted.evidence, density.evidence, names=("adjusted", "density"))
+    assert factor.se < 0.03
+    assert abs(factor.log_bf - 8.42369) < 4 * factor.se
+    assert factor.verdict == "very strong evidence for adjusted"
+
+
+def per_datum(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def test_of_data_with_latents_of_their_own_the_sum_is_told():
+    x = torch.tensor([0.3, -1.0, 2.0])
+    found = marginal_likelihood(per_datum, x, **QUICK)
+    exact = stats.norm(0, math.sqrt(1.25)).logpdf(x.numpy()).sum()
+    assert found.not_reliable is None, found
+    assert abs(found.log_ml - exact) < 4 * found.se
+    assert set(found.estimates) == {"smc", "bridge"}
+
+
+def test_a_guide_weighs_where_there_is_one():
+    problem = PROBLEMS["pines"]
+    guide = FullRank.for_model(problem.model, problem.data)
+    fit(problem.model, guide, problem.data, num_steps=300, lr=0.01, progress=False)
+    found = marginal_likelihood(problem.model, problem.data, guide=guide, max_rounds=1, **QUICK)
+    assert "iw" in found.estimates
+    assert abs(found.log_ml - problem.log_evidence) < 4 * found.se
+
+
+def test_kinds_that_disagree_are_not_relied_on():
+    estimates = {"iw": record(-10.0, 0.01), "smc": record(-9.5, 0.05, estimator="smc")}
+    found = MarginalLikelihood(estimates, 0.05, 1000, 1.0)
+    assert found.apart == pytest.approx(0.5 / math.hypot(0.01, 0.05))
+    assert "9.8 standard errors apart" in found.not_reliable
+    assert found.evidence.not_reliable == found.not_reliable
+    assert "NOT RELIABLE" in str(found)
+    alone = {"iw": record(-10.0), "smc": record(-9.5, caveat="islands disagree")}
+    lone = MarginalLikelihood(alone, 0.05, 1000, 1.0)
+    assert lone.not_reliable == ("no two kinds of estimate are reliable (smc: islands disagree)")
+    agreed = dataclasses.replace(found, estimates={"iw": record(-10.0), "smc": record(-10.1, 0.1)})
+    assert agreed.not_reliable is None
+    assert isinstance(agreed.evidence, Evidence)
+    assert "± 0.010" in str(agreed)
+
+
+@pytest.mark.parametrize("option", [{"target_se": 0.0}, {"max_rounds": 0}])
+def test_bad_options_are_refused(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        found_for("pines", **option)
+
+
+# The mixture that is fitted to draws.
+
+
+@pytest.mark.parametrize("degrees", [5.0, math.inf])
+def test_a_mixture_has_the_density_it_is_drawn_from(degrees):
+    torch.manual_seed(0)
+    factors = torch.tensor([[[1.0, 0.0], [0.5, 0.8]], [[0.3, 0.0], [-0.1, 0.4]]]).double()
+    locs = torch.tensor([[0.0, 1.0], [3.0, -2.0]]).double()
+    mixture = Mixture(torch.tensor([0.3, 0.7]).double().log(), locs, factors, degrees)
+    z = mixture.sample(40_000)
+    parts = []
+    for share, loc, factor in zip([0.3, 0.7], locs, factors, strict=True):
+        shape = (factor @ factor.mT).numpy()
+        one = stats.multivariate_t(loc, shape, degrees)
+        parts.append(share * one.pdf(z[:50]))
+    assert torch.allclose(mixture.log_prob(z[:50]).exp(), torch.tensor(sum(parts)))
+    # Weights of any other density against it average to one.
+    other = stats.multivariate_normal([1.0, 0.0], [[1.0, 0.2], [0.2, 1.0]])
+    weights = other.pdf(z) / mixture.log_prob(z).exp().numpy()
+    assert abs(weights.mean() - 1) < 4 * weights.std() / math.sqrt(len(weights))
+
+
+def test_the_number_of_components_is_found():
+    torch.manual_seed(0)
+    near, far = torch.randn(600, 2), 0.2 * torch.randn(200, 2) + 20.0
+    for mixture in _fitted(torch.cat([near, far]), seed=0):
+        assert len(mixture.locs) == 2
+        assert mixture.log_shares.exp().min().item() == pytest.approx(0.25, abs=1e-3)
+    assert len(_fitted(near, seed=0)[0].locs) == 1
