@@ -216,6 +216,7 @@ class AnnealingRun:
             chains.step_sizes[t - 1],
             pilot.factor_at(chains.factors, number),
             self.options.num_leapfrog_steps,
+            of_all_lengths=self.is_joint,
         )
         chains.acceptance += info.acceptance.mean(0)
         return info.acceptance
