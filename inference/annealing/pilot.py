@@ -22,8 +22,8 @@ _FIRST_STEP_SIZE = 0.5
 _STEPS_PER_METRIC = 5
 _MOST_METRICS = 40  # of the measured run
 _JITTER = 0.2
-# Of the measured run's steps, where one density is moved: this share is shorter, by up to exp(2).
-_SHORT_SHARE, _SHORTEST = 0.5, 2.0
+# Of the measured run's steps, where one density is moved: this share is shorter, by up to exp(3).
+_SHORT_SHARE, _SHORTEST = 0.5, 3.0
 # A quarter of an orbit, where the metric makes a Gaussian round: further, chains turn back.
 _LONGEST_TRAJECTORY = math.pi / 2
 
@@ -133,13 +133,12 @@ def move(
     shorter: step sizes that suit most chains of a pilot run let none into the neck of a funnel, and
     where that is narrow for a while on the way, all weights are too small by nats and do not vary.
     """
+    if of_all_lengths and torch.rand(()) < _SHORT_SHARE:
+        step_size = step_size * torch.exp(-_SHORTEST * torch.rand(())).item()
     if factor is not None:
         enough = max(1, round(_LONGEST_TRAJECTORY / step_size.mean().item()))
         num_leapfrog_steps = min(num_leapfrog_steps, enough)
     jitter = torch.empty_like(state.z[..., 0]).uniform_(1 - _JITTER, 1 + _JITTER)
-    if of_all_lengths:
-        is_short = torch.rand_like(jitter) < _SHORT_SHARE
-        jitter = torch.where(is_short, (-_SHORTEST * torch.rand_like(jitter)).exp(), jitter)
     return hmc.step(
         state,
         path,
