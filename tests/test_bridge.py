@@ -24,9 +24,9 @@ from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.bridge_proposals import fitted_guide
 from evidence.inference.estimation.chains import mean_ess
 from evidence.inference.estimation.posterior_draws import PosteriorDraws
+from evidence.models.problems import PROBLEMS as KNOWN
 from tests.conftest import make_oracle
 from tests.conjugate_chains import PROBLEMS, chains_of, hidden_prior
-from tests.known_evidences import KNOWN
 from tests.test_annealing import planted_jacobian
 
 NUM_DATA = 100  # repetitions of one problem
@@ -252,7 +252,7 @@ def exact_draws(name, num_draws=1000):
         linear = design.mT @ y / 54 + prior * torch.tensor([150.0] + [0.0] * 10).double()
         w = normal_draws(prior.diag() + design.mT @ design, linear, num_draws)
         return {"intercept": w[..., 0], "w": w[..., 1:]}
-    if name == "gaussian process":
+    if name == "gaussian-process":
         x, y = tensors
         covariance = torch.exp(-0.5 * (x[:, None] - x) ** 2) + 1e-6 * torch.eye(len(x)).double()
         noise = torch.eye(len(x)).double() / 0.09
@@ -304,7 +304,7 @@ def double_by_default():
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("name", ["pines", "regression", "gaussian process", "eight schools"])
+@pytest.mark.parametrize("name", ["pines", "regression", "gaussian-process", "eight-schools"])
 @pytest.mark.parametrize("crossfit", [False, True])
 def test_ordinary_models_have_their_evidence(name, crossfit):
     """|z| < 4 with SE ≤ 0.05 from 4 × 1,000 draws; 0.3 nat of error, the twin, is found."""

@@ -24,7 +24,8 @@ from evidence.inference.annealing.log_joint import PriorPath
 from evidence.inference.annealing.peaks import Peaks, peaks_of
 from evidence.inference.estimation.modes import Draws, missed_modes
 from evidence.inference.programs.data import as_data, takes
-from tests.known_evidences import KNOWN, SCHOOL_ERRORS, SCHOOLS, eight_schools
+from evidence.models.problems import PROBLEMS
+from evidence.models.problems.hierarchies import SCHOOL_ERRORS, SCHOOLS, eight_schools
 
 NO_DATA = ()
 
@@ -180,10 +181,10 @@ def test_no_false_alarm(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["eight schools", "pines", "pumps", "shells"])
+@pytest.mark.parametrize("name", ["eight-schools", "pines", "pumps", "shells-2"])
 def test_no_false_alarm_with_a_fitted_guide(name):
     """Whether k̂ is content with it or not."""
-    known = KNOWN[name]
+    known = PROBLEMS[name]
     torch.set_default_dtype(torch.float32)
     guide = FullRank.for_model(known.model, known.data)
     fit(known.model, guide, known.data, num_steps=1500, lr=0.01, progress=False)

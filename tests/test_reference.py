@@ -16,9 +16,9 @@ from evidence.inference.diagnostics.two_samples import (
     distance_and_floor,
     sliced_wasserstein,
 )
+from evidence.models.problems.regressions import pine_regression, pines
 from tests import test_shared_latents as shared
 from tests.conftest import make_oracle
-from tests.known_evidences import pine_regression, pines
 
 
 @pytest.fixture(scope="module")
