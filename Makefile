@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # A worker per core, each with one thread and about 1 GB of memory.
 WORKERS := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo test types test-slow test-all test-lowest test-newer lint notebooks planted bench zoo clean
+.PHONY: demo test types test-slow test-all test-lowest test-newer lint notebooks planted bench bench-evidence zoo clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
@@ -65,6 +65,9 @@ bench: $(INSTALLED)  ## speed, side by side with peers, in one run
 	$(BIN)/python benchmarks/guide_speed.py
 	$(BIN)/python benchmarks/weights_memory.py
 	$(BIN)/python benchmarks/annealing.py
+
+bench-evidence: $(INSTALLED)  ## every estimator on every problem of known evidence (hours)
+	$(BIN)/evidence bench --seeds 20 --out runs/bench
 
 zoo: $(INSTALLED)  ## the guides beside known posteriors: tables and pictures
 	$(BIN)/python -m evidence.experiments.zoo
