@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from evidence.experiments.storage.schema import expect_type, typed
 from evidence.inference.training.history import EpochRecord
 
-_UNCHECKED = ("rng.", "param.", "optimizer.param.")
+_UNCHECKED = ("rng.", "param.", "optimizer.param.", "averages.")
 _OPTIMIZER = "optimizer."
 _LAST = "last."
 # What torch's optimizers keep.
