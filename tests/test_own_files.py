@@ -520,6 +520,20 @@ def test_an_interrupted_comparison_goes_on_as_if_nothing_had_been(monkeypatch, c
         assert one["estimates"] == other["estimates"]
 
 
+def test_training_by_averages_goes_on_and_is_evaluated(capsys):
+    """Without a number of epochs averages decide; a checkpoint holds them."""
+    words = ["--model", "reg.py:line", "--guide", "AutoNormal", "--data", "reg.csv"]
+    whole = ["train", *words, "--max_steps", "220"]
+    run(*whole, "--out", "whole")
+    run("train", *words, "--max_steps", "110", "--out", "parts")
+    run(*whole, "--resume", "true", "--out", "parts")
+    ours, theirs = weights("parts"), weights("whole")
+    assert any(name.startswith("averages.") for name in ours)
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    run("evaluate", "parts", "--num_particles", "50", "--trust")
+    assert "IW-50" in capsys.readouterr().out
+
+
 def test_two_estimates_of_one_number_are_said_to_agree(capsys):
     run(*COMPARE, "--out", "out")
     found = results("out")["comparisons"]
