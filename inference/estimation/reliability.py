@@ -19,6 +19,9 @@ _DOMINATED = 0.25
 
 # k̂ above which no number of weights is large enough (Vehtari et al. 2024, section 3.2.4).
 _LARGEST = 0.7
+# k̂ above which weights have no variance: then a single estimate has no error bar that holds. In
+# trials with tails of 0.6, a fifth of the estimates with a k̂ below 0.7 were off by more than 2 SE.
+_LARGEST_OF_ONE = 0.5
 
 _REMEDIES = {
     "iw": "use a guide closer to the posterior, many more particles, or --estimator ais "
@@ -28,6 +31,7 @@ _REMEDIES = {
     "smc": "use more chains in each island (num_chains), then longer ones (num_steps)",
     "bridge": "use a guide closer to the posterior, or more draws of both",
 }
+_BY_GUIDE = ("iw", "psis")
 # Chance of the drift of chains in equilibrium, below which it is none.
 _DRIFT_BY_CHANCE = 1e-3
 # The least effective share of islands: below it, few of them have found what counts most.
@@ -94,13 +98,16 @@ def _excess(evidence: "Evidence") -> Tensor:
     """How far k̂ is above what speaks against an estimate, in its standard errors: `[B]`.
 
     That is the threshold and one standard error, 0.7 at the most: the threshold for few weights
-    is lower than the noise that few weights leave in k̂. NaN where there is no k̂.
+    is lower than the noise that few weights leave in k̂. NaN where there is no k̂. Of one estimate
+    for a data set it is what leaves a variance: no other data make up for its error.
     """
     counts = evidence.particles_per_datum.to(evidence.k_hat)
     tail = torch.minimum(0.2 * counts, 3 * counts.sqrt())
     # (1 + k)/√M for a tail of M weights, shrunk as the fit's prior worth ten weights does.
     noise = (1 + evidence.k_hat.clamp(0, 1)) * tail.sqrt() / (tail + 10)
     limit = torch.clamp(evidence.k_hat_thresholds() + noise, max=_LARGEST)
+    if evidence.data_set_size is not None and evidence.estimator in _BY_GUIDE:
+        limit = limit.clamp(max=_LARGEST_OF_ONE)
     return (evidence.k_hat - limit) / noise
 
 
