@@ -660,8 +660,8 @@ def test_what_has_no_meaning_for_shared_latents_is_said(fitted, capsys):
 
 
 def test_annealing_finds_the_exact_evidence_of_the_data_set(fitted):
-    short = ["--trust", "true", "--num_temperatures", 50, "--num_particles", 300]
-    short += ["--num_chains", 8, "--num_leapfrog_steps", 4]
+    short = ["--trust", "true", "--num_temperatures", 200, "--num_particles", 300]
+    short += ["--num_chains", 32, "--num_leapfrog_steps", 4]
     run("evaluate", fitted[0], "--estimator", "ais", *short)
     (row,) = results(fitted[0])["rows"]
     (ais,) = (e for e in row["estimates"] if e["estimator"] == "ais")
