@@ -102,7 +102,7 @@ class Evidence:
     @property
     def k_hat_threshold(self) -> float:
         """The largest trustworthy k̂ for this number of particles."""
-        return estimators.k_hat_threshold(self.num_particles)
+        return reliability.k_hat_threshold(self, self.num_particles)
 
     @property
     def share_bad(self) -> float:
@@ -114,7 +114,7 @@ class Evidence:
         """The threshold of every datum `[B]`, or the one for all."""
         if self.particles is None:
             return self.k_hat_threshold
-        thresholds = [estimators.k_hat_threshold(int(count)) for count in self.particles]
+        thresholds = [reliability.k_hat_threshold(self, int(count)) for count in self.particles]
         return torch.tensor(thresholds).to(self.k_hat)
 
     @property

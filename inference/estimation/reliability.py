@@ -40,6 +40,17 @@ _LEAST_ISLANDS = 0.7
 _LARGEST_LOSS = 2.0
 
 
+def k_hat_threshold(evidence: "Evidence", num_particles: int) -> float:
+    """The largest trustworthy k̂ of so many particles; of one estimate for a data set, 0.5."""
+    threshold = estimators.k_hat_threshold(num_particles)
+    return min(threshold, _LARGEST_OF_ONE) if _is_of_one(evidence) else threshold
+
+
+def _is_of_one(evidence: "Evidence") -> bool:
+    """Whether the weights of a guide are behind one number, which no others make up for."""
+    return evidence.data_set_size is not None and evidence.estimator in _BY_GUIDE
+
+
 def dominated(evidence: "Evidence") -> Tensor:
     """Whether one weight is most of the sum, for every datum `[B]`."""
     counts = evidence.particles_per_datum.to(evidence.ess).clamp(min=1)
@@ -105,9 +116,10 @@ def _excess(evidence: "Evidence") -> Tensor:
     tail = torch.minimum(0.2 * counts, 3 * counts.sqrt())
     # (1 + k)/√M for a tail of M weights, shrunk as the fit's prior worth ten weights does.
     noise = (1 + evidence.k_hat.clamp(0, 1)) * tail.sqrt() / (tail + 10)
-    limit = torch.clamp(evidence.k_hat_thresholds() + noise, max=_LARGEST)
-    if evidence.data_set_size is not None and evidence.estimator in _BY_GUIDE:
-        limit = limit.clamp(max=_LARGEST_OF_ONE)
+    thresholds = evidence.k_hat_thresholds()
+    if _is_of_one(evidence):
+        return (evidence.k_hat - thresholds) / noise
+    limit = torch.clamp(thresholds + noise, max=_LARGEST)
     return (evidence.k_hat - limit) / noise
 
 
