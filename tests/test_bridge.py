@@ -336,7 +336,7 @@ def test_an_ordinary_model_by_nuts():
 def test_every_datum_has_its_evidence_by_nuts():
     model = make_oracle()
     x = model(None, size=3)
-    draws = nuts_reference(model, x, num_samples=300, num_warmup=200)
+    draws = nuts_reference(model, x, num_samples=800, num_warmup=200)
     record = bridge_evidence(model, None, x, draws=draws)
     errors = record.log_px - model.log_evidence(x)
     assert record.not_reliable is None

@@ -251,7 +251,7 @@ def test_a_guide_of_one_mode_is_not_reliable_and_its_advice_leads_to_the_evidenc
     fit(model, guide, data, num_epochs=600, lr=0.02, progress=False)
     options = {"num_particles": 1000, "search_modes": False}
     planted = importance_weighted_evidence(model, guide, data, **options)
-    assert planted.not_reliable is None
+    assert "missed" not in (planted.not_reliable or "")
     assert abs(planted.mean - tutorial.exact()) > 8 * planted.mc_se
     found = importance_weighted_evidence(model, guide, data, 1000)
     assert "has missed about" in found.not_reliable
