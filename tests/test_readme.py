@@ -37,6 +37,7 @@ QUICK = {
     "calibrate": "--num_simulations 50",
     "export": "--num_draws 20 --num_data 3",
     "reference": "--num_samples 40 --num_warmup 40",
+    "marginal": "--target_se 1 --max_rounds 1 --prior_scale bend=4",
 }
 
 
