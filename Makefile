@@ -48,7 +48,8 @@ test-newer:  ## the export and all that asks ArviZ, with ArviZ 1.x (Python 3.12 
 	.venv-newer/bin/python -m pytest $(WORKERS) -W default \
 		tests/test_arviz_export.py tests/test_estimators.py tests/test_adaptive.py \
 		tests/test_reference.py tests/test_calibration.py \
-		tests/test_export_command.py tests/test_reference_command.py
+		tests/test_export_command.py tests/test_reference_command.py \
+		tests/test_defensive.py tests/test_bridge.py -m "not slow"
 
 lint: $(INSTALLED)  ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .

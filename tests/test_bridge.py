@@ -557,7 +557,9 @@ def arviz_of(arrays):
         warnings.simplefilter("ignore")
         import arviz  # noqa: PLC0415
 
-        return arviz.from_dict(posterior=arrays)
+        if arviz.__version__.startswith("0."):
+            return arviz.from_dict(posterior=arrays)
+        return arviz.from_dict({"posterior": arrays})
 
 
 def test_the_seed_decides_and_nothing_outside_is_touched():
