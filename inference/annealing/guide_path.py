@@ -115,15 +115,13 @@ class GuidePath(AbstractPath):
 
     def _unconstrained(self, values: dict[str, Tensor], plate: int | None) -> Tensor:
         """The model's latents, by its own bijections: `[C, B, Z]`."""
-        with Given(values):
-            scored = self._run(self.model, plate, sum_out=True)
-        return self.latents.pack(scored, plate or 1, len(self.x))
+        return self.latents.pack(self._scored(values, plate), plate or 1, len(self.x))
 
     def _made_of(self, rows: dict[str, Tensor], plate: int | None) -> Tensor:
         """The same, of what the guide makes of u."""
         u = rows["u"].unsqueeze(0) if plate is None else rows["u"]
         sites, _ = self._guide_sites(u, plate)
-        return self._unconstrained({name: site["value"] for name, site in sites.items()}, plate)
+        return self._unconstrained(_values_of(sites), plate)
 
     @torch.no_grad()
     def model_latents(self, z: Tensor) -> Tensor:
@@ -131,10 +129,9 @@ class GuidePath(AbstractPath):
         way = Way.ONE_BY_ONE if len(z) == 1 else self.way
         return self._by(way, self._made_of, {"u": z})
 
-    def _scored(self, z: Tensor, plate: int | None) -> dict[str, Site]:
-        """The model's sites, given the guide's at `z`."""
-        sites, _ = self._guide_sites(z, plate)
-        with Given({name: site["value"] for name, site in sites.items()}):
+    def _scored(self, values: dict[str, Tensor], plate: int | None) -> dict[str, Site]:
+        """The model's sites, given values of its latents."""
+        with Given(values):
             return self._run(self.model, plate, sum_out=True)
 
     def _terms(self, z: Tensor, plate: int | None) -> GuideTerms:
@@ -148,9 +145,7 @@ class GuidePath(AbstractPath):
                 log_jacobian = self._log_jacobian(site, assignment, plate)
                 log_q_z = log_q_z + log_q + log_jacobian
                 log_p_xz = log_p_xz + log_jacobian
-        with Given({name: site["value"] for name, site in sites.items()}):
-            scored = self._run(self.model, plate, sum_out=True)
-        for site in scored.values():
+        for site in self._scored(_values_of(sites), plate).values():
             log_p_xz = log_p_xz + self._log_prob(site, plate)
         return GuideTerms(log_q_z, log_p_xz)
 
@@ -167,7 +162,9 @@ class GuidePath(AbstractPath):
         return self.packing.pack(self._run(self.guide, plate), plate or 1, len(self.x))
 
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
-        return self.latents.values(self._scored(z, plate), plate or 1, len(self.x))
+        sites, _ = self._guide_sites(z, plate)
+        scored = self._scored(_values_of(sites), plate)
+        return self.latents.values(scored, plate or 1, len(self.x))
 
     def _check_scores(self) -> None:
         """Score draws that the guide has forgotten."""
@@ -178,6 +175,10 @@ class GuidePath(AbstractPath):
                 "the guide cannot score latents that it did not just draw: anneal from the prior "
                 "(guide=None)"
             ) from None
+
+
+def _values_of(sites: dict[str, Site]) -> dict[str, Tensor]:
+    return {name: site["value"] for name, site in sites.items()}
 
 
 def _true_supports(

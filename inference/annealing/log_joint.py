@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from evidence.inference.annealing.hmc import weighted_sum
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import is_enumerated, prior_of
+from evidence.inference.programs.mapping import AsVmapNeeds
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import latent_sites
 from evidence.inference.programs.supports import on_edge, support_of
@@ -49,21 +50,6 @@ class Way(Enum):
     PLATE = auto()
     VMAP = auto()
     ONE_BY_ONE = auto()
-
-
-_DATA: Any = torch.Tensor.data
-
-
-class _UnderVmap(TorchFunctionMode):
-    """What programs and Pyro do that `torch.vmap` refuses: `x.new_tensor(…)` and `value.data`."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == _DATA.__get__:
-            return args[0].detach()
-        if func is torch.Tensor.new_tensor:
-            like = {"dtype": args[0].dtype, "device": args[0].device}
-            return torch.tensor(args[1], **like | (kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 class AbstractPath(ABC):
@@ -128,6 +114,11 @@ class AbstractPath(ABC):
     def weights(beta: float) -> tuple[float, float]:
         """The weights of the two terms at inverse temperature β."""
 
+    def log_ratio(self, log_probs: Tensor) -> Tensor:
+        """Log f_1 − log f_0, of the two terms `[2, ...]`: `[...]`, in float64."""
+        ends = zip(self.weights(0.0), self.weights(1.0), strict=True)
+        return weighted_sum([end - start for start, end in ends], log_probs.double())
+
     @torch.no_grad()
     def locate(self, values: dict[str, Tensor]) -> Tensor:
         """The u `[C, B, Z]` of values of the model's latents, each `[C, ...]` as in its trace.
@@ -153,7 +144,7 @@ class AbstractPath(ABC):
         if way is Way.PLATE:
             return compute(rows, len(next(iter(rows.values()))))
         if way is Way.VMAP:
-            with _UnderVmap():
+            with AsVmapNeeds():
                 return torch.vmap(lambda row: compute(row, None).squeeze(0))(rows)
         columns = zip(*rows.values(), strict=True)
         return torch.cat([compute(dict(zip(rows, row, strict=True)), None) for row in columns])
@@ -167,7 +158,7 @@ class AbstractPath(ABC):
         if way is Way.PLATE:
             return self._terms(z, len(z))
         if way is Way.VMAP:
-            with _UnderVmap():
+            with AsVmapNeeds():
                 vectorized = torch.vmap(lambda row: self._terms(row.unsqueeze(0), None))
                 together: Any = vectorized(z)
             return together._make(part.squeeze(1) for part in together)

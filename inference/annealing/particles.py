@@ -34,12 +34,6 @@ def drawn(path: AbstractPath, num_steps: int, num_chains: int) -> Particles:
     return Particles(torch.stack(z), torch.stack([torch.stack(list(path(row))) for row in z], 1))
 
 
-def change(path: AbstractPath, particles: Particles) -> Tensor:
-    """Log f_1 − log f_0 `[P, C, b]`, in float64."""
-    ends = zip(path.weights(0.0), path.weights(1.0), strict=True)
-    return hmc.weighted_sum([b - a for a, b in ends], particles.log_probs.double())
-
-
 def changes_at_start(path: AbstractPath, cloud: Particles) -> tuple[Tensor, Tensor]:
     """Log f_1 − log f_0 of draws from f_0, and whether these are where their dtype ends.
 
@@ -52,7 +46,7 @@ def changes_at_start(path: AbstractPath, cloud: Particles) -> tuple[Tensor, Tens
     Raises:
         ValueError: it is NaN for more than one draw in a hundred, or +inf.
     """
-    changes = change(path, cloud)
+    changes = path.log_ratio(cloud.log_probs)
     is_unknown = changes.isnan()
     if is_unknown.double().mean() > _MOST_UNKNOWN or (changes == torch.inf).any():
         raise ValueError(

@@ -73,7 +73,7 @@ class Pilot:
         covariance = metric.covariance_of(draws, kind)
         state = hmc.init(draws[:num_chains], path)
         rising = schedule.pilot_betas(
-            options.num_pilot_temperatures, schedule.spread_of(log_ratio(path, state))
+            options.num_pilot_temperatures, schedule.spread_of(path.log_ratio(state.log_probs))
         )
         betas = torch.cat([torch.zeros(NUM_WARMUP_STEPS, dtype=torch.float64), rising])
         num_metrics = math.ceil(len(betas) / _STEPS_PER_METRIC)
@@ -96,7 +96,7 @@ class Pilot:
             options.num_leapfrog_steps,
         )
         self.covariance = metric.updated(self.covariance, self.state.z, kind)
-        self.spreads[step] = schedule.spread_of(log_ratio(path, self.state))
+        self.spreads[step] = schedule.spread_of(path.log_ratio(self.state.log_probs))
         self.log_step_sizes[step + 1] = schedule.adapted(
             self.log_step_sizes[step], info.acceptance, options.target_acceptance, step
         )
@@ -160,10 +160,3 @@ def _num_chains(path: AbstractPath, options: Options) -> int:
     if path.layout.is_joint and path.way is not Way.ONE_BY_ONE:
         return max(num_chains, _JOINT_PILOT_CHAINS)
     return min(max(num_chains, 2), MAX_PILOT_CHAINS)
-
-
-def log_ratio(path: AbstractPath, state: hmc.State) -> Tensor:
-    """Log f_1 − log f_0 `[C, b]`, in float64."""
-    start, end = path.weights(0.0), path.weights(1.0)
-    change = [b - a for a, b in zip(start, end, strict=True)]
-    return hmc.weighted_sum(change, state.log_probs.double())

@@ -234,7 +234,7 @@ class AnnealingRun:
             values = path.site_values(chains.state.z)
             results = {f"latent.{name}": value for name, value in values.items()}
             results["log_w"] = chains.log_w
-            results["log_ratio"] = pilot.log_ratio(path, chains.state)
+            results["log_ratio"] = path.log_ratio(chains.state.log_probs)
             results["on_edge"] = chains.share_on_edge(path)
             results["acceptance"] = chains.acceptance / self.options.num_temperatures
             self._keep(results)

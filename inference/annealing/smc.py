@@ -54,7 +54,7 @@ def run(
         ancestors = particles.resampled(cloud, log_w, num_chains // islands)
         kernel = _Kernel(path, plan, t, options)
         cloud = particles.moved(path, ancestors, options.num_steps, kernel)
-        changes.append(particles.by_island(particles.change(path, cloud), islands))
+        changes.append(particles.by_island(path.log_ratio(cloud.log_probs), islands))
         acceptance.append(kernel.accepted / (options.num_steps - 1))
         on_temperature()
     began = particles.by_island(began, islands)

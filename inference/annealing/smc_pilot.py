@@ -48,7 +48,7 @@ def plan_for(path: AbstractPath, options: SMCOptions, on_temperature: Callable[[
         factor = metric.factor_of(metric.covariance_of(everywhere, kind))
         tuner = _Tuner(path, options, beta, factor.to(cloud.z), log_step)
         cloud = particles.moved(path, everywhere[::_NUM_STEPS], _NUM_STEPS, tuner)
-        changes = particles.change(path, cloud)
+        changes = path.log_ratio(cloud.log_probs)
         log_step = tuner.settled()
         betas.append(beta)
         sizes.append(log_step.exp())

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 _DATA: Any = torch.Tensor.data
 
 
-class _AsVmapNeeds(TorchFunctionMode):
+class AsVmapNeeds(TorchFunctionMode):
     """What programs, Pyro and torch's distributions do, in ways that `torch.vmap` takes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -31,6 +31,6 @@ def mapped(draw: Callable[[], Tensor], num_particles: int) -> Tensor:
     Raises:
         RuntimeError: the program does what vmap refuses, such as a branch on a value.
     """
-    with _AsVmapNeeds():
+    with AsVmapNeeds():
         particles = torch.arange(num_particles)
         return torch.vmap(lambda _: draw(), randomness="different")(particles)
