@@ -226,3 +226,17 @@ def test_one_particle_or_one_datum_has_no_error_bar():
 def test_weights_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="NaN or \\+inf"):
         from_log_weights(torch.tensor([[0.0, math.nan]]))
+
+
+def test_one_estimate_for_a_data_set_needs_weights_with_a_variance():
+    """Tails of 0.6: a k̂ that many data may have is too large for a single number."""
+    torch.manual_seed(0)
+    log_w = -0.6 * torch.rand(4000, 1, dtype=torch.float64).log()
+    record = from_log_weights(log_w)["iw"]
+    assert 0.5 < record.k_hat.item() < 0.7
+    assert record.not_reliable is None
+    one = record.of(torch.zeros(1), 10)
+    assert "k̂ is too large" in one.not_reliable
+    assert one.k_hat_threshold == 0.5
+    light = from_log_weights(-0.3 * torch.rand(4000, 1, dtype=torch.float64).log())["iw"]
+    assert light.of(torch.zeros(1), 10).not_reliable is None

@@ -3,12 +3,17 @@
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
+from scipy.special import logsumexp
 
 from evidence.experiments.own.program import default_dtype
 from evidence.guides import FullRank
 from evidence.inference import annealed_evidence, log_weights
+from evidence.inference.annealing import pilot
 from evidence.models.problems import PROBLEMS
 
 # Chains and temperatures with which the standard error is at most 0.1.
@@ -67,3 +72,47 @@ def test_full_rank_is_the_posterior_of_a_gaussian_process_before_it_is_trained()
     assert torch.allclose(log_w, exact.expand_as(log_w), atol=1e-3)
     guide.unit.scale = guide.unit.scale.diagonal().diag_embed()  # the twin
     assert (log_weights(known.model, guide, known.data, 5) - exact).abs().max() > 1
+
+
+AGE = torch.arange(2.0, 10.0).double()
+HEIGHT = torch.tensor([0.86, 0.95, 1.03, 1.09, 1.16, 1.22, 1.28, 1.33]).double()
+
+
+def curve(age, height):
+    """Eight points of a parabola with hardly any noise: a funnel on the way and at the end."""
+    start = pyro.sample("start", dist.Normal(0.5, 0.5))
+    slope = pyro.sample("slope", dist.Normal(0.0, 0.1))
+    bend = pyro.sample("bend", dist.Normal(0.0, 0.02))
+    noise = pyro.sample("noise", dist.HalfNormal(0.1))
+    with pyro.plate("children", len(age)):
+        mean = start + slope * age + bend * (age - 5) ** 2
+        pyro.sample("height", dist.Normal(mean, noise), obs=height)
+
+
+def curve_evidence():
+    """Gaussian given the noise, quadrature over its logarithm."""
+    age, log_noise = AGE.numpy(), np.linspace(-9, 1, 2001)
+    features = np.c_[0.5 * np.ones(8), 0.1 * age, 0.02 * (age - 5) ** 2]
+    log_p = [
+        stats.multivariate_normal(
+            np.full(8, 0.5), features @ features.T + noise**2 * np.eye(8)
+        ).logpdf(HEIGHT.numpy())
+        + stats.halfnorm(scale=0.1).logpdf(noise)
+        + math.log(noise)
+        for noise in np.exp(log_noise)
+    ]
+    return logsumexp(log_p) + math.log(log_noise[1] - log_noise[0])
+
+
+@pytest.mark.slow
+def test_the_neck_of_a_funnel_on_the_way_is_entered(monkeypatch):
+    """The planted twin, steps of one length, states nats too little with a small error bar."""
+
+    def error():
+        with default_dtype(torch.float64):
+            found = annealed_evidence(curve, (AGE, HEIGHT))
+        return abs(found.mean - curve_evidence()) / found.mc_se
+
+    assert error() < 4
+    monkeypatch.setattr(pilot, "_SHORT_SHARE", 0.0)
+    assert error() > 5

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from evidence.experiments.commands import bench as bench_command
+from evidence.experiments.commands import marginal as marginal_command
 from evidence.experiments.setup.prior_scales import PriorScales
 from evidence.experiments.setup.trials import Scorecard, Trial
 from tests.test_cli import refused, run
@@ -113,7 +114,9 @@ def test_what_cannot_be_done_is_said_in_one_line(capsys):
     ("model", "scale", "words"),
     [("wide", "tau=1,2", "no model has a latent 'tau'"), ("share", "p=1,2", "which has no scale")],
 )
-def test_priors_that_cannot_be_stretched(model, scale, words, capsys):
+def test_priors_that_cannot_be_stretched(model, scale, words, capsys, monkeypatch):
+    """Which is known before anything is estimated."""
+    monkeypatch.setattr(marginal_command, "marginal_likelihood", None)
     options = ["--models", f"mine.py:{model}", *DATA, "--prior_scale", scale]
     assert words in refused(capsys, "marginal", *options)
     assert not Path("runs").exists()

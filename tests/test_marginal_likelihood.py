@@ -18,7 +18,7 @@ from evidence.inference import (
     fit,
     marginal_likelihood,
 )
-from evidence.inference.estimation.mixture_proposal import Mixture, _fitted
+from evidence.inference.estimation.mixture_proposal import Mixture, MixtureProposal, _fitted
 from evidence.models.problems import PROBLEMS
 from tests.test_bayes_factors import record
 
@@ -130,6 +130,21 @@ def test_a_mixture_has_the_density_it_is_drawn_from(degrees):
     other = stats.multivariate_normal([1.0, 0.0], [[1.0, 0.2], [0.2, 1.0]])
     weights = other.pdf(z) / mixture.log_prob(z).exp().numpy()
     assert abs(weights.mean() - 1) < 4 * weights.std() / math.sqrt(len(weights))
+
+
+def test_weights_that_forget_the_share_of_the_prior_are_seen(monkeypatch):
+    """The planted twin of the mixture's density: a twentieth of it is the prior's."""
+    weigh = MixtureProposal._weigh
+
+    def error():
+        found = found_for("pines", max_rounds=1, **QUICK).estimates["iw"]
+        return abs(found.mean - PROBLEMS["pines"].log_evidence) / found.mc_se
+
+    assert error() < 4
+    monkeypatch.setattr(
+        MixtureProposal, "_weigh", lambda self, mixture, u, share: weigh(self, mixture, u, 1e-9)
+    )
+    assert error() > 5
 
 
 def test_the_number_of_components_is_found():

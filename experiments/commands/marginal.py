@@ -45,12 +45,13 @@ def marginal(config: Marginal) -> None:
     folder = _folder(config)
     loaded = [_load(config, name) for name in config.models]
     _expect_same_data(loaded)
+    met = {scale.site: _with_site(scale, loaded) for scale in scales}
     found = {one.name: _estimate(one.model, one, config) for one in loaded}
     size = len(loaded[0].data)
     texts = [marginal_table(found, config.data, size)]
     if len(found) > 1:
         texts.append(factors_text(found))
-    stretched = {one.site: _stretched(one, loaded, found, config) for one in scales}
+    stretched = {one.site: _stretched(one, met[one.site], found, config) for one in scales}
     texts += [scale_table(site, grid) for site, grid in stretched.items()]
     text = "\n\n".join(texts)
     print(text, flush=True)
@@ -115,30 +116,29 @@ def _estimate(model: Callable[..., Any], one: _Loaded, config: Marginal) -> Foun
     )
 
 
-def _stretched(
-    scales: PriorScales, loaded: list[_Loaded], found: dict[str, Found], config: Marginal
-) -> dict[float, dict[str, Found]]:
-    """By factor, the estimates of every model; of one without the site, that of the model as it is.
+def _with_site(scales: PriorScales, loaded: list[_Loaded]) -> list[_Loaded]:
+    """The models that have the site, before anything is estimated.
 
     Raises:
-        ValueError: no model has the site, or its prior has no scale.
+        ValueError: none has it, or its prior has no scale.
     """
-    grid: dict[float, dict[str, Found]] = {}
-    met = False
-    for factor in scales.factors:
-        grid[factor] = {}
-        for one in loaded:
-            prior = ScaledPrior(scales.site, factor)
-            if not prior.meets(one.model, one.data):
-                grid[factor][one.name] = found[one.name]
-                continue
-            met = True
-            is_itself = factor == 1
-            grid[factor][one.name] = (
-                found[one.name] if is_itself else _estimate(prior(one.model), one, config)
-            )
-    if not met:
+    probe = max(scales.factors, key=lambda factor: abs(factor - 1))
+    found = [one for one in loaded if ScaledPrior(scales.site, probe).meets(one.model, one.data)]
+    if not found:
         raise ValueError(
             f"no model has a latent {scales.site!r} (--prior_scale): expected the name of a site"
         )
+    return found
+
+
+def _stretched(
+    scales: PriorScales, with_site: list[_Loaded], found: dict[str, Found], config: Marginal
+) -> dict[float, dict[str, Found]]:
+    """By factor, the estimates of every model; without the site, that of the model as it is."""
+    grid = {}
+    for factor in scales.factors:
+        grid[factor] = dict(found)
+        for one in with_site if factor != 1 else ():
+            model = ScaledPrior(scales.site, factor)(one.model)
+            grid[factor][one.name] = _estimate(model, one, config)
     return grid

@@ -208,7 +208,8 @@ class _Measured:
         if self.guide is not None:
             return self._by_guide(self.guide)
         program = takes(self.model, self.x)
-        with annealing_mode(program, None, self.seed, self.x.device):
+        # Numbers that the particles were moved by must have nothing in common with the weights'.
+        with annealing_mode(program, None, self.seed * 1_000_003 + 499_979, self.x.device):
             path = path_of(program, None, self.x)
             assert isinstance(path, PriorPath)
             draws = PosteriorDraws(self.sampled.draws, path)
@@ -224,10 +225,14 @@ class _Measured:
 
     def _by_guide(self, guide: Program) -> Evidence:
         with isolated_rng(self.seed, self.x.device):
-            pilot = importance_weighted_evidence(self.model, guide, self.x, _PILOT)
+            pilot = importance_weighted_evidence(
+                self.model, guide, self.x, _PILOT, search_modes=False
+            )
             share = (pilot.ess / _PILOT).clamp(min=1e-6).min().item()
             count = _count(share, self.target_se / math.sqrt(pilot.num_data))
-            return importance_weighted_evidence(self.model, guide, self.x, count)
+            record = importance_weighted_evidence(self.model, guide, self.x, count)
+        spent = (pilot.num_evaluations or 0) + (record.num_evaluations or 0)
+        return dataclasses.replace(record, num_evaluations=spent)
 
     def _bridge(self) -> Evidence:
         return bridge_evidence(

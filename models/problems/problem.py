@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.special import logsumexp
@@ -38,7 +39,7 @@ class Problem:
             return self.data
         return tuple(t.double() if t.is_floating_point() else t for t in self.data)
 
-    @property
+    @cached_property
     def log_evidence(self) -> float:
         """The exact log p(data), summed over the data, in nats."""
         return float(np.sum(self.exact()))
