@@ -1,6 +1,6 @@
 """SVI training, evidence estimators, and what tells whether to believe them; any Pyro pair."""
 
-from evidence.inference.annealing.reference import Reference, nuts_reference
+from evidence.inference.bridging.bridge import bridge_evidence
 from evidence.inference.diagnostics.arviz_export import to_arviz
 from evidence.inference.diagnostics.calibration import (
     Calibration,
@@ -14,14 +14,7 @@ from evidence.inference.diagnostics.latent_diagnostics import LatentDiagnostics,
 from evidence.inference.diagnostics.preflight import check
 from evidence.inference.estimation.adaptive import adaptive_evidence
 from evidence.inference.estimation.annealed import Annealed, anneal, annealed_evidence
-from evidence.inference.estimation.bayes_factors import (
-    BayesFactor,
-    ModelProbability,
-    bayes_factor,
-    model_probabilities,
-)
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
-from evidence.inference.estimation.bridge import bridge_evidence
 from evidence.inference.estimation.comparison import (
     Comparison,
     compare_elbos,
@@ -37,11 +30,17 @@ from evidence.inference.estimation.evidence import (
 )
 from evidence.inference.estimation.gaps import Gaps, inference_gaps
 from evidence.inference.estimation.log_weights import log_weights
-from evidence.inference.estimation.marginal_likelihood import (
+from evidence.inference.estimation.sequential import Sampled, smc, smc_evidence
+from evidence.inference.model_choice.bayes_factors import (
+    BayesFactor,
+    ModelProbability,
+    bayes_factor,
+    model_probabilities,
+)
+from evidence.inference.model_choice.marginal_likelihood import (
     MarginalLikelihood,
     marginal_likelihood,
 )
-from evidence.inference.estimation.sequential import Sampled, smc, smc_evidence
 from evidence.inference.objectives import (
     IWAE,
     STL,
@@ -54,6 +53,7 @@ from evidence.inference.objectives import (
     ReweightedWakeSleep,
     WakeSleep,
 )
+from evidence.inference.paths.reference import Reference, nuts_reference
 from evidence.inference.programs.scaled_prior import ScaledPrior
 from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.soundness.findings import Finding

@@ -15,12 +15,13 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from evidence import guides
 from evidence.guides import Delta, FullRank, MeanField
 from evidence.inference import log_weights
-from evidence.inference.annealing import hmc, schedule
-from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.isolation import annealing_mode
+from evidence.inference.annealing import schedule
 from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS, Pilot
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.annealed import anneal, annealed_evidence
+from evidence.inference.paths import hmc
+from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.isolation import annealing_mode
 from evidence.inference.programs.estimators import iwae, iwae_curve
 from evidence.inference.programs.unconstrained import Assignment
 from evidence.inference.training.snapshots import Snapshot

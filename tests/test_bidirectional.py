@@ -7,10 +7,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from evidence.inference.annealing import hmc
-from evidence.inference.annealing.guide_path import GuidePath
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.bidirectional import Bracket, bidirectional_evidence
+from evidence.inference.paths import hmc
+from evidence.inference.paths.guide_path import GuidePath
 from evidence.models import VAE, Autoencoder
 from tests import test_shared_latents as shared
 from tests.conftest import make_oracle

@@ -15,15 +15,15 @@ from scipy.stats import multivariate_t
 
 from evidence.guides import FullRank, Planar
 from evidence.inference import Reference, bridge_evidence, nuts_reference
-from evidence.inference.annealing import log_joint
-from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.log_joint import latents_of
-from evidence.inference.annealing.reference import diagnostic
-from evidence.inference.estimation import bridge, optimal_bridge
+from evidence.inference.bridging import bridge, optimal_bridge
+from evidence.inference.bridging.chains import mean_ess
+from evidence.inference.bridging.posterior_draws import PosteriorDraws
+from evidence.inference.bridging.proposals import fitted_guide
 from evidence.inference.estimation.annealed import annealing_mode
-from evidence.inference.estimation.bridge_proposals import fitted_guide
-from evidence.inference.estimation.chains import mean_ess
-from evidence.inference.estimation.posterior_draws import PosteriorDraws
+from evidence.inference.paths import log_joint
+from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.log_joint import latents_of
+from evidence.inference.paths.reference import diagnostic
 from evidence.models.problems import PROBLEMS as KNOWN
 from tests.conftest import make_oracle
 from tests.conjugate_chains import PROBLEMS, chains_of, hidden_prior

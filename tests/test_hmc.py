@@ -7,8 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from evidence.inference.annealing import hmc
-from evidence.inference.annealing.log_joint import PriorPath
+from evidence.inference.paths import hmc
+from evidence.inference.paths.log_joint import PriorPath
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.unconstrained import Assignment
 from tests.conftest import make_oracle

@@ -9,10 +9,10 @@ from pyro.infer import config_enumerate
 from pyro.nn import PyroModule, PyroSample
 from torch.distributions import biject_to
 
-from evidence.inference.annealing import hmc
-from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.isolation import annealing_mode
-from evidence.inference.annealing.log_joint import Way
+from evidence.inference.paths import hmc
+from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.isolation import annealing_mode
+from evidence.inference.paths.log_joint import Way
 from evidence.inference.programs.data import as_data, takes
 from evidence.inference.programs.unconstrained import Assignment
 

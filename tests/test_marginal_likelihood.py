@@ -18,7 +18,7 @@ from evidence.inference import (
     fit,
     marginal_likelihood,
 )
-from evidence.inference.estimation.mixture_proposal import Mixture, MixtureProposal, _fitted
+from evidence.inference.model_choice.mixture_proposal import Mixture, MixtureProposal, _fitted
 from evidence.models.problems import PROBLEMS
 from tests.test_bayes_factors import record
 

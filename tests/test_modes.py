@@ -17,12 +17,12 @@ from evidence.inference import (
     fit,
     importance_weighted_evidence,
 )
-from evidence.inference.annealing import mode_search
-from evidence.inference.annealing.guide_path import GuidePath
-from evidence.inference.annealing.isolation import annealing_mode
-from evidence.inference.annealing.log_joint import PriorPath
-from evidence.inference.annealing.peaks import Peaks, peaks_of
 from evidence.inference.estimation.modes import Draws, missed_modes
+from evidence.inference.paths import mode_search
+from evidence.inference.paths.guide_path import GuidePath
+from evidence.inference.paths.isolation import annealing_mode
+from evidence.inference.paths.log_joint import PriorPath
+from evidence.inference.paths.peaks import Peaks, peaks_of
 from evidence.inference.programs.data import as_data, takes
 from evidence.models.problems import PROBLEMS
 from evidence.models.problems.hierarchies import SCHOOL_ERRORS, SCHOOLS, eight_schools

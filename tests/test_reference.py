@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from evidence.guides import MeanField
-from evidence.inference.annealing.reference import diagnostic, nuts_reference
 from evidence.inference.diagnostics.discrepancy import compare_to_reference
 from evidence.inference.diagnostics.two_samples import (
     CLASSIFIERS,
@@ -16,6 +15,7 @@ from evidence.inference.diagnostics.two_samples import (
     distance_and_floor,
     sliced_wasserstein,
 )
+from evidence.inference.paths.reference import diagnostic, nuts_reference
 from evidence.models.problems.regressions import pine_regression, pines
 from tests import test_shared_latents as shared
 from tests.conftest import make_oracle

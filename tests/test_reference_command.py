@@ -15,7 +15,7 @@ from evidence.experiments.commands import reference
 from evidence.experiments.reports import pictures_posterior, plots_posterior
 from evidence.experiments.setup.one_model import load_runs
 from evidence.guides import AbstractPosterior
-from evidence.inference.annealing.reference import nuts_reference
+from evidence.inference.paths.reference import nuts_reference
 from evidence.models import GaussianMixture2D
 from tests.test_cli import refused, run
 

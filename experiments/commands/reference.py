@@ -23,9 +23,9 @@ from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.one_model import load_runs
 from evidence.experiments.storage.numbers import finite
 from evidence.experiments.storage.runs import RunFolder
-from evidence.inference.annealing.reference import Reference as Draws
-from evidence.inference.annealing.reference import nuts_reference
 from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
+from evidence.inference.paths.reference import Reference as Draws
+from evidence.inference.paths.reference import nuts_reference
 from evidence.inference.programs.data import Batch
 
 REFERENCE_VERSION = 1

@@ -19,7 +19,7 @@ from evidence.inference import (
     bayes_factor,
     model_probabilities,
 )
-from evidence.inference.estimation.bayes_factors import total
+from evidence.inference.model_choice.bayes_factors import total
 
 Found = MarginalLikelihood
 Grid = Mapping[float, Mapping[str, Found]]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from evidence.experiments.reports.plots_joint import MOST, corner, masses
 from evidence.experiments.setup.assembly import Assembly
-from evidence.inference.annealing.reference import Reference
 from evidence.inference.diagnostics.discrepancy import guide_draws, side_by_side
+from evidence.inference.paths.reference import Reference
 from evidence.inference.programs.random_state import isolated_rng
 
 _DRAWS = 10_000  # of every guide

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from evidence.experiments.reports import plots_posterior
 from evidence.experiments.reports.plots_posterior import Contours, Panel
 from evidence.guides import AbstractPosterior
-from evidence.inference.annealing.reference import Reference
 from evidence.inference.diagnostics.discrepancy import guide_draws, side_by_side
+from evidence.inference.paths.reference import Reference
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.models import AbstractModel
 

@@ -12,9 +12,9 @@ from evidence.experiments.config import Compare, Estimation, Experiment
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import objective_of
 from evidence.inference import estimate_evidence, fit
-from evidence.inference.annealing import hmc
-from evidence.inference.annealing.guide_path import path_of
 from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS
+from evidence.inference.paths import hmc
+from evidence.inference.paths.guide_path import path_of
 from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.random_state import isolated_rng

@@ -1,1 +1,1 @@
-"""Annealed importance sampling: paths from a start to p(x, z), HMC along them."""
+"""Annealed importance sampling and sequential Monte Carlo along a path."""

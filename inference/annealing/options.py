@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import get_args
 
-from evidence.inference.annealing.metric import Kind
+from evidence.inference.paths.metric import Kind
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 
 _CHAINS_PER_DATUM, _JOINT_CHAINS = 16, 100

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing import hmc
-from evidence.inference.annealing.log_joint import AbstractPath
+from evidence.inference.paths import hmc
+from evidence.inference.paths.log_joint import AbstractPath
 
 _MOST_UNKNOWN = 0.01
 

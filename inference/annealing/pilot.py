@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing import hmc, metric, schedule
-from evidence.inference.annealing.log_joint import AbstractPath, Way
+from evidence.inference.annealing import schedule
 from evidence.inference.annealing.options import Options
+from evidence.inference.paths import hmc, metric
+from evidence.inference.paths.log_joint import AbstractPath, Way
 
 # Steps at temperature 0, before the pilot run sets out.
 NUM_WARMUP_STEPS = 50

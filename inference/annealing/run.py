@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evidence.inference.annealing import hmc, pilot
-from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.log_joint import AbstractPath
+from evidence.inference.annealing import pilot
 from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS, Pilot, Plan
 from evidence.inference.annealing.state import (
@@ -20,6 +18,9 @@ from evidence.inference.annealing.state import (
     restored,
     tensors_of,
 )
+from evidence.inference.paths import hmc
+from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.log_joint import AbstractPath
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import rng_state, set_rng_state
 from evidence.inference.programs.traces import Program

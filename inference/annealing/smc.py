@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing import hmc, particles, pilot
-from evidence.inference.annealing.log_joint import AbstractPath
+from evidence.inference.annealing import particles, pilot
 from evidence.inference.annealing.particles import Particles
 from evidence.inference.annealing.pilot import Plan
 from evidence.inference.annealing.smc_options import SMCOptions
+from evidence.inference.paths import hmc
+from evidence.inference.paths.log_joint import AbstractPath
 
 
 class Passed(NamedTuple):

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import get_args
 
-from evidence.inference.annealing.log_joint import AbstractPath, Way
-from evidence.inference.annealing.metric import Kind
+from evidence.inference.paths.log_joint import AbstractPath, Way
+from evidence.inference.paths.metric import Kind
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 
 # Chains of every island. Where they are run as one batch, many cost little more than few; under

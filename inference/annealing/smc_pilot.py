@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing import hmc, metric, particles, pilot, schedule
-from evidence.inference.annealing.log_joint import AbstractPath, Way
+from evidence.inference.annealing import particles, pilot, schedule
 from evidence.inference.annealing.pilot import Plan
 from evidence.inference.annealing.smc_options import SMCOptions
+from evidence.inference.paths import hmc, metric
+from evidence.inference.paths.log_joint import AbstractPath, Way
 
 _NUM_STEPS = 16
 _JOINT_CHAINS, _CHAINS_PER_DATUM = 128, 16

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing import hmc
+from evidence.inference.paths import hmc
 from evidence.inference.training.snapshots import matching, within
 
 _PLACES = ("block", "stage", "step")

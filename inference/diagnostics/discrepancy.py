@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.reference import Reference, diagnostic, with_batch_dims
 from evidence.inference.diagnostics.two_samples import (
     Accuracy,
     classifier_accuracy,
     distance_and_floor,
 )
+from evidence.inference.paths.reference import Reference, diagnostic, with_batch_dims
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch, takes, unwrapped
 from evidence.inference.programs.draws import Block, Record, visit_draws

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from evidence.inference.annealing.isolation import annealing_mode
 from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.estimation.modes import Draws, caveat_of_modes
+from evidence.inference.paths.isolation import annealing_mode
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.traces import Program

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.isolation import annealing_mode
 from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.reliability import edge_caveat
+from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.isolation import annealing_mode
 from evidence.inference.programs import estimators
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.guide_path import GuidePath
+from evidence.inference.paths.guide_path import GuidePath
 from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.draws import Block, Record, visit_draws
 from evidence.inference.programs.enumeration import prior_of

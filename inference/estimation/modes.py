@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.guide_path import GuidePath
-from evidence.inference.annealing.isolation import annealing_mode
-from evidence.inference.annealing.log_joint import AbstractPath, PriorPath
-from evidence.inference.annealing.mode_search import search, weighed
+from evidence.inference.paths.guide_path import GuidePath
+from evidence.inference.paths.isolation import annealing_mode
+from evidence.inference.paths.log_joint import AbstractPath, PriorPath
+from evidence.inference.paths.mode_search import search, weighed
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.traces import Program
 

@@ -13,14 +13,14 @@ from tqdm import tqdm
 from evidence.inference.annealing import particles, smc_pilot
 from evidence.inference.annealing import smc as machine
 from evidence.inference.annealing import smc_readings as readings
-from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.log_joint import AbstractPath
 from evidence.inference.annealing.particles import Particles
 from evidence.inference.annealing.smc import Passed
 from evidence.inference.annealing.smc_options import SMCOptions
 from evidence.inference.estimation import reliability
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
+from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.log_joint import AbstractPath
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import as_data, takes
 from evidence.inference.programs.traces import Program

@@ -6,8 +6,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from evidence.inference.annealing.inversion import solved
-from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, Way, latents_of
+from evidence.inference.paths.inversion import solved
+from evidence.inference.paths.log_joint import AbstractPath, PriorPath, Way, latents_of
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import has_narrow_image, reaches_beyond

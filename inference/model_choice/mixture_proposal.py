@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.log_joint import PriorPath
+from evidence.inference.paths.log_joint import PriorPath
 from evidence.inference.programs import estimators
 
 _DEGREES = (5.0, 30.0, math.inf)

@@ -8,14 +8,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.guide_path import GuidePath
-from evidence.inference.annealing.log_joint import PriorPath
-from evidence.inference.annealing.reference import nuts_reference
+from evidence.inference.bridging.checks import Bridged, caveat_of
+from evidence.inference.bridging.posterior_draws import Draws, PosteriorDraws
+from evidence.inference.bridging.proposals import Normal, fitted_guide
 from evidence.inference.estimation.annealed import annealing_mode
-from evidence.inference.estimation.bridge_checks import Bridged, caveat_of
-from evidence.inference.estimation.bridge_proposals import Normal, fitted_guide
 from evidence.inference.estimation.evidence import Evidence
-from evidence.inference.estimation.posterior_draws import Draws, PosteriorDraws
+from evidence.inference.paths.guide_path import GuidePath
+from evidence.inference.paths.log_joint import PriorPath
+from evidence.inference.paths.reference import nuts_reference
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, Program, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.log_joint import AbstractPath, latents_of
-from evidence.inference.annealing.reference import Reference
+from evidence.inference.paths.log_joint import AbstractPath, latents_of
+from evidence.inference.paths.reference import Reference
 from evidence.inference.programs.data import Batch, tensors_in
 from evidence.inference.programs.sites import Site
 from evidence.inference.programs.supports import on_edge, support_of

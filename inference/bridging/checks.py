@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.reference import R_HAT_LIMIT, diagnostic
-from evidence.inference.estimation.chains import in_halves, mean_ess
-from evidence.inference.estimation.optimal_bridge import OptimalBridge, optimal_bridge
+from evidence.inference.bridging.chains import in_halves, mean_ess
+from evidence.inference.bridging.optimal_bridge import OptimalBridge, optimal_bridge
 from evidence.inference.estimation.reliability import MOST_UNSUPPORTED
+from evidence.inference.paths.reference import R_HAT_LIMIT, diagnostic
 
 _FEWEST_INDEPENDENT = 50  # draws: of fewer the autocorrelation itself is hardly known
 _FEWEST_TERMS = 10  # effective ones: of fewer a standard error is no measure

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from evidence.inference.annealing.guide_path import GuidePath
-from evidence.inference.annealing.log_joint import PriorPath
-from evidence.inference.estimation.posterior_draws import PosteriorDraws
+from evidence.inference.bridging.posterior_draws import PosteriorDraws
+from evidence.inference.paths.guide_path import GuidePath
+from evidence.inference.paths.log_joint import PriorPath
 from evidence.inference.programs.data import takes, unwrapped
 
 _MOST_STEPS = 300

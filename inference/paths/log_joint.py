@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.hmc import weighted_sum
+from evidence.inference.paths.hmc import weighted_sum
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import is_enumerated, prior_of

@@ -10,19 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
-from evidence.inference.annealing.guide_path import path_of
-from evidence.inference.annealing.log_joint import PriorPath
+from evidence.inference.bridging.bridge import bridge_evidence
+from evidence.inference.bridging.posterior_draws import PosteriorDraws
 from evidence.inference.estimation.annealed import annealing_mode
-from evidence.inference.estimation.bayes_factors import total
-from evidence.inference.estimation.bridge import bridge_evidence
 from evidence.inference.estimation.evidence import (
     Evidence,
     from_log_weights,
     importance_weighted_evidence,
 )
-from evidence.inference.estimation.mixture_proposal import MixtureProposal
-from evidence.inference.estimation.posterior_draws import PosteriorDraws
 from evidence.inference.estimation.sequential import Sampled, smc
+from evidence.inference.model_choice.bayes_factors import total
+from evidence.inference.model_choice.mixture_proposal import MixtureProposal
+from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.log_joint import PriorPath
 from evidence.inference.programs import estimators
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.random_state import isolated_rng

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing.guide_path import GuidePath
-from evidence.inference.annealing.hmc import weighted_sum
-from evidence.inference.annealing.log_joint import AbstractPath, PriorPath, Way
-from evidence.inference.annealing.peaks import Peaks, peaks_of
+from evidence.inference.paths.guide_path import GuidePath
+from evidence.inference.paths.hmc import weighted_sum
+from evidence.inference.paths.log_joint import AbstractPath, PriorPath, Way
+from evidence.inference.paths.peaks import Peaks, peaks_of
 
 _MADS_PER_SD = 1.4826
 _FEWEST_DEGREES = 5  # of freedom

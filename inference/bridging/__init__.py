@@ -1,0 +1,1 @@
+"""Bridge sampling between posterior draws and a proposal."""

@@ -1,0 +1,1 @@
+"""The marginal likelihood in one call, Bayes factors and model probabilities."""
