@@ -27,6 +27,10 @@
 # All runs offline, on 8×8 digits that come with scikit-learn. For real MNIST, write
 # `load("mnist", data_root="folder/of/the/archives")` below: seconds become minutes, and numbers in
 # the text and in an `assert` are no longer those of the data.
+#
+# **Goal.** Read a squared error as a likelihood, see what a code without a prior is worth, and know
+# what a probabilistic model will have to add. Four functions are yours to write; a check after each
+# says whether it is right, and if not, what is wrong with it.
 
 # %%
 # %matplotlib inline
@@ -39,7 +43,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import torch
-from sklearn.decomposition import PCA
 from tabulate import tabulate
 
 from evidence.experiments.reports import plots
@@ -47,6 +50,7 @@ from evidence.experiments.setup.datasets import load
 from evidence.guides import Delta
 from evidence.inference import fit, importance_weighted_evidence, log_prob_terms
 from evidence.models import Autoencoder
+from evidence.notebooks import checks
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12
@@ -81,7 +85,25 @@ print(f"{len(history.epochs)} epochs in {history.seconds:.1f} s")
 # $$-\log p(x \mid z) = \tfrac12 \lVert x - \hat x \rVert^2 + \tfrac D2 \log 2\pi .$$
 #
 # So it is half the squared error plus a constant that no training can change. Here the constant is
-# 32 log 2π. The next cell checks the formula image by image.
+# 32 log 2π. Write it down.
+
+
+# %%
+def loss(x, x_hat):
+    """−log N(x; x_hat, I) of each image, in nats: [..., D], [..., D] -> [...]."""
+    ### BEGIN SOLUTION
+    # Hint: half the squared error, summed over the D pixels, plus D/2 log 2π
+    constant = x.shape[-1] / 2 * math.log(2 * math.pi)
+    return (x - x_hat).square().sum(-1) / 2 + constant
+    ### END SOLUTION
+
+
+# %% points=2
+checks.loss(loss)
+
+# %% [markdown]
+# The suite knows nothing of this formula: it scores the model as Pyro does. The two must agree,
+# image by image.
 
 # %%
 constant = data.data_dim / 2 * math.log(2 * math.pi)
@@ -90,7 +112,7 @@ with torch.no_grad():
     drawn_again = model.likelihood(guide.posterior_mean(data.x_test)).mean  # [B, D]
 squared_error = (data.x_test - drawn_again).square().sum(1)  # [B]
 
-torch.testing.assert_close(-terms.log_p_x[0], squared_error / 2 + constant)
+torch.testing.assert_close(-terms.log_p_x[0], loss(data.x_test, drawn_again))
 assert not terms.log_p_z.any()
 assert not terms.log_q_z.any()
 print(f"constant {constant:.3f} nats, squared error {squared_error.mean():.4f} per test image")
@@ -134,13 +156,38 @@ plots.reconstructions(
 # %% [markdown]
 # Nearly perfect. But 60 codes for 64 pixels are barely a bottleneck. On MNIST, with 784 pixels,
 # they are one. Here the test of an autoencoder is a short code: 6 entries, as many as the VAE will
-# have. The yardstick is principal component analysis (PCA), the best *linear* autoencoder.
+# have. The yardstick is principal component analysis (PCA), the best *linear* autoencoder: with
+# the centred training images as rows of a matrix, its singular value decomposition
+# $X - \bar x = U S V^\top$ has the directions of the largest variance in the first rows of
+# $V^\top$.
+
+
+# %%
+def pca_reconstruction(x, x_train, num_components):
+    """Images [B, D], squeezed through the principal components of others, and back: [B, D]."""
+    ### BEGIN SOLUTION
+    # Hint: torch.linalg.svd of the centred training images; project x − mean on the first rows of
+    # Vᵀ and back; add the mean
+    mean = x_train.mean(0)
+    directions = torch.linalg.svd(x_train - mean, full_matrices=False).Vh[:num_components]
+    return (x - mean) @ directions.mT @ directions + mean
+    ### END SOLUTION
+
+
+# %% points=2
+checks.pca_reconstruction(pca_reconstruction)
 
 # %%
 pyro.set_rng_seed(0)
 small_model = Autoencoder(data.data_dim, latent_dim=6)
 small_guide = Delta(small_model.latent_dim, data.data_dim)
-fit(small_model, small_guide, data.x_train, num_epochs=100, lr=3e-3, lr_decay=0.97, progress=False)
+settings = {"num_epochs": 100, "lr": 3e-3, "lr_decay": 0.97, "progress": False}
+fit(small_model, small_guide, data.x_train, **settings)
+
+linear_model = Autoencoder(data.data_dim, latent_dim=6, hidden_dims=())
+linear_guide = Delta(linear_model.latent_dim, data.data_dim, hidden_dims=())
+settings |= {"num_epochs": 150, "lr": 1e-2, "lr_decay": 0.98}
+fit(linear_model, linear_guide, data.x_train, **settings)
 
 
 def with_se(values):
@@ -155,15 +202,15 @@ def autoencoder_error(model, guide):
 
 
 def pca_error(num_components):
-    pca = PCA(num_components).fit(data.x_train.numpy())
-    x_hat = pca.inverse_transform(pca.transform(data.x_test.numpy()))
-    return (data.x_test - torch.from_numpy(x_hat)).square().sum(1)
+    x_hat = pca_reconstruction(data.x_test, data.x_train, num_components)
+    return (data.x_test - x_hat).square().sum(1)
 
 
 small_error, small_pca_error = autoencoder_error(small_model, small_guide), pca_error(6)
 rows = [
     ["mean training image", 0, with_se((data.x_test - data.x_train.mean(0)).square().sum(1))],
     ["PCA", 6, with_se(small_pca_error)],
+    ["linear autoencoder", 6, with_se(autoencoder_error(linear_model, linear_guide))],
     ["autoencoder", 6, with_se(small_error)],
     ["PCA", 60, with_se(pca_error(60))],
     ["autoencoder", 60, with_se(squared_error)],
@@ -175,8 +222,18 @@ print(f"\nPCA − autoencoder, 6 codes: {with_se(gain)}")
 assert gain.mean() > 5 * gain.std() / math.sqrt(len(gain))
 
 # %% [markdown]
-# With 6 codes the nonlinear autoencoder beats PCA clearly. With 60 codes nothing is left to
+# The linear autoencoder comes close to PCA from above: on the training images no linear map does
+# better. With 6 codes the nonlinear one beats PCA clearly. With 60 codes nothing is left to
 # compress, and PCA needs no training to see it.
+#
+# **Discuss.** Trained for ever, the linear autoencoder has the error of PCA. Are its six codes the
+# six principal components?
+#
+# ### BEGIN SOLUTION
+# No. Any invertible 6 × 6 matrix between encoder and decoder leaves the reconstruction as it is, so
+# the codes span the same plane in another basis, with other scales. The same freedom is why an
+# autoencoder's codes have no scale of their own, and why N(0, I) means nothing to them.
+# ### END SOLUTION
 #
 # ## The codes
 #
@@ -190,6 +247,42 @@ plots.latent_codes(
 )
 
 # %% [markdown]
+# ## Between two codes
+#
+# Walk on a straight line from the code of one image to that of another, and decode on the way.
+
+
+# %%
+def segment(start, end, num_points):
+    """Points at equal distances from start [Z] to end [Z], both included: [num_points, Z]."""
+    ### BEGIN SOLUTION
+    # Hint: start + t (end − start) for num_points values of t from 0 to 1, as rows
+    shares = torch.linspace(0, 1, num_points, dtype=start.dtype)[:, None]
+    return start + shares * (end - start)
+    ### END SOLUTION
+
+
+# %% points=1
+checks.segment(segment)
+
+# %%
+zero, six = (data.x_test[data.y_test == digit][0] for digit in (0, 6))
+walks = []
+for some_model, some_guide in ((model, guide), (small_model, small_guide)):
+    ends = some_guide.posterior_mean(torch.stack([zero, six]))
+    with torch.no_grad():
+        walks.append(some_model.likelihood(segment(*ends, 10)).mean)
+pixels = segment(zero, six, 10)
+plots.gallery(
+    torch.cat([*walks, pixels]),
+    data.image_shape,
+    title="from a 0 to a 6: in 60 codes, in 6 codes, and pixel by pixel",
+)
+
+# %% [markdown]
+# With 60 codes the walk is nearly a cross-fade of pixels: two half images on top of each other.
+# With 6 codes strokes move. Neither walk knows where it leaves the region of the training codes.
+#
 # ## No prior, no images
 #
 # Now draw a new image. The recipe would be: draw a code from the prior, decode it. The model has no
@@ -210,17 +303,32 @@ except ValueError as error:
 # We can insist. Two makeshift priors suggest themselves:
 #
 # 1. z ~ N(0, I), because everybody does;
-# 2. a Gaussian fitted to the codes of the training images.
+# 2. a Gaussian fitted to the codes of the training images. Write that one.
+
+
+# %%
+def fitted_gaussian(codes):
+    """Mean [Z] and covariance matrix [Z, Z] of codes [N, Z]; divide by N − 1."""
+    ### BEGIN SOLUTION
+    # Hint: Cov = Σ (z − m)(z − m)ᵀ / (N − 1); torch.cov takes variables as rows
+    return codes.mean(0), torch.cov(codes.mT)
+    ### END SOLUTION
+
+
+# %% points=1
+checks.fitted_gaussian(fitted_gaussian)
 
 # %%
 pyro.set_rng_seed(1)
 num_samples = len(data.x_test)
 
 
-def fitted_gaussian(points):
-    """The Gaussian with the mean and covariance of points [N, D]."""
-    covariance = torch.cov(points.mT) + 1e-6 * torch.eye(points.shape[1])
-    return torch.distributions.MultivariateNormal(points.mean(0), covariance)
+def draws_like(points):
+    """As many draws as test images from the Gaussian fitted to points [N, D]."""
+    mean, covariance = fitted_gaussian(points)
+    covariance = covariance + 1e-6 * torch.eye(len(mean))
+    fitted = torch.distributions.MultivariateNormal(mean, covariance)
+    return fitted.sample((num_samples,))
 
 
 @torch.no_grad()
@@ -235,10 +343,10 @@ for z in (codes, small_codes):
 
 samples = {
     "60 codes, N(0, I)": decode(model, torch.randn(num_samples, 60)),
-    "60 codes, fitted": decode(model, fitted_gaussian(codes).sample((num_samples,))),
+    "60 codes, fitted": decode(model, draws_like(codes)),
     "6 codes, N(0, I)": decode(small_model, torch.randn(num_samples, 6)),
-    "6 codes, fitted": decode(small_model, fitted_gaussian(small_codes).sample((num_samples,))),
-    "no codes, fitted to pixels": fitted_gaussian(data.x_train).sample((num_samples,)),
+    "6 codes, fitted": decode(small_model, draws_like(small_codes)),
+    "no codes, fitted to pixels": draws_like(data.x_train),
 }
 plots.gallery(
     samples["60 codes, N(0, I)"][:20],
@@ -322,6 +430,14 @@ print(f"{log_p.mean():.1f} nats at the best σ; ceiling of grey levels: {ceiling
 assert log_p.mean() > ceiling
 
 # %% [markdown]
+# **Discuss.** Why is the number above no success, although it is a log-likelihood of real images?
+#
+# ### BEGIN SOLUTION
+# It is a density of numbers that lie on a grid of 17 grey levels. A density may be as high as it
+# likes on a set of volume zero, and each point of the grid is such a set. An honest density of grey
+# levels spreads each level over a cell of width 1/17, and cannot exceed log 17 a pixel.
+# ### END SOLUTION
+#
 # The log-density passes 64 log 17, the most that any honest density of these grey levels can reach
 # (notebook 2 says why). It would rise for ever as the residuals go to zero: 60 codes can copy the
 # image. A likelihood with a free σ needs a prior that makes codes cost something, and a floor on σ.
@@ -332,6 +448,5 @@ assert log_p.mean() > ceiling
 #
 # 1. Train the model with 6 codes for 10 and for 300 epochs. Does the test error ever turn up
 #    again?
-# 2. Decode points on the line between the codes of a 0 and a 6. Where do the images stop being
-#    digits?
+# 2. Between which digits does a straight line of codes pass through images that are no digits?
 # 3. Fit a Gaussian *per digit* to the codes. Does realism improve? What is the model then?

@@ -28,6 +28,9 @@
 # All runs offline, on 8×8 digits that come with scikit-learn. For real MNIST, write
 # `load("mnist", data_root="folder/of/the/archives")` below: seconds become minutes, and numbers in
 # the text and in an `assert` are no longer those of the data.
+#
+# **Goal.** Write the loss of a VAE from its parts, know what each part is for, and report evidence
+# with two error bars. Five functions are yours to write, each with a check.
 
 # %%
 # %matplotlib inline
@@ -41,7 +44,6 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from tabulate import tabulate
-from torch.distributions import Normal, kl_divergence
 
 from evidence.experiments.reports import plots
 from evidence.experiments.setup.datasets import load
@@ -56,6 +58,7 @@ from evidence.inference import (
 )
 from evidence.inference.programs.estimators import iwae_curve
 from evidence.models import VAE, Autoencoder
+from evidence.notebooks import checks
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12
@@ -66,29 +69,60 @@ print(f"{len(data.x_train)} training and {len(data.x_test)} test images of {data
 # %% [markdown]
 # ## The two terms, written out
 #
-# Both functions take and return nats per datum. They use log σ; the reason comes below.
+# For a Gaussian with diagonal covariance the log-density is a sum over entries,
+#
+# $$\log \mathrm N(x; \mu, \sigma^2) = \sum_d \Bigl[-\frac{(x_d - \mu_d)^2}{2\sigma_d^2}
+# - \log\sigma_d - \tfrac12\log 2\pi\Bigr],$$
+#
+# and so is the KL divergence from N(0, I),
+#
+# $$\mathrm{KL} = \tfrac12\sum_j \bigl[\sigma_j^2 + \mu_j^2 - 1 - 2\log\sigma_j\bigr].$$
+#
+# Both functions take log σ (the reason comes below) and return nats, one number per datum.
 
 
 # %%
 def log_likelihood(x, mu, logsigma):
     """log N(x; mu, sigma²), summed over the entries of a datum: [..., D] -> [...]."""
+    ### BEGIN SOLUTION
+    # Hint: the formula above, with σ = exp(logsigma), summed over the last dimension
     standardized = (x - mu) / logsigma.exp()
     return -(standardized**2 / 2 + logsigma + math.log(2 * math.pi) / 2).sum(-1)
+    ### END SOLUTION
 
 
+# %% points=2
+checks.log_likelihood(log_likelihood)
+
+
+# %%
 def KL_divergence(mu, logsigma):
     """KL(N(mu, sigma²) ‖ N(0, I)), summed over the entries: [..., Z] -> [...]."""
+    ### BEGIN SOLUTION
+    # Hint: the formula above, with σ² = exp(2 logsigma), summed over the last dimension
     return ((2 * logsigma).exp() + mu**2 - 1 - 2 * logsigma).sum(-1) / 2
+    ### END SOLUTION
 
 
-pyro.set_rng_seed(0)
-x, mu, logsigma = torch.randn(3, 100, 6, dtype=torch.float64)
-normal = Normal(mu, logsigma.exp())
-torch.testing.assert_close(log_likelihood(x, mu, logsigma), normal.log_prob(x).sum(-1))
-torch.testing.assert_close(
-    KL_divergence(mu, logsigma), kl_divergence(normal, Normal(0.0, 1.0)).sum(-1)
-)
-print("both agree with torch.distributions on 100 random cases")
+# %% points=2
+checks.KL_divergence(KL_divergence)
+
+# %% [markdown]
+# An optimizer minimizes, and its learning rate should not depend on the size of the batch. So the
+# loss is the *negative* ELBO, as a *mean* over the data.
+
+
+# %%
+def negative_elbo(log_p_x, kl):
+    """The loss of a batch, from its log-likelihoods [B] and KL divergences [B]: a number."""
+    ### BEGIN SOLUTION
+    # Hint: −(log-likelihood − KL), averaged over the batch
+    return (kl - log_p_x).mean()
+    ### END SOLUTION
+
+
+# %% points=1
+checks.negative_elbo(negative_elbo)
 
 # %% [markdown]
 # ## The reparameterization trick
@@ -100,14 +134,18 @@ print("both agree with torch.distributions on 100 random cases")
 #
 # Now z is a function of μ and log σ, with derivatives 1 and σε.
 
+
 # %%
-mu, logsigma = torch.tensor(0.3, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
-epsilon = torch.randn(())
-z = mu + logsigma.exp() * epsilon
-z.backward()
-assert mu.grad == 1
-torch.testing.assert_close(logsigma.grad, logsigma.exp().detach() * epsilon)
-print(f"dz/dμ = {mu.grad:.3f}, dz/d log σ = {logsigma.grad:.3f} = σ ε")
+def reparameterize(mu, logsigma):
+    """A draw from N(mu, sigma²) that can be differentiated: [..., Z], [..., Z] -> [..., Z]."""
+    ### BEGIN SOLUTION
+    # Hint: ε by torch.randn_like(mu); then the formula above
+    return mu + logsigma.exp() * torch.randn_like(mu)
+    ### END SOLUTION
+
+
+# %% points=2
+checks.reparameterize(reparameterize)
 
 # %% [markdown]
 # The older way is the score-function estimator: average $f(z)\,\nabla \log q(z)$. It needs no
@@ -182,7 +220,42 @@ print(tabulate(rows, headers=headers, floatfmt=".4g"))
 
 # %% [markdown]
 # In σ the step does nothing at 10 and ends below zero at 0.1: the next loss is NaN. In log σ it is
-# 7% at every scale.
+# 7% at every scale. Here is the run that breaks: one pixel, one start, one optimizer.
+
+# %%
+residual = torch.tensor([0.05])
+
+
+def descend(to_logsigma, start, num_steps=60):
+    """σ after each step of gradient descent on its parameter, until it is no number."""
+    parameter, path = torch.tensor([start], requires_grad=True), []
+    for _ in range(num_steps):
+        logsigma = to_logsigma(parameter)
+        path.append(logsigma.exp().item())
+        value = -log_likelihood(residual, torch.zeros(1), logsigma)
+        if not torch.isfinite(value):
+            break
+        (slope,) = torch.autograd.grad(value, parameter)
+        parameter = (parameter - step * slope).detach().requires_grad_()
+    return path
+
+
+in_sigma, in_logsigma = descend(torch.log, 0.5), descend(lambda p: p, math.log(0.5))
+print("in σ:    ", ", ".join(f"{sigma:.3f}" for sigma in in_sigma[-4:]), "after", len(in_sigma))
+print(
+    "in log σ:", ", ".join(f"{sigma:.3f}" for sigma in in_logsigma[-4:]), "after", len(in_logsigma)
+)
+assert not math.isfinite(in_sigma[-1])
+assert abs(in_logsigma[-1] - 0.05) < 0.01
+
+# %% [markdown]
+# **Discuss.** Would `sigma = softplus(parameter)` do as well as the exponential?
+#
+# ### BEGIN SOLUTION
+# It keeps σ positive, so the run does not break. But for small σ it is the exponential anyway, and
+# for large σ it is linear: there a step in the parameter is again a step in σ, whose gradient dies
+# like 1/σ. The exponential makes the same relative step at every scale.
+# ### END SOLUTION
 #
 # ## Grey levels are not real numbers
 #
@@ -352,7 +425,8 @@ num_particles = 200
 with torch.no_grad():
     q = guide.posterior(x_test).base_dist
     mu, logsigma = q.loc, q.scale.log()  # [B, Z]
-    z = mu + logsigma.exp() * torch.randn(num_particles, *mu.shape)  # [S, B, Z]
+    many = num_particles, *mu.shape
+    z = reparameterize(mu.expand(many), logsigma.expand(many))  # [S, B, Z]
     p = model.likelihood(z).base_dist
     written_out = log_likelihood(x_test, p.loc, p.scale.log()) - KL_divergence(mu, logsigma)
 
@@ -363,6 +437,36 @@ se = math.sqrt(sum(draws.var().item() / num_particles for draws in by_draw))
 print(f"written out {by_draw[0].mean():.3f}, suite {by_draw[1].mean():.3f} nats per image")
 print(f"difference {difference:.3f} ± {se:.3f}")
 assert abs(difference) < 5 * se
+
+# %% [markdown]
+# ## A training loop of your own
+#
+# `fit` hides nothing: here are your five functions in a loop. A small VAE, two hundred steps.
+
+# %%
+pyro.set_rng_seed(0)
+encoder = torch.nn.Sequential(
+    torch.nn.Linear(data.data_dim, 100), torch.nn.ELU(), torch.nn.Linear(100, 2 * 6)
+)
+decoder = torch.nn.Sequential(
+    torch.nn.Linear(6, 100), torch.nn.ELU(), torch.nn.Linear(100, 2 * data.data_dim)
+)
+optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=3e-3)
+losses = []
+for _ in range(200):
+    batch = dequantize(x_train[torch.randint(len(x_train), (128,))])
+    mu, logsigma = encoder(batch).chunk(2, dim=-1)
+    mu_x, logsigma_x = decoder(reparameterize(mu, logsigma)).chunk(2, dim=-1)
+    logsigma_x = logsigma_x.clamp(min=math.log(0.1))  # the floor
+    log_p_x = log_likelihood(batch, mu_x, logsigma_x)
+    value = negative_elbo(log_p_x, KL_divergence(mu, logsigma))
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    losses.append(value.item())
+at_the_end = sum(losses[-20:]) / 20
+print(f"loss {losses[0]:.1f} at the first step, {at_the_end:.1f} at the end (nats per image)")
+assert at_the_end < 0
 
 # %% [markdown]
 # ## Reconstructions
@@ -557,6 +661,15 @@ print(f"effective sample size: median {iw.ess.median():.0f} of {iw.num_particles
 print("the verdict:", "a lower bound" if iw.share_bad > 0.1 else "an estimate")
 
 # %% [markdown]
+# **Discuss.** The IW estimate lies above the ELBO by some nats. Has the model become better?
+#
+# ### BEGIN SOLUTION
+# No: model and guide are the same, and so is log p(x). The ELBO lies below it by the KL divergence
+# of the guide from the posterior; the weights make up for some of that. What a paper may report is
+# a lower bound on log p(x) and how it was obtained, never the ELBO of one model against the IW
+# value of another.
+# ### END SOLUTION
+#
 # Where many k̂ are bad, say "lower bound" and mean it. Two cures: more particles, or a better
 # guide.
 #

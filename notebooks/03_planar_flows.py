@@ -24,6 +24,9 @@
 # All runs offline, on 8×8 digits that come with scikit-learn. For real MNIST, write
 # `load("mnist", data_root="folder/of/the/archives")` below: seconds become minutes, and numbers in
 # the text and in an `assert` are no longer those of the data.
+#
+# **Goal.** Write a planar layer, its constraint and the bound that it gives; know where the prior
+# is scored, and what more layers buy. Three functions are yours to write, each with a check.
 
 # %%
 # %matplotlib inline
@@ -47,6 +50,7 @@ from evidence.experiments.setup.preprocessing import prepare
 from evidence.guides import Delta, FullRank, MeanField, Planar
 from evidence.inference import estimate_evidence, fit
 from evidence.models import VAE, Autoencoder, LinearGaussian
+from evidence.notebooks import checks
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12
@@ -63,41 +67,58 @@ plt.rcParams["font.size"] = 12
 # plus an outer product.
 #
 # The layer is invertible when $w^\top \hat u > -1$. Otherwise it folds the plane. So the free
-# parameter u is corrected along w: $\hat u = u + (\mathrm{softplus}(w^\top u) - 1 - w^\top u)\,
-# w / \lVert w \rVert^2$, which makes $w^\top \hat u = \mathrm{softplus}(w^\top u) - 1$. This is
-# the paper's; it grows without bound as w goes to zero, so the suite's own `Planar` corrects by
-# $\sqrt{1 + (w^\top u)^2} - 1$ times the same vector.
+# parameter u is corrected along w:
+#
+# $$\hat u = u + \bigl(\mathrm{softplus}(w^\top u) - 1 - w^\top u\bigr)
+# \frac{w}{\lVert w \rVert^2},$$
+#
+# which makes $w^\top \hat u = \mathrm{softplus}(w^\top u) - 1 > -1$.
 
 
 # %%
-def of_the_paper(w_u):
-    return F.softplus(w_u) - 1 - w_u
-
-
-def of_the_suite(w_u):
-    return (1 + w_u**2).sqrt() - 1
-
-
-def planar(z, b, u, w, correction=of_the_paper):
-    """f(z) and log|det ∂f/∂z|: z, u, w [..., Z], b [..., 1] -> [..., Z] and [...]."""
+def corrected(u, w):
+    """û of a layer that does not fold: u, w [..., Z] -> [..., Z]."""
+    ### BEGIN SOLUTION
+    # Hint: wᵀu as (w * u).sum(-1, keepdim=True); torch.nn.functional.softplus
     w_u = (w * u).sum(-1, keepdim=True)
-    u_hat = u + correction(w_u) * w / (w * w).sum(-1, keepdim=True)
+    return u + (F.softplus(w_u) - 1 - w_u) * w / (w * w).sum(-1, keepdim=True)
+    ### END SOLUTION
+
+
+# %% points=2
+checks.corrected(corrected)
+
+
+# %%
+def planar(z, b, u_hat, w):
+    """f(z) and log|det ∂f/∂z|: z, u_hat, w [..., Z], b [..., 1] -> [..., Z] and [...]."""
+    ### BEGIN SOLUTION
+    # Hint: tanh(wᵀz + b) once; ψ = (1 − tanh²) w; then z + û tanh and log|1 + ûᵀψ|
     bend = torch.tanh((w * z).sum(-1, keepdim=True) + b)
     psi = (1 - bend**2) * w
     return z + u_hat * bend, (1 + (u_hat * psi).sum(-1)).abs().log()
+    ### END SOLUTION
 
 
+# %% points=3
+checks.planar(planar)
+
+# %% [markdown]
+# Pyro has the same layer. And autograd, which knows no formula, has the same determinant.
+
+# %%
 pyro.set_rng_seed(0)
 layer = flows.Planar(2)
 z = 3 * torch.randn(200, 2)
 with torch.no_grad():
     for parameter in layer.parameters():
         parameter.copy_(2 * torch.randn_like(parameter))
-    y, ladj = planar(z, layer.bias, layer.u, layer.w)
+    u_hat = corrected(layer.u, layer.w)
+    y, ladj = planar(z, layer.bias, u_hat, layer.w)
     torch.testing.assert_close(y, layer(z))
     torch.testing.assert_close(ladj, layer.log_abs_det_jacobian(z, layer(z)), atol=1e-5, rtol=1e-5)
 
-jacobian = torch.func.vmap(torch.func.jacrev(lambda z: planar(z, layer.bias, layer.u, layer.w)[0]))
+jacobian = torch.func.vmap(torch.func.jacrev(lambda z: planar(z, layer.bias, u_hat, layer.w)[0]))
 torch.testing.assert_close(
     ladj, torch.linalg.slogdet(jacobian(z)).logabsdet.detach(), atol=1e-4, rtol=1e-4
 )
@@ -112,8 +133,8 @@ bias = torch.zeros(1)
 
 
 def warped(points, layers):
-    for parameters in layers:
-        points, _ = planar(points, *parameters)
+    for b, u, w in layers:
+        points, _ = planar(points, b, corrected(u, w), w)
     return points
 
 
@@ -138,7 +159,7 @@ for axes, (title, layers) in zip(row, panels.items(), strict=True):
     axes.set(xticks=[-5, 0, 5], yticks=[-5, 0, 5])
     if len(layers) == 1:
         _, u, w = layers[0]
-        u_hat = u + of_the_paper(w @ u) * w / (w @ w)
+        u_hat = corrected(u, w)
         axes.annotate("", u_hat.tolist(), (0, 0), arrowprops={"color": "C3", "width": 2})
     assert torch.isfinite(warped(draws, layers)).all()
 
@@ -150,11 +171,11 @@ for axes, (title, layers) in zip(row, panels.items(), strict=True):
 u, w = -2 * along, along
 points = torch.linspace(-3, 3, 601)[:, None] * torch.tensor([1.0, 0.0])  # along w
 raw = points + u * torch.tanh(points @ w)[:, None]
-corrected, _ = planar(points, bias, u, w)
+unfolded, _ = planar(points, bias, corrected(u, w), w)
 print(f"wᵀu = {w @ u:.2f}; raw layer rises everywhere: {bool((raw[:, 0].diff() > 0).all())}")
-print(f"wᵀû = {F.softplus(w @ u) - 1:.2f}; corrected: {bool((corrected[:, 0].diff() > 0).all())}")
+print(f"wᵀû = {F.softplus(w @ u) - 1:.2f}; corrected: {bool((unfolded[:, 0].diff() > 0).all())}")
 assert (raw[:, 0].diff() < 0).any()
-assert (corrected[:, 0].diff() > 0).all()
+assert (unfolded[:, 0].diff() > 0).all()
 
 # %% [markdown]
 # ## The bound
@@ -173,30 +194,65 @@ assert (corrected[:, 0].diff() > 0).all()
 # A common slip is to score the prior at z₀, because the closed-form KL between q₀ and the prior is
 # at hand. Then nothing holds z_K near the prior, and the number is no bound.
 #
-# First, the formula on the suite's guide: encode, draw z₀, go through the layers, add up. It must
-# equal the density that `Planar` computes.
+# Write the bound for one draw of z₀ per datum. Each layer is a triple (b, û, w).
+
+
+# %%
+def bound(z0, mu, logsigma, layers, log_likelihood):
+    """The term in brackets, in nats: z0, mu, logsigma [..., Z] -> [...].
+
+    `layers` is a list of (b, û, w), `log_likelihood` maps z [..., Z] to log p(x | z) [...].
+    """
+    ### BEGIN SOLUTION
+    # Hint: go through the layers by planar, adding up log-determinants; then the likelihood and
+    # the prior N(0, I) at z_K, and q₀ = N(mu, exp(logsigma)²) at z₀
+    z, log_det = z0, 0.0
+    for b, u_hat, w in layers:
+        z, ladj = planar(z, b, u_hat, w)
+        log_det = log_det + ladj
+    log_q0 = dist.Normal(mu, logsigma.exp()).log_prob(z0).sum(-1)
+    log_prior = dist.Normal(torch.zeros_like(z), torch.ones_like(z)).log_prob(z).sum(-1)
+    return log_likelihood(z) + log_prior - log_q0 + log_det
+    ### END SOLUTION
+
+
+# %% points=4
+checks.bound(bound)
+
+# %% [markdown]
+# First, the formula on the suite's guide: encode, draw z₀, go through the layers. With no data the
+# bound is log p(z_K) − log q(z_K), so it must hold the density that `Planar` computes. (The suite's
+# own layers correct u by $\sqrt{1 + (w^\top u)^2} - 1$ times $w / \lVert w \rVert^2$: the paper's
+# correction grows without bound as w goes to zero.)
 
 # %%
 pyro.set_rng_seed(1)
 latent_dim, num_flows = 2, 4
 guide = Planar(latent_dim, 5, num_flows=num_flows, hidden_dims=(20,))
 x = torch.randn(100, 5)
+
+
+def of_the_suite(parameters):
+    """A layer (b, û, w) from a guide's parameters [..., 1 + 2 Z]."""
+    b, u, w = parameters.split((1, latent_dim, latent_dim), dim=-1)
+    w_u = (w * u).sum(-1, keepdim=True)
+    return b, u + ((1 + w_u**2).sqrt() - 1) * w / (w * w).sum(-1, keepdim=True), w
+
+
 with torch.no_grad():
     guide.encoder[-1].weight *= 5  # far from the identity
     loc, log_scale, flow_parameters = guide.encode(x)
     posterior = guide.posterior(x)
-    base = dist.Normal(loc, log_scale.exp()).to_event(1)
-    z0 = base.sample()
-    z, log_q = z0, base.log_prob(z0)
-    for parameters in flow_parameters.chunk(num_flows, dim=-1):
-        b, u, w = parameters.split((1, latent_dim, latent_dim), dim=-1)
-        z, ladj = planar(z, b, u, w, of_the_suite)
-        log_q = log_q - ladj
-    z_suite = z0
+    z0 = loc + log_scale.exp() * torch.randn_like(loc)
+    layers = [of_the_suite(some) for some in flow_parameters.chunk(num_flows, dim=-1)]
+    without_data = bound(z0, loc, log_scale, layers, lambda z: torch.zeros(len(z)))
+    z = z0
     for transform in posterior.transforms:
-        z_suite = transform(z_suite)
-    torch.testing.assert_close(z, z_suite, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(log_q, posterior.log_prob(z_suite), atol=1e-3, rtol=1e-3)
+        z = transform(z)
+    log_prior = dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(
+        log_prior - without_data, posterior.log_prob(z), atol=1e-3, rtol=1e-3
+    )
 print(f"same z_K and same log q for {len(x)} data, {num_flows} layers")
 
 # %% [markdown]
@@ -231,6 +287,16 @@ print(f"excess {excess:.3f}, ½‖m‖² {shift.square().sum(1).mean() / 2:.3f}"
 assert excess > 0.1
 
 # %% [markdown]
+# **Discuss.** The slip gives a *higher* number. Why would a paper that makes it still see its loss
+# fall during training, and its samples get worse?
+#
+# ### BEGIN SOLUTION
+# The loss has no term that holds z_K near the prior, only one that holds z₀ there. So the flow may
+# carry z_K wherever the likelihood is high, at no cost but the volume. The loss falls faster than
+# that of the right bound. But samples are decoded from draws of the prior, where the decoder has
+# seen no codes, and the reported number is no bound of log p(x).
+# ### END SOLUTION
+#
 # ## Four densities with a known normalizer
 #
 # Each is exp(−U(z)) on the square [−4, 4]²: two modes of a ring, a wave, and two forked waves. The

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("jupytext", reason="the notebooks are not installed")
 pytest.importorskip("nbclient", reason="the notebooks are not installed")
 
-from notebooks import build
+from notebooks import build, execution
 
 # A kernel's sockets are closed when they are collected, in its own good time.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -16,8 +16,8 @@ BURN = "import time\nwhile time.process_time() < 1000:\n    pass\n"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "FOLDER", tmp_path)
-    monkeypatch.setattr(build, "CELL_SECONDS", 1)
+    monkeypatch.setattr(execution, "FOLDER", tmp_path)
+    monkeypatch.setattr(execution, "CELL_SECONDS", 1)
     return tmp_path
 
 
@@ -49,7 +49,7 @@ def test_a_cell_that_fails_is_named_in_one_line(folder, capsys, cell, reason):
 
 
 def test_a_cell_that_waits_for_ever_ends(folder, capsys, monkeypatch):
-    monkeypatch.setattr(build, "WAIT_SECONDS", 1)
+    monkeypatch.setattr(execution, "WAIT_SECONDS", 1)
     write(folder, SLEEP)
     assert build.main([]) == 1
     assert "cell 1 (import time): waited more than 1 s" in capsys.readouterr().err
