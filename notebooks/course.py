@@ -72,10 +72,10 @@ def _formats(source: Path, folder: Path) -> list[str | int | float]:
         _write(
             nbgrader_version(marked, name), folder / "nbgrader" / "source" / name / f"{name}.ipynb"
         )
-        _write(otter_version(marked, name), folder / "otter" / f"{name}.ipynb")
     except MarkError as error:
         raise execution.BuildError(f"{source.name}: {error}") from None
     seconds = execution.execute(solution, source.name, formats=("png", "svg"))
+    _write(otter_version(marked, name, solution), folder / "otter" / f"{name}.ipynb")
     _keep_pictures(solution, folder / "pictures", name)
     _write(solution, folder / "solutions" / f"{name}.ipynb")
     page, _ = HTMLExporter().from_notebook_node(solution)

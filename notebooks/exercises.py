@@ -86,9 +86,15 @@ def nbgrader_version(notebook: NotebookNode, name: str) -> NotebookNode:
     return notebook
 
 
-def otter_version(notebook: NotebookNode, name: str) -> NotebookNode:
-    """A source for `otter assign`: each solution, and the cells up to its check, are a question."""
+def otter_version(notebook: NotebookNode, name: str, executed: NotebookNode) -> NotebookNode:
+    """A source for `otter assign`: each solution, and the cells up to its check, are a question.
+
+    Otter compares what a check prints with what it printed when the solution was executed.
+    """
     notebook = _without_outputs(notebook)
+    for cell, run in zip(notebook.cells, executed.cells, strict=True):
+        if points_of(cell):
+            cell.outputs = [output for output in run.outputs if output.output_type == "stream"]
     cells = [_raw("# ASSIGNMENT CONFIG", f"name: {name}", "export_cell: false", "init_cell: false")]
     for group in _questions(notebook.cells):
         cells += _question(group) if points_of(group[-1]) else group

@@ -40,6 +40,8 @@ class Exercise:
         cases: makes the arguments of one case.
         mistakes: what to say of an answer that agrees with a wrong function, by that function.
         has_gradients: whether gradients with respect to the arguments are compared.
+        read: makes the tensors to compare from what an answer returns, if these are none, and the
+            case; it may raise a `WrongAnswerError`.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Exercise:
     cases: MakeCase
     mistakes: Mapping[str, Function] = field(default_factory=dict)
     has_gradients: bool = True
+    read: Callable[[Any, Case], Any] | None = None
 
     def __call__(self, answer: Function, *, seed: int = 0) -> None:
         """Check an answer.
@@ -64,12 +67,18 @@ class Exercise:
             )
         for dtype in _TOLERANCES:
             cases = self._cases(seed, dtype)
-            theirs = [called(self.name, answer, case) for case in cases]
+            theirs = [self._read(called(self.name, answer, case), case) for case in cases]
             if any(self._differs(out, self.right, c) for out, c in zip(theirs, cases, strict=True)):
                 raise WrongAnswerError(self._diagnosis(theirs, cases))
             if self.has_gradients:
                 self._compare_gradients(answer, cases[0])
         print(f"✓ {self.name}: right in {2 * _NUM_CASES} random cases, in float32 and float64")
+
+    def _read(self, out: Any, case: Case) -> Any:
+        """The tensors of what an answer returns."""
+        if out is None:
+            raise WrongAnswerError(f"{self.name} returns nothing: is a return missing?")
+        return out if self.read is None else self.read(out, case)
 
     def _cases(self, seed: int, dtype: torch.dtype) -> list[Case]:
         generator = torch.Generator().manual_seed(seed)
@@ -129,6 +138,8 @@ def called(name: str, answer: Function, case: Case) -> Any:
         out = answer(*arguments.values())
     except NotImplementedError as error:
         raise WrongAnswerError(f"{name} is still blank. Hint: {error}") from None
+    except WrongAnswerError:
+        raise
     except Exception as error:  # whatever it is, it is the student's
         where = ", ".join(f"{key} {shape_of(value)}" for key, value in case.items())
         what = " ".join(f"{type(error).__name__}: {error}".split())
@@ -196,14 +207,16 @@ def _difference(got: Any, right: Any) -> float:
 
 
 def _errors(got: Tensor, right: Tensor) -> Tensor:
-    """Of each entry, in one row."""
-    return (got.double() - right.double()).abs().nan_to_num(nan=math.inf).flatten()
+    """Of each entry, in one row; infinities and NaN agree with themselves alone."""
+    got, right = got.double().flatten(), right.double().flatten()
+    same = (got == right) | (got.isnan() & right.isnan())
+    return (got - right).abs().nan_to_num(nan=math.inf).masked_fill(same, 0.0)
 
 
 def _size(out: Any) -> float:
-    """The largest entry."""
-    sizes = [part.abs().max().item() for part in _parts(out) if _is_float(part) and part.numel()]
-    return max(sizes, default=0.0)
+    """The largest finite entry."""
+    parts = [part[part.isfinite()].abs() for part in _parts(out) if _is_float(part)]
+    return max((part.max().item() for part in parts if part.numel()), default=0.0)
 
 
 def _largest_error(out: Any, right: Any) -> str:
