@@ -25,6 +25,9 @@
 #
 # This notebook takes them one at a time, on posteriors in the plane, where a grid tells the truth.
 # All runs offline.
+#
+# **Goal.** Measure a guide in both directions, draw what it holds, write one of your own, and say
+# which of the four things is to blame for a gap. Four functions are yours to write.
 
 # %%
 # %matplotlib inline
@@ -57,6 +60,7 @@ from evidence.inference.estimation.evidence import Evidence
 from evidence.inference.estimation.gaps import inference_gaps
 from evidence.inference.objectives import IWAE, DReG, ForwardKL
 from evidence.models import Energy2D, GaussianMixture2D, LinearGaussian
+from evidence.notebooks import checks
 
 torch.set_num_threads(1)  # nets this small gain nothing from a second thread
 plt.rcParams["font.size"] = 12
@@ -96,6 +100,38 @@ print(f"log p(x) = {exact:.4f} nats")
 # https://www.microsoft.com/en-us/research/publication/pattern-recognition-machine-learning/,
 # section 10.1.2.)
 #
+# On a grid an integral is a sum over the cells, times the area of one. Only q is normalized there;
+# of p we have log p(x, z), so its integral has to be found, too.
+
+
+# %%
+def reverse_kl(log_p, log_q, cell_area):
+    """KL(q ‖ p), from log p up to a constant and log q at the cells [N]: a number, in nats."""
+    ### BEGIN SOLUTION
+    # Hint: normalize log_p by its logsumexp and log(cell_area); then Σ q (log q − log p) · area
+    log_p = log_p - log_p.logsumexp(0) - math.log(cell_area)
+    return (log_q.exp() * (log_q - log_p)).sum() * cell_area
+    ### END SOLUTION
+
+
+# %% points=2
+checks.reverse_kl(reverse_kl)
+
+
+# %%
+def forward_kl(log_p, log_q, cell_area):
+    """KL(p ‖ q), from log p up to a constant and log q at the cells [N]: a number, in nats."""
+    ### BEGIN SOLUTION
+    # Hint: as above; now p weighs log p − log q
+    log_p = log_p - log_p.logsumexp(0) - math.log(cell_area)
+    return (log_p.exp() * (log_p - log_q)).sum() * cell_area
+    ### END SOLUTION
+
+
+# %% points=1
+checks.forward_kl(forward_kl)
+
+# %% [markdown]
 # Here the two coordinates of z are independent given x, and only z₂ has two modes. So the best
 # Gaussian can be found by looking at all of them: every location μ and every σ for z₂. A grid over
 # z₂ gives both KLs for each.
@@ -113,6 +149,9 @@ candidates = torch.cartesian_prod(locs, scales)  # [79 · 60, 2]
 log_q = dist.Normal(*candidates.T).log_prob(z2)  # [N, 79 · 60]
 found = grid_divergences(p_z2.log_prob(z2).expand_as(log_q), log_q, (HIGH - LOW) / NUM_CELLS)
 assert found.mass.min() > 0.99  # the grid holds all of every candidate
+some = log_q[:, 1000], (HIGH - LOW) / NUM_CELLS  # your functions and the suite's, on one candidate
+torch.testing.assert_close(reverse_kl(p_z2.log_prob(z2)[:, 0], *some), found.reverse[1000])
+torch.testing.assert_close(forward_kl(p_z2.log_prob(z2)[:, 0], *some), found.forward[1000])
 
 
 def valleys(surface):
@@ -237,21 +276,34 @@ headers = ["guide", "log p(x) − ELBO ± MC SE", "KL(q ‖ p)", "KL(p ‖ q)", 
 print(tabulate(rows, headers=headers, floatfmt=(None, None, ".3f", ".3f", ".2f")))
 print("\nnats; 'share above': mass of the upper mode")
 
+# %% [markdown]
+# A picture of q needs contours that mean something: the one that holds 90% of its mass, and the one
+# that holds 50%. They are the borders of the smallest regions that do.
+
 
 # %%
-def mass_levels(density):
-    """The heights whose contours hold 90% and 50% of the mass of a grid [size, size]."""
-    descending = np.sort(density, axis=None)[::-1]
-    total = descending.cumsum() / descending.sum()
-    return [descending[np.searchsorted(total, share)] for share in (0.9, 0.5)]
+def mass_level(density, share):
+    """The height whose contour holds this share of the mass of equal cells [N]: a number."""
+    ### BEGIN SOLUTION
+    # Hint: sort from the highest cell down, add up, and stop at the first that reaches the share
+    descending = density.sort(descending=True).values
+    mass = descending.cumsum(0) / descending.sum()
+    return descending[int(torch.searchsorted(mass, share))]
+    ### END SOLUTION
 
 
+# %% points=2
+checks.mass_level(mass_level)
+
+
+# %%
 def show(axes, log_p, log_q, reach, title):
     """The posterior in blue, and contours of the guide that hold 90% and 50% of its mass."""
-    p, q = ((v - v.max()).exp().reshape(SIZE, SIZE).mT.numpy() for v in (log_p, log_q))
+    p, q = ((v - v.max()).exp().reshape(SIZE, SIZE).mT for v in (log_p, log_q))
+    levels = [mass_level(q.flatten(), share) for share in (0.9, 0.5)]
     centres = np.linspace(-reach, reach, 2 * SIZE + 1)[1::2]
     axes.imshow(p, origin="lower", extent=(-reach, reach) * 2, cmap="Blues")
-    axes.contour(centres, centres, q, mass_levels(q), colors="C1", linewidths=2)
+    axes.contour(centres, centres, q, levels, colors="C1", linewidths=2)
     axes.set(title=title, xlabel="z₁", xticks=[-4, 0, 4], yticks=[-4, 0, 4])
     axes.set(xlim=(-4.5, 4.5), ylim=(-4.5, 4.5))
 
@@ -418,7 +470,24 @@ assert rows[2][1] > rows[3][1]
 # ## Your own guide, in ten lines
 #
 # A guide is a class with one method: x goes in, a distribution comes out. Encoder, plate and sample
-# site are supplied. Here is Student's t with 4 degrees of freedom: it is a bell with heavy tails.
+# site are supplied. Take Student's t with 4 degrees of freedom, a bell with heavy tails. Write the
+# distribution; the class around it is short.
+
+
+# %%
+def student_t(loc, log_scale):
+    """Independent Student-t latents, ν = 4, one density per datum: [N, Z], [N, Z] -> distribution.
+
+    Its batch shape is [N] and its event shape [Z].
+    """
+    ### BEGIN SOLUTION
+    # Hint: dist.StudentT(4.0, location, scale), with .to_event(1) for one density per datum
+    return dist.StudentT(4.0, loc, log_scale.exp()).to_event(1)
+    ### END SOLUTION
+
+
+# %% points=2
+checks.student_t(student_t)
 
 
 # %%
@@ -430,8 +499,7 @@ class StudentT(AbstractGuide):
         super().__init__(latent_dim, data_dim, output_dims=sizes, **encoder)
 
     def posterior(self, x):
-        loc, log_scale = self.encode(x)
-        return dist.StudentT(4.0, loc, log_scale.exp()).to_event(1)
+        return student_t(*self.encode(x))
 
 
 guides["StudentT, from above"] = train(model, start_at(new(StudentT), above), x)
@@ -539,6 +607,16 @@ axes.legend()
 axes.grid(axis="y", alpha=0.3)
 
 # %% [markdown]
+# **Discuss.** A colleague has a guide with a large gap and asks for a flow. What do you measure
+# first?
+#
+# ### BEGIN SOLUTION
+# Which of the two gaps it is. If the amortization gap is the large one, no family helps: a wider
+# encoder, longer training, or a few steps per datum do. If the approximation gap is large, look at
+# a posterior before choosing a family: several modes want a mixture or another objective, a bend
+# wants a flow, correlations want a full covariance.
+# ### END SOLUTION
+#
 # Two guides with a gap, for opposite reasons. `MeanField` needs a richer family, and no encoder can
 # help it: its gap is the one known in closed form. The small encoder has the right family, and no
 # flow can help it.
