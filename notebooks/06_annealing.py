@@ -375,8 +375,8 @@ print(tabulate(rows, headers=headers))
 # ## Comparing two models
 #
 # Two models differ in the evidence itself, and estimates of it are lower bounds. A model may look
-# worse only because its bound is looser. So `compare_evidences` asks for the gaps, and without them refuses to
-# name a winner. BDMC measures a gap, on each model's own simulated data.
+# worse only because its bound is looser. So `compare_evidences` asks for the gaps, and without
+# them refuses to name a winner. BDMC measures a gap, on each model's own simulated data.
 #
 # The second model has 4 factors in place of 8 and is fitted to the same training data.
 
