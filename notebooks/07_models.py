@@ -136,7 +136,7 @@ for name, (family, options) in families.items():
     fit(regression, guides[name], data, num_steps=1500, lr=0.02, lr_decay=0.998, progress=False)
 
 # %%
-reference = nuts_reference(regression, data, num_draws=1000, seed=0)
+reference = nuts_reference(regression, data, num_samples=700, num_warmup=300, num_chains=2, seed=0)
 print(reference)
 
 # %%
@@ -154,7 +154,7 @@ assert abs(best.mean - exact) < 5 * best.mc_se + 0.01
 
 # %%
 NAMES = {"intercept": "intercept a", "slope": "slope b", "sigma": "noise σ"}
-truth = {name: reference.draws[name].flatten().numpy() for name in NAMES}
+truth = {name: reference.site_values[name].flatten().numpy() for name in NAMES}
 pyro.set_rng_seed(2)
 figure, panels = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
 styles = {"MeanField": "C1-", "FullRank": "C2--", "NeuralSpline": "C3:"}
@@ -204,7 +204,7 @@ by_density = {
     "IW, FullRank": records["FullRank"]["iw"],
     "SMC": smc_evidence(regression, data, seed=0),
     "bridge, NUTS and FullRank": bridge_evidence(
-        regression, guides["FullRank"], data, draws=reference.draws, seed=0
+        regression, guides["FullRank"], data, draws=reference, seed=0
     ),
 }
 rows = []

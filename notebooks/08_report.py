@@ -160,7 +160,7 @@ rows = []
 for name, z in draws.items():
     held = [coverage(z[..., 0], true_z[:, 0], mass).item() for mass in (0.5, 0.9)]
     errors = [math.sqrt(m * (1 - m) / NUM_SIMULATIONS) for m in (0.5, 0.9)]
-    found = simulation_based_calibration(model, guides[name], size=500, num_draws=99, seed=0)
+    found = simulation_based_calibration(model, guides[name], num_simulations=500, seed=0)
     rows.append([name, *(f"{h:.3f} ± {e:.3f}" for h, e in zip(held, errors, strict=True))])
     rows[-1].append(f"{min(found.p_values.values()):.1e}")
 headers = ["guide", "held by 50% intervals", "by 90% intervals", "smallest p of the suite's check"]
@@ -176,8 +176,9 @@ assert coverage(draws["MeanField"][..., 0], true_z[:, 0], 0.9) < 0.88
 #
 # ### BEGIN SOLUTION
 # Yes: the prior passes. If q(z | x) is p(z) whatever x is, then the true z is one more draw from
-# it, and all ranks are uniform. Calibration says that what is claimed holds, not that much is
-# claimed. So report it beside a measure of how much is learned: the ELBO, or the width.
+# it, and the ranks of z are uniform. Calibration says that what is claimed holds, not that much is
+# claimed. So report it beside a measure of how much is learned: the ELBO, or the width. (The
+# suite's check also ranks log p(x | z), which a guide that ignores x does fail.)
 # ### END SOLUTION
 #
 # ## Where the gap comes from
@@ -232,7 +233,7 @@ def report(title, model, guides, x, *, size=50, num_temperatures=100):
     rows = []
     for name, found in records.items():
         elbo, iw = found["elbo"], found["iw"]
-        check = simulation_based_calibration(model, guides[name], size=500, num_draws=99, seed=0)
+        check = simulation_based_calibration(model, guides[name], num_simulations=500, seed=0)
         passed = all(check.passed().values())
         rows.append([name, f"{elbo.mean:.3f} ± {elbo.mc_se:.3f}"])
         rows[-1] += ["NOT RELIABLE" if iw.not_reliable else f"{iw.mean:.3f} ± {iw.mc_se:.3f}"]

@@ -19,6 +19,20 @@ class BuildError(Exception):
     """A notebook that cannot be built; the message is one line."""
 
 
+class CellError(BuildError):
+    """A cell that failed.
+
+    Args:
+        message: names the notebook, the cell and the reason.
+        number: of the cell, counted from 0.
+        reason: what it failed with.
+    """
+
+    def __init__(self, message: str, number: int, reason: str) -> None:
+        super().__init__(message)
+        self.number, self.reason = number, reason
+
+
 class Watch(threading.Thread):
     """The CPU seconds of each cell; kills the kernel if a cell takes more than `CELL_SECONDS`.
 
@@ -83,7 +97,8 @@ def execute(
         Seconds of CPU time by cell number.
 
     Raises:
-        BuildError: names the notebook and the cell that failed, or there is no code.
+        CellError: a cell failed, or took too long.
+        BuildError: there is no code.
     """
     watch = Watch()
     last_started = 0
@@ -115,7 +130,8 @@ def execute(
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         reason = f"took more than {CELL_SECONDS} s of CPU time"
         reason = reason if watch.exceeded else _reason(error)
-        raise BuildError(f"{name}, {describe(notebook, last_started)}: {reason}") from None
+        message = f"{name}, {describe(notebook, last_started)}: {reason}"
+        raise CellError(message, last_started, reason) from None
     finally:
         watch.close()
     if not watch.seconds:

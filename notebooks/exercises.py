@@ -23,8 +23,47 @@ _BLOCK = re.compile(
 _HINT = re.compile(r"\A(?:[ ]*# (?:Hint: )?.*\n)+")
 
 
+_GITHUB = re.compile(r"git\+https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?(?:@.*)?$")
+_ASK = """\
+try:
+    import evidence
+except ModuleNotFoundError:
+    raise SystemExit("the suite is missing: pip install its wheel or repository") from None"""
+_INSTALL = """\
+try:
+    import evidence
+except ModuleNotFoundError:  # on Colab, say
+    import subprocess
+    import sys
+
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, {spec}], check=True)"""
+
+
 class MarkError(ValueError):
     """Marks that do not pair up; the message is one line."""
+
+
+def with_first_cell(notebook: NotebookNode, name: str, install: str | None) -> NotebookNode:
+    """A copy that begins with what installs the suite where it is missing, such as on Colab.
+
+    Args:
+        notebook: the notebook.
+        name: of its file.
+        install: what pip is to install; None for a line that asks for it. Of a repository on
+            GitHub, badges open the students' notebook on its branch "course".
+    """
+    notebook = copy.deepcopy(notebook)
+    source = _ASK if install is None else _INSTALL.format(spec=_quoted(install))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(source))
+    if found := _GITHUB.match(install or ""):
+        links = {
+            "Open in Colab": f"https://colab.research.google.com/github/{found[1]}/blob/course/students/",
+            "Open in Binder": f"https://mybinder.org/v2/gh/{found[1]}/course?labpath=students/",
+        }
+        badges = " · ".join(f"[{text}]({url}{name}.ipynb)" for text, url in links.items())
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(badges))
+    return notebook
 
 
 def has_solution(cell: NotebookNode) -> bool:
