@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # A worker per core, each with one thread and about 1 GB of memory.
 WORKERS := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo test types test-slow test-all test-lowest test-newer lint notebooks planted bench bench-evidence zoo clean
+.PHONY: demo test types test-slow test-all test-lowest test-newer lint course planted bench bench-evidence zoo clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
@@ -32,8 +32,8 @@ types: $(INSTALLED)  ## types
 test-slow: $(INSTALLED)  ## the tests that `make test` leaves out
 	$(BIN)/pytest $(WORKERS) -m slow
 
-test-all: $(INSTALLED)  ## every test, the notebooks, the oldest dependencies and ArviZ 1.x
-	$(MAKE) test test-slow notebooks test-lowest test-newer
+test-all: $(INSTALLED)  ## every test, the course, the oldest dependencies and ArviZ 1.x
+	$(MAKE) test test-slow course test-lowest test-newer
 
 test-lowest:  ## the tests with the lower bounds of pyproject.toml (Python 3.11)
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
@@ -55,8 +55,10 @@ lint: $(INSTALLED)  ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-notebooks: $(INSTALLED)  ## build and execute notebooks/*.ipynb
-	$(BIN)/python notebooks/build.py
+# Students' notebooks, solutions, pages, pictures and the graders' formats; NAMES for some of them,
+# INSTALL for what pip is to install on machines that lack the suite.
+course: $(INSTALLED)  ## build and execute the course into build/course
+	$(BIN)/python notebooks/build.py $(NAMES) $(if $(INSTALL),--install "$(INSTALL)")
 
 planted: $(INSTALLED)  ## errors planted in the estimators, and which check catches each
 	$(BIN)/python -m tests.planted_errors

@@ -299,7 +299,9 @@ pyro.set_rng_seed(3)
 guide, num_particles = guides["FullRank"], 100
 record = estimate_evidence(model, guide, x_few, num_particles)["iw"]
 print(record)
-assert math.isclose(data_se(record.log_px), record.data_se, rel_tol=1e-6)
+by_hand = data_se(record.log_px).item()
+print(f"by hand {by_hand:.4f}; the record takes out the draws' share: {record.data_se:.4f}")
+assert record.data_se <= by_hand < 1.1 * record.data_se
 
 again = estimate_evidence(model, guide, x_few.repeat(NUM_REPEATS, 1), num_particles)["iw"]
 same_data = again.log_px.reshape(NUM_REPEATS, -1).mean(1)  # [100]

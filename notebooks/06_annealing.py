@@ -185,9 +185,10 @@ below = {T: forward(T) for T in lengths}
 rows = []
 for T, log_w in below.items():
     off, ess = log_mean_exp(log_w) - log_px, 1 / log_w.softmax(0).square().sum()
-    rows.append([T, f"{off:+.4f} ± {mc_se(log_w):.4f}", f"{log_w.mean() - log_px:+.3f}", ess])
+    rows.append([T, f"{off:+.4f} ± {mc_se(log_w):.4f}", f"{log_w.mean() - log_px:+.3f}"])
+    rows[-1].append(f"{ess:,.0f}")
 headers = ["temperatures T", "log mean w − log p(x) ± SE", "mean log w − log p(x)", "ESS of 4,000"]
-print(tabulate(rows, headers=headers, floatfmt=".0f"))
+print(tabulate(rows, headers=headers, disable_numparse=True))
 for log_w in below.values():
     assert abs(log_mean_exp(log_w) - log_px) < 5 * mc_se(log_w)
 
