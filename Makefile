@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # A worker per core, each with one thread and about 1 GB of memory.
 WORKERS := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo test types test-slow test-all test-lowest test-newer lint course planted bench bench-evidence zoo clean
+.PHONY: demo test types test-slow test-all test-lowest test-newer test-graders lint course planted bench bench-evidence zoo clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
@@ -32,8 +32,8 @@ types: $(INSTALLED)  ## types
 test-slow: $(INSTALLED)  ## the tests that `make test` leaves out
 	$(BIN)/pytest $(WORKERS) -m slow
 
-test-all: $(INSTALLED)  ## every test, the course, the oldest dependencies and ArviZ 1.x
-	$(MAKE) test test-slow course test-lowest test-newer
+test-all: $(INSTALLED)  ## every test, the course, oldest dependencies, ArviZ 1.x, graders
+	$(MAKE) test test-slow course test-lowest test-newer test-graders
 
 test-lowest:  ## the tests with the lower bounds of pyproject.toml (Python 3.11)
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
@@ -50,6 +50,13 @@ test-newer:  ## the export and all that asks ArviZ, with ArviZ 1.x (Python 3.12 
 		tests/test_reference.py tests/test_calibration.py \
 		tests/test_export_command.py tests/test_reference_command.py \
 		tests/test_defensive.py tests/test_bridge.py -m "not slow"
+
+test-graders:  ## the course's formats, with nbgrader and Otter themselves
+	test -x .venv-graders/bin/python || $(PYTHON) -m venv .venv-graders
+	.venv-graders/bin/python -m pip install --quiet --disable-pip-version-check \
+		--editable ".[notebooks]" pytest nbgrader otter-grader
+	PATH="$(CURDIR)/.venv-graders/bin:$$PATH" .venv-graders/bin/python -m pytest \
+		-W default -m slow tests/test_graders.py
 
 lint: $(INSTALLED)  ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .

@@ -40,6 +40,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from IPython.display import HTML
+from matplotlib.animation import FuncAnimation
 from pyro.distributions import transforms as flows
 from pyro.infer import TraceMeanField_ELBO
 from tabulate import tabulate
@@ -468,6 +470,64 @@ for row, (num_flows, flow) in zip(rows[1:], fitted.items(), strict=True):
     row[0].set_ylabel(f"K = {num_flows}\nz₂")
 for axes in rows[-1]:
     axes.set_xlabel("z₁")
+
+# %% [markdown]
+# ### One layer after the other
+#
+# What does each layer do? Here are the draws of K = 8 for U2 on their way: $z_0$ from the Gaussian
+# $q_0$, then after each layer, all mapped into the square. Grey is a grid that goes along.
+
+
+# %%
+@torch.no_grad()
+def on_the_way(flow, number, z):
+    """Places of points [S, 2] after 0, 1, …, K layers, in the square: [K + 1, S, 2]."""
+    q = flow.posterior(one_of_each[number : number + 1])
+    places = [z[:, None]]
+    for b, u_hat, w, _ in q.base_dist.transforms[0].layers:
+        places.append(planar(places[-1], b, u_hat, w)[0])
+    places = torch.stack(places)
+    for to_square in q.transforms:
+        places = to_square(places)
+    return places[:, :, 0]
+
+
+pyro.set_rng_seed(5)
+u2 = fitted[8].posterior(one_of_each[1:2]).base_dist.base_dist  # q₀
+z0 = u2.sample((20_000,))[:, 0]
+draws_on_the_way = on_the_way(fitted[8], 1, z0)
+centre, spread = z0.mean(0), z0.std(0)
+wires = [
+    on_the_way(fitted[8], 1, centre + spread * torch.stack(ends, 1))
+    for tick in torch.linspace(-3, 3, 13)
+    for ends in ((line, tick.expand(121)), (tick.expand(121), line))
+]
+figure, panels = plt.subplots(2, 4, figsize=(14, 7.4), layout="constrained")
+for axes, k in zip(panels.flat, (0, 1, 2, 3, 4, 5, 6, 8), strict=True):
+    show_density(axes, draws_on_the_way[k])
+    for wire in wires:
+        axes.plot(*wire[k].T, color="white", linewidth=0.4, alpha=0.6)
+    axes.set(title=f"after {k} layers" if k else "q₀", xlim=(-4, 4), ylim=(-4, 4))
+
+# %%
+figure, axes = plt.subplots(figsize=(3.6, 3.6), dpi=60)
+dots = axes.scatter(*draws_on_the_way[0, :2000].T, s=3)
+axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="z₁", ylabel="z₂")
+
+
+def draw_frame(frame, per_layer=5):
+    """Between layers, points move on straight lines."""
+    k, share = divmod(frame / per_layer, 1)
+    before, after = draws_on_the_way[int(k)], draws_on_the_way[min(int(k) + 1, 8)]
+    dots.set_offsets(torch.lerp(before, after, share)[:2000].numpy())
+    axes.set_title(f"layer {int(k)}")
+
+
+film = FuncAnimation(figure, draw_frame, frames=8 * 5 + 1, interval=100).to_jshtml(
+    default_mode="once"
+)
+plt.close(figure)
+HTML(film)
 
 # %% [markdown]
 # ### Importance weights mend a guide that is everywhere

@@ -109,7 +109,7 @@ log_px = (log_f1(line).logsumexp(0) + spacing.log()).item()
 print(f"log p(x) = {log_px:.4f} nats, by quadrature")
 
 figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-shades = plt.cm.viridis([0, 0.25, 0.5, 0.7, 0.9])
+shades = plt.cm.viridis([0, 0.2, 0.4, 0.6, 0.8])
 for beta, color in zip((0.0, 0.01, 0.1, 0.4, 1.0), shades, strict=True):
     log_f = tempered(beta, log_f0(line), log_f1(line))
     density = (log_f - log_f.logsumexp(0) - spacing.log()).exp()

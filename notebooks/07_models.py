@@ -40,7 +40,7 @@ import torch
 from scipy import stats
 from tabulate import tabulate
 
-from evidence.guides import FullRank, MeanField, NeuralSpline
+from evidence.guides import FullRank, MeanField, Planar
 from evidence.inference import (
     ScaledPrior,
     bayes_factor,
@@ -127,13 +127,14 @@ print(f"log p(y) = {exact:.4f} nats, of {len(y)} data together")
 families = {
     "MeanField": (MeanField, {}),
     "FullRank": (FullRank, {}),
-    "NeuralSpline": (NeuralSpline, {"num_flows": 2}),
+    "Planar": (Planar, {"num_flows": 8}),
 }
 guides = {}
 for name, (family, options) in families.items():
     pyro.set_rng_seed(0)
     guides[name] = family.for_model(regression, data, **options)
-    fit(regression, guides[name], data, num_steps=1500, lr=0.02, lr_decay=0.998, progress=False)
+    history = fit(regression, guides[name], data, progress=False)
+    print(f"{name}: {history.epochs[-1].epoch:,} steps")
 
 # %%
 reference = nuts_reference(regression, data, num_samples=700, num_warmup=300, num_chains=2, seed=0)
@@ -146,9 +147,11 @@ for name, guide in guides.items():
     records[name] = estimate_evidence(regression, guide, data, 20_000)
     elbo, iw = records[name]["elbo"], records[name]["iw"]
     rows.append([name, f"{elbo.mean:.3f}", f"{iw.mean:.3f} ± {iw.mc_se:.3f}"])
-    rows[-1] += [f"{iw.k_hat[0]:.2f}", f"{iw.ess[0]:,.0f}"]
-rows.append(["exact", "", f"{exact:.3f}", "", ""])
-print(tabulate(rows, headers=["nats, 42 data", "ELBO", "IW ± SE", "k̂", "ESS of 20,000"]))
+    verdict = "NOT RELIABLE" if iw.not_reliable else "reliable"
+    rows[-1] += [f"{iw.ess[0]:,.0f}", f"{iw.k_hat[0]:.2f}", verdict]
+rows.append(["exact", "", f"{exact:.3f}", "", "", ""])
+headers = ["nats, 42 data", "ELBO", "IW ± SE", "ESS of 20,000", "k̂", "says of itself"]
+print(tabulate(rows, headers=headers))
 best = records["FullRank"]["iw"]
 assert abs(best.mean - exact) < 5 * best.mc_se + 0.01
 
@@ -157,7 +160,7 @@ NAMES = {"intercept": "intercept a", "slope": "slope b", "sigma": "noise σ"}
 truth = {name: reference.site_values[name].flatten().numpy() for name in NAMES}
 pyro.set_rng_seed(2)
 figure, panels = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-styles = {"MeanField": "C1-", "FullRank": "C2--", "NeuralSpline": "C3:"}
+styles = {"MeanField": "C1-", "FullRank": "C2--", "Planar": "C3:"}
 for axes, (site, label) in zip(panels, NAMES.items(), strict=True):
     low, high = np.quantile(truth[site], [0.001, 0.999])
     bins = np.linspace(low, high, 40)
@@ -174,7 +177,9 @@ panels[0].legend()
 
 # %% [markdown]
 # The slope and the intercept are nearly independent here, as density is centred, so `MeanField`
-# loses little.
+# loses little. For one estimate of one data set the suite is strict: above k̂ = 0.5 weights have no
+# variance, and an error bar means nothing. Here the numbers are right all the same. Elsewhere, with
+# the same k̂, they are not, and nothing else tells the two apart.
 #
 # **Discuss.** What would happen to the table above if density were *not* centred?
 #
@@ -190,8 +195,8 @@ panels[0].legend()
 # Three estimators that have little in common:
 #
 # - **IW**, weights of draws from a guide (notebook 5);
-# - **SMC**, sequential Monte Carlo: particles walk from the prior to the posterior, as the chains
-#   of notebook 6 do, and are resampled on the way (Dau & Chopin 2022,
+# - **SMC**, sequential Monte Carlo: particles walk from the guide (or the prior) to the posterior,
+#   as the chains of notebook 6 do, and are resampled on the way (Dau & Chopin 2022,
 #   https://arxiv.org/abs/2011.02328);
 # - **bridge sampling** between posterior draws and a guide (Meng & Wong 1996; Gronau et al. 2017,
 #   https://arxiv.org/abs/1703.05984).
@@ -202,7 +207,7 @@ panels[0].legend()
 # %%
 by_density = {
     "IW, FullRank": records["FullRank"]["iw"],
-    "SMC": smc_evidence(regression, data, seed=0),
+    "SMC from FullRank": smc_evidence(regression, data, guide=guides["FullRank"], seed=0),
     "bridge, NUTS and FullRank": bridge_evidence(
         regression, guides["FullRank"], data, draws=reference, seed=0
     ),
@@ -220,8 +225,14 @@ print(tabulate(rows, headers=["estimator", "log p(y) ± SE (nats)", "(estimate �
 
 # %%
 print(marginal_likelihood(regression, data, target_se=0.01))
+print()
+print("SMC from the prior:", smc_evidence(regression, data, seed=0))
 
 # %% [markdown]
+# From the prior the walk is hard even with three latents. While β is small, σ may be anything from
+# 0 to 100; then, at one temperature, all mass moves into a narrow neck at σ ≈ 0.3. Most particles
+# miss it, the groups of particles disagree, and the estimate says so.
+#
 # ## Which model?
 #
 # The specimens' density was also measured after adjusting for resin. Does it predict strength
@@ -244,9 +255,12 @@ checks.log_bayes_factor(log_bayes_factor)
 # %%
 adjusted, _ = pines("adjusted")
 data_adjusted = (adjusted / adjusted.std(), y)
+pyro.set_rng_seed(0)
+adjusted_guide = FullRank.for_model(regression, data_adjusted)
+fit(regression, adjusted_guide, data_adjusted, progress=False)
 two = {
-    "resin-adjusted": smc_evidence(regression, data_adjusted, seed=1),
-    "density": by_density["SMC"],
+    "resin-adjusted": smc_evidence(regression, data_adjusted, guide=adjusted_guide, seed=1),
+    "density": by_density["SMC from FullRank"],
 }
 first, second = two.values()
 log_bf, se = log_bayes_factor(first.mean, first.mc_se, second.mean, second.mc_se)
@@ -296,11 +310,10 @@ for prior in ([0.5, 0.5], [0.01, 0.99]):
 schools = PROBLEMS["eight-schools"]
 exact_schools = schools.log_evidence
 school_guides = {}
-for name, (family, options) in families.items():
+for name, family in {"MeanField": MeanField, "FullRank": FullRank}.items():
     pyro.set_rng_seed(0)
-    school_guides[name] = family.for_model(schools.model, schools.arguments, **options)
-    settings = {"num_steps": 1500, "lr": 0.02, "lr_decay": 0.998, "progress": False}
-    fit(schools.model, school_guides[name], schools.arguments, **settings)
+    school_guides[name] = family.for_model(schools.model, schools.arguments)
+    fit(schools.model, school_guides[name], schools.arguments, progress=False)
 
 # %%
 pyro.set_rng_seed(3)
@@ -310,7 +323,8 @@ for name, guide in school_guides.items():
     verdict = "NOT RELIABLE" if iw.not_reliable else "reliable"
     rows.append([f"IW, {name}", f"{iw.mean:.3f} ± {iw.mc_se:.3f}", f"{iw.k_hat[0]:.2f}", verdict])
 found = smc_evidence(schools.model, schools.arguments, seed=0)
-rows.append(["SMC from the prior", f"{found.mean:.3f} ± {found.mc_se:.3f}", "", "reliable"])
+verdict = "NOT RELIABLE" if found.not_reliable else "reliable"
+rows.append(["SMC from the prior", f"{found.mean:.3f} ± {found.mc_se:.3f}", "", verdict])
 rows.append(["exact, by quadrature", f"{exact_schools:.3f}", "", ""])
 print(tabulate(rows, headers=["estimator", "log p(y) ± SE (nats)", "k̂", "says of itself"]))
 assert abs(found.mean - exact_schools) < 5 * found.mc_se
@@ -386,13 +400,8 @@ assert wide < 0
 # https://doi.org/10.1093/biomet/44.1-2.187). A posterior hardly minds a wide prior. A Bayes factor
 # does, and a report must say how much. `ScaledPrior` multiplies the scale of one site's prior.
 
+
 # %%
-grid, lines = [0.1, 0.3, 1.0, 3.0, 10.0], []
-for factor in grid:
-    with ScaledPrior("slope", factor):
-        lines.append(smc_evidence(regression, data, seed=5))
-
-
 def without_slope(x, y):
     """The same regression with no slope."""
     intercept = pyro.sample("intercept", dist.Normal(0.0, 10.0))
@@ -401,7 +410,17 @@ def without_slope(x, y):
         pyro.sample("y", dist.Normal(intercept, sigma), obs=y)
 
 
-null = smc_evidence(without_slope, data, seed=6)
+def evidence_of(model):
+    """SMC from a guide that is fitted to this model."""
+    pyro.set_rng_seed(0)
+    guide = FullRank.for_model(model, data)
+    fit(model, guide, data, num_steps=500, lr=0.02, progress=False)
+    return smc_evidence(model, data, guide=guide, seed=5)
+
+
+grid = [0.1, 0.3, 1.0, 3.0, 10.0]
+lines = [evidence_of(ScaledPrior("slope", factor)(regression)) for factor in grid]
+null = evidence_of(without_slope)
 found = [log_bayes_factor(f.mean, f.mc_se, null.mean, null.mc_se) for f in lines]
 rows = [[10 * f, f"{bf:.2f} ± {se:.2f}"] for f, (bf, se) in zip(grid, found, strict=True)]
 print(tabulate(rows, headers=["prior scale of the slope", "log Bayes factor for a slope ± SE"]))

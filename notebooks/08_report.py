@@ -213,8 +213,8 @@ rows = []
 for name, found in gaps.items():
     parts = found.approximation, found.amortization
     rows.append([name, *(f"{part.mean:+.4f} ± {part.mc_se:.4f}" for part in parts)])
-    best = records["FullRank"]["iw"].log_px - found.approximation.values
-    by_hand = gap_parts(records["FullRank"]["iw"].log_px, best, best - found.amortization.values)
+    best = records["FullRank"]["iw"].log_px - found.approximation.per_datum
+    by_hand = gap_parts(records["FullRank"]["iw"].log_px, best, best - found.amortization.per_datum)
     assert abs(by_hand[0] - found.approximation.mean) < 1e-3
 headers = ["guide (nats per datum ± MC SE)", "approximation", "amortization"]
 print(tabulate(rows, headers=headers))

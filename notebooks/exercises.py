@@ -24,6 +24,7 @@ _HINT = re.compile(r"\A(?:[ ]*# (?:Hint: )?.*\n)+")
 
 
 _GITHUB = re.compile(r"git\+https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?(?:@.*)?$")
+_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _ASK = """\
 try:
     import evidence
@@ -140,6 +141,7 @@ def otter_version(notebook: NotebookNode, name: str, executed: NotebookNode) -> 
     for cell in cells:
         cell.metadata.pop("points", None)
     notebook.cells = cells
+    notebook.metadata.setdefault("kernelspec", _KERNEL)  # without it Otter does not know Python
     return notebook
 
 

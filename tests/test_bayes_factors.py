@@ -178,3 +178,8 @@ def test_priors_that_cannot_be_stretched_are_refused():
         scaled(dist.Beta(1.0, 1.0), 2.0, "p")
     with pytest.raises(ValueError, match="prior scale > 0 for 'mu', got 0"):
         ScaledPrior("mu", 0)
+    with (
+        pytest.raises(ValueError, match=r"expected ScaledPrior\(site, factor\)\(model\)"),
+        ScaledPrior("mu", 2.0),
+    ):
+        pass

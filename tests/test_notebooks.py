@@ -1,4 +1,4 @@
-"""The build of the course: its formats, what a cell may cost, and what is said of one that fails."""
+"""The build of the course: its formats, what a cell may cost, what is said of one that fails."""
 
 import json
 import re

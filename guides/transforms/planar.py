@@ -23,20 +23,23 @@ class PlanarLayers(AbstractTransform):
         bias: b, `[B, K, 1]`.
         u: `[B, K, Z]`.
         w: `[B, K, Z]`.
+
+    Attributes:
+        layers: of each layer b, û, w and s.
     """
 
     def __init__(self, bias: Tensor, u: Tensor, w: Tensor) -> None:
         super().__init__()
         u_hat, slope = invertible(u, w)
         self.slope = slope.squeeze(-1)  # [B, K]
-        self._layers = list(
+        self.layers = list(
             zip(bias.unbind(-2), u_hat.unbind(-2), w.unbind(-2), slope.unbind(-2), strict=True)
         )
 
     def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The image of `x` and the ladj: `[..., B, Z]` and `[..., B]`."""
         bends = []
-        for bias, u_hat, w, _ in self._layers:
+        for bias, u_hat, w, _ in self.layers:
             bends.append(torch.tanh((w * x).sum(-1, keepdim=True) + bias))
             x = torch.addcmul(x, u_hat, bends[-1])
         return x, self._ladj_of(bends)
@@ -44,7 +47,7 @@ class PlanarLayers(AbstractTransform):
     def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The origin of `y` and the ladj there: `[..., B, Z]` and `[..., B]`."""
         bends = []
-        for bias, u_hat, w, slope in reversed(self._layers):
+        for bias, u_hat, w, slope in reversed(self.layers):
             bends.append(torch.tanh(unbend(slope, (w * y).sum(-1, keepdim=True) + bias)))
             y = torch.addcmul(y, u_hat, bends[-1], value=-1)
         return y, self._ladj_of(bends[::-1])

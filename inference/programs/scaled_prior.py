@@ -13,8 +13,8 @@ from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.random_state import isolated_rng
 
 
-class ScaledPrior(Messenger):
-    """Multiplies the scale of the prior of one latent site.
+class ScaledPrior:
+    """Multiplies the scale of the prior of one latent site: `ScaledPrior(site, factor)(model)`.
 
     Latents on the real line are stretched about the centre of their prior, positive ones about 0.
 
@@ -23,16 +23,18 @@ class ScaledPrior(Messenger):
         factor: of the scale.
 
     Raises:
-        ValueError: a factor that is not positive; when run, a site whose support has an end at
-            which a prior cannot be stretched.
+        ValueError: a factor that is not positive, or used as a context; of the model when it runs,
+            a site whose support has an end at which a prior cannot be stretched.
     """
 
     def __init__(self, site: str, factor: float) -> None:
-        super().__init__()
         if not factor > 0:
             raise ValueError(f"expected a prior scale > 0 for {site!r}, got {factor}")
-        self.site, self.factor = site, factor
-        self.was_met = False
+        self._stretch = _Stretch(site, factor)
+
+    def __call__(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """The model with that prior."""
+        return self._stretch(model)
 
     def meets(self, model: Callable[..., Any], x: Batch) -> bool:
         """Whether a model has the site among its latents; one run tells, whose draws are not kept.
@@ -41,9 +43,26 @@ class ScaledPrior(Messenger):
             ValueError: the prior there has no scale.
         """
         x = as_data(x)
-        with isolated_rng(device=x.device), torch.no_grad(), self:
+        with isolated_rng(device=x.device), torch.no_grad(), self._stretch:
             takes(model, x)(x)
-        return self.was_met
+        return self._stretch.was_met
+
+    def __enter__(self) -> None:
+        """It is of one program, never of all that run meanwhile."""
+        raise ValueError(
+            "expected ScaledPrior(site, factor)(model), got a context: around a fit or an estimate "
+            "it would stretch the guide's site as well"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to leave."""
+
+
+class _Stretch(Messenger):
+    def __init__(self, site: str, factor: float) -> None:
+        super().__init__()
+        self.site, self.factor = site, factor
+        self.was_met = False
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] != self.site or msg["is_observed"]:
