@@ -1,7 +1,8 @@
 """Swap the guide, keep the model, and report the evidence with error bars.
 
-`evidence.models`, `evidence.guides`, `evidence.inference` and `evidence.experiments` are folders of
-this package where it is installed, and lie beside it in a checkout.
+`evidence.models`, `evidence.guides`, `evidence.inference`, `evidence.experiments` and the course's
+`evidence.notebooks` are folders of this package where it is installed, and lie beside it in a
+checkout.
 """
 
 from pathlib import Path

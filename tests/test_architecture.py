@@ -71,6 +71,13 @@ def test_packages_import_only_what_they_may_know(package):
         assert forbidden_imports(package, path.read_text()) == [], path
 
 
+def test_checks_of_the_course_stand_alone():
+    """An answer is compared with what is written out there, not with the suite that it is about."""
+    for path in (ROOT / "notebooks" / "checks").glob("*.py"):
+        names = imported_modules(path.read_text())
+        assert all(name.startswith("notebooks.checks") for name in names), path
+
+
 @pytest.mark.parametrize("package", ORDERS)
 def test_folders_import_only_what_comes_before_them(package):
     for path in (ROOT / package).rglob("*.py"):

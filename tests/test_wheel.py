@@ -32,7 +32,8 @@ def names(wheel):
 
 
 def sources():
-    return [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    folders = (*FOLDERS, "notebooks/checks")
+    return [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
 
 
 def test_the_wheel_holds_every_module_by_one_name(names):
