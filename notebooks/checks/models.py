@@ -32,34 +32,42 @@ def _values(like: Tensor) -> dict[str, Tensor]:
 
 
 def _log_joint(model: Function, x: Tensor, y: Tensor) -> Tensor:
-    """Log p(y, latents) of a Pyro program, with some of its faults by name."""
+    """Log p(y, latents) of a Pyro program at given latents, if it is made of the right sites."""
     with pyro.validation_enabled(False), torch.no_grad():
         conditioned = poutine.condition(model, data=_values(y))
         trace = poutine.trace(conditioned).get_trace(x, y)
-        sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and n[0] != "_"}
-        sites = {n: s for n, s in sites.items() if type(s["fn"]).__name__ != "_Subsample"}
-        missing = [name for name in _values(y) if name not in sites]
-        if missing:
+        _expect_sites(trace, list(_values(y)))
+        return torch.as_tensor(trace.log_prob_sum())
+
+
+def _expect_sites(trace: poutine.Trace, latents: list[str]) -> None:
+    """Check that latents are shared by the data, and the data observed in a plate."""
+    sites = {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+    }
+    for name in latents:
+        if name not in sites:
             raise WrongAnswerError(
-                f"regression: no latent {missing[0]!r}: expected intercept, slope and sigma; "
-                "a latent is pyro.sample(name, distribution)"
+                f"regression: no latent {name!r}: expected intercept, slope and sigma; a latent is "
+                "pyro.sample(name, distribution)"
             )
-        observed = [n for n, s in sites.items() if s["is_observed"] and n not in _values(y)]
-        if not observed:
-            raise WrongAnswerError(
-                "regression: no observed site: pyro.sample('y', distribution, obs=y), or the data "
-                "have no say"
-            )
-        if not any(s["cond_indep_stack"] for n, s in sites.items() if n in observed):
-            raise WrongAnswerError(
-                "regression: the data are outside of any plate: with pyro.plate('data', len(y))"
-            )
-        if any(s["cond_indep_stack"] for n, s in sites.items() if n in _values(y)):
+        if sites[name]["cond_indep_stack"]:
             raise WrongAnswerError(
                 "regression: a latent is inside the plate over the data: there is one intercept, "
                 "one slope and one sigma for all data, not one per datum"
             )
-        return trace.log_prob_sum()
+    observed = [site for n, site in sites.items() if site["is_observed"] and n not in latents]
+    if not observed:
+        raise WrongAnswerError(
+            "regression: no observed site: pyro.sample('y', distribution, obs=y), or the data have "
+            "no say"
+        )
+    if not any(site["cond_indep_stack"] for site in observed):
+        raise WrongAnswerError(
+            "regression: the data are outside of any plate: with pyro.plate('data', len(y))"
+        )
 
 
 def _program(
@@ -77,10 +85,6 @@ def _program(
             pyro.sample("y", dist.Normal(mean(a, b, x), noise(sigma)), obs=y)
 
     return lambda x, y: _log_joint(model, x, y)
-
-
-def _checked_program(answer: Function, case: Case) -> Tensor:
-    return _log_joint(answer, case["x"], case["y"])
 
 
 class _Program(Exercise):
