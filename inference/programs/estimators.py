@@ -4,14 +4,14 @@ Everything is per datum and in nats; `log_w` comes from `log_weights`.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_FEWEST_FOR_A_TAIL = 30  # ArviZ 1.x wants so many, 0.x is content with 21
+from evidence.inference.programs.pareto import smooth_tails
+
+_FEWEST_FOR_A_TAIL = 30  # as ArviZ 1.x wants
 _ROUNDINGS = 450  # of a log-weight, in units of its dtype's precision: sums of many terms
 
 
@@ -106,7 +106,7 @@ def log_mean_variance(log_w: Tensor) -> Tensor:
 
 
 def k_hat(log_w: Tensor) -> Tensor:
-    """Shape of the generalized Pareto tail of the weights, by ArviZ: `[S, B] -> [B]`, float64.
+    """Shape of the generalized Pareto tail of the weights: `[S, B] -> [B]`, float64.
 
     Above `k_hat_threshold(S)` the weights' tail is too heavy for L_S and its error bar to be
     trusted. Where the largest weights are all equal, up to the rounding of their dtype, there is no
@@ -139,22 +139,13 @@ def pareto_smoothed(log_w: Tensor) -> tuple[Tensor, Tensor]:
     has_tail = relative.topk(tail_size, dim=0).values[-1] < -rounding
     shapes, smoothed = torch.zeros(log_w.shape[1], dtype=torch.float64), log_w.clone()
     if has_tail.any():
-        by_datum = relative[:, has_tail].mT.contiguous().numpy()  # [B, S]
-        normalized, fitted = (torch.from_numpy(np.array(part)) for part in _psis(by_datum))
-        shapes[has_tail] = fitted
-        smoothed[:, has_tail] = _unnormalized(normalized.mT, log_w[:, has_tail], tail_size)
+        tails, shapes[has_tail] = smooth_tails(relative[:, has_tail], tail_size)
+        # Where all weights but zeros are tail, no smallest one shows where it begins.
+        is_part = (~log_w[:, has_tail].isneginf()).sum(0) > tail_size
+        smoothed[:, has_tail] = torch.where(
+            is_part, tails + largest[has_tail], log_w[:, has_tail]
+        )
     return smoothed, torch.where(largest > -math.inf, shapes, math.inf)
-
-
-def _unnormalized(smoothed: Tensor, log_w: Tensor, tail_size: int) -> Tensor:
-    """Smoothed log-weights on the scale of what they were; what is all tail stays what it was.
-
-    The smallest that is not zero is no part of the tail, and shows what all were divided by.
-    """
-    is_zero = log_w.isneginf()
-    row = torch.where(is_zero, math.inf, log_w).argmin(0, keepdim=True)
-    shifted = smoothed + (log_w - smoothed).gather(0, row)
-    return torch.where((~is_zero).sum(0) > tail_size, shifted, log_w)
 
 
 def k_hat_threshold(num_particles: int) -> float:
@@ -185,22 +176,6 @@ def active_units(means: Tensor, mean_variances: Tensor, *, threshold: float = 0.
             f"{tuple(means.shape)} and {tuple(mean_variances.shape)}"
         )
     return means.double().var(0) - mean_variances.double().mean(0) > threshold
-
-
-def _psis(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smoothed, normalized weights and shapes, of whichever ArviZ is installed. `[B, S]`, `[B]`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of the 0.x line's import, and of its overflows in the tail
-        try:
-            from arviz_stats.base import array_stats  # noqa: PLC0415 (1.x)
-        except ImportError:
-            from arviz import psislw  # noqa: PLC0415 (0.x)
-
-            return psislw(log_w)
-        # The 1.x function takes log-likelihoods, as leave-one-out has them, and negates them.
-        return array_stats.psislw(-log_w)
 
 
 def _expect_several(log_w: Tensor) -> Tensor:

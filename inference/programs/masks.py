@@ -25,6 +25,7 @@ class InFull(Messenger):
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
         self.names = names
+        self.does = "unmasks", frozenset(names)  # all that there is to it, see `Compiled`
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] in self.names:  # observed, too, where NUTS conditions on it

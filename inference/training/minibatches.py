@@ -28,6 +28,7 @@ class ScaleData(Messenger):
     def __init__(self, dims: frozenset[int], size: int, total: int) -> None:
         super().__init__()
         self.dims, self.size, self.factor = dims, size, total / size
+        self.does = "scales", dims, size, self.factor  # all that there is to it, see `Compiled`
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         frames = msg["cond_indep_stack"]

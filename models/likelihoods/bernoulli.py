@@ -6,6 +6,7 @@ Scoring pixels is what most of the time of training and of importance weighting 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 # Above it, the sigmoid of the negative logit underflows in float32.
 _SAFE_LOGIT = 80.0
@@ -20,6 +21,7 @@ class Bernoulli(dist.Bernoulli):
             self._validate_sample(value)
         logits = self.logits
         exact = logits.dtype in (torch.float32, torch.float64) and logits.numel() > 0
-        if not exact or logits.max() > _SAFE_LOGIT:
+        # A graph that is recorded to be compiled, where the exact form costs no more, cannot look.
+        if not exact or get_proxy_mode() is not None or logits.max() > _SAFE_LOGIT:
             return super().log_prob(value.to(logits))
         return value * logits + (-logits).sigmoid().log()

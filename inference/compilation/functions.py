@@ -1,0 +1,53 @@
+"""Compiled functions of tensors, that draw the random numbers that the functions draw."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from evidence.inference.compilation.recording import (
+    NotRecordableError,
+    TensorFunction,
+    in_short,
+    record,
+)
+
+Backend = Literal["inductor", "none"]
+
+
+class CompiledFunction:
+    """A function of tensors of fixed shapes, recorded once and compiled.
+
+    Random numbers are drawn before the compiled part, by the generator and in the order in which
+    the function draws them: from the same state of the generator come the same results, to the
+    rounding of their dtype. It computes no gradients; a function that returns them is recorded with
+    them.
+
+    Args:
+        function: returns a tuple of tensors.
+        inputs: tensors like those that it will be called with.
+        backend: "inductor", or "none" to run the recorded graph as it is.
+
+    Raises:
+        NotRecordableError: the function cannot be recorded or compiled; says why.
+    """
+
+    def __init__(
+        self, function: TensorFunction, inputs: Sequence[Tensor], *, backend: Backend = "inductor"
+    ) -> None:
+        recording = record(function, inputs)
+        self._draws, self.constants = recording.draws, recording.constants
+        self._rest: Any = recording.rest
+        if backend == "inductor":
+            self._rest = torch.compile(recording.rest, fullgraph=True, dynamic=False)
+            try:  # it is compiled when it is called first
+                self(*inputs)
+            except Exception as error:  # whatever Inductor, or the C++ compiler, raises
+                raise NotRecordableError(in_short(error)) from error
+
+    @torch.no_grad()
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The function's results, without gradients."""
+        draws = self._draws(*inputs, *self.constants)
+        return self._rest(*inputs, *self.constants, *draws)

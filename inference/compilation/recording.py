@@ -1,0 +1,140 @@
+"""What a function of tensors computes, as a graph: with its constants and its random numbers out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+TensorFunction = Callable[..., Sequence[Tensor]]
+
+
+class NotRecordableError(RuntimeError):
+    """A function does what no graph can hold; the message says what."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A function of tensors as two graphs, which follow one another.
+
+    Args:
+        draws: draws all random numbers, in the order of the function: `(*inputs, *constants)`.
+        rest: computes all else: `(*inputs, *constants, *draws)`.
+        constants: tensors that the function reads though they are no inputs, such as parameters;
+            they are passed anew at every call, so what is changed in place is seen.
+    """
+
+    draws: GraphModule
+    rest: GraphModule
+    constants: tuple[Tensor, ...]
+
+
+def record(function: TensorFunction, inputs: Sequence[Tensor]) -> Recording:
+    """Run a function once on such inputs, and keep what it does with tensors.
+
+    Whatever it does besides, such as branches on Python's numbers, stays as it was in this run.
+    Random numbers are drawn in it: isolate the generator.
+
+    Args:
+        function: returns tensors.
+        inputs: tensors like those that it will be called with.
+
+    Raises:
+        NotRecordableError: it branches on what it computes, or changes tensors in place that are
+            not its own.
+    """
+    try:
+        with _ItemsAsTensors():
+            traced = make_fx(function)(*inputs)
+        constants = _lift_constants(traced)
+        with torch.no_grad():
+            functional = make_fx(torch.func.functionalize(traced), tracing_mode="fake")(
+                *inputs, *(constant.detach() for constant in constants)
+            )
+    except Exception as error:  # whatever a program raises that was not written for it
+        raise NotRecordableError(in_short(error)) from error
+    _expect_no_changes(functional)
+    return Recording(*_apart(functional), constants)
+
+
+class _ItemsAsTensors(TorchFunctionMode):
+    """Lets `item()` return a tensor, with which Python goes on to compute as with a number."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.item:
+            return args[0].detach()
+        return func(*args, **kwargs or {})
+
+
+def _lift_constants(traced: GraphModule) -> tuple[Tensor, ...]:
+    """Make inputs of the tensors that the graph holds; returns them."""
+    graph, lifted = traced.graph, {}
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(traced, node.target)
+        if id(tensor) not in lifted:
+            with graph.inserting_after(last):
+                last = graph.placeholder(f"constant_{len(lifted)}")
+            lifted[id(tensor)] = tensor, last
+        node.replace_all_uses_with(lifted[id(tensor)][1])
+        graph.erase_node(node)
+    traced.recompile()
+    return tuple(tensor for tensor, _ in lifted.values())
+
+
+def _expect_no_changes(functional: GraphModule) -> None:
+    """Check that no input is written to, such as the statistics of a batch normalization.
+
+    Raises:
+        NotRecordableError: one is.
+    """
+    for node in functional.graph.nodes:
+        if node.op == "call_function" and node.target is torch.ops.aten.copy_.default:
+            raise NotRecordableError("it changes a tensor in place that is not its own")
+
+
+def _apart(functional: GraphModule) -> tuple[GraphModule, GraphModule]:
+    """The graph of all random numbers, and that of the rest, which takes them."""
+    graph = functional.graph
+    random = [node for node in graph.nodes if _is_random(node)]
+    draws, copies, needed = Graph(), {}, _ancestors(random)
+    for node in graph.nodes:
+        if node.op == "placeholder" or node in needed:
+            copies[node] = draws.node_copy(node, copies.__getitem__)
+    draws.output(tuple(copies[node] for node in random))
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for number, node in enumerate(random):
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"draw_{number}")
+        last.meta = dict(node.meta)
+        node.replace_all_uses_with(last)
+    for node in reversed(random):
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return GraphModule(functional, draws), GraphModule(functional, graph)
+
+
+def _is_random(node: Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags
+
+
+def _ancestors(nodes: Sequence[Node]) -> set[Node]:
+    """The nodes and all that they are computed from."""
+    found, left = set(), list(nodes)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found
+
+
+def in_short(error: Exception) -> str:
+    """The first sentence of an error."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.split(". ")[0].rstrip(".")
