@@ -95,6 +95,8 @@ class Experiment(Options):
         held_out: share of the training data that is held out to decide when to stop, and which
             epoch's weights are kept.
         objective: Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
+        compile: whether training is compiled with Torch's Inductor; auto is where it can be, if
+            num_epochs makes it long enough to pay.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
         likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
             to 1, for a posterior with several modes.
@@ -122,6 +124,7 @@ class Experiment(Options):
     scheduler: str | None = None
     held_out: float = 0.0
     objective: str = "Trace_ELBO"
+    compile: bool | Literal["auto"] = "auto"
     kl_warmup_epochs: float = 0.0
     likelihood_warmup_epochs: float = 0.0
     clip_norm: float | None = None

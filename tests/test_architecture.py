@@ -18,6 +18,7 @@ ALLOWED = {
 # Each folder (or module) may import itself and those before it.
 ORDERS = {
     "inference": (
+        "compilation",
         "programs",
         "soundness",
         "objectives",

@@ -14,6 +14,19 @@ from evidence.inference.compilation.recording import (
 )
 
 Backend = Literal["inductor", "none"]
+Compile = bool | Literal["auto"]
+
+# What compiling costs on one core of a CPU, in nanoseconds; twice that is to be gained.
+_COST = 20e9
+
+
+class NotWorthCompilingError(Exception):
+    """Compiling takes longer than it saves."""
+
+
+def is_worth_compiling(work: float, num_calls: int) -> bool:
+    """Whether so many calls, of `Recording.work` each, take longer than compiling does."""
+    return work * num_calls > 2 * _COST
 
 
 class CompiledFunction:
@@ -28,15 +41,25 @@ class CompiledFunction:
         function: returns a tuple of tensors.
         inputs: tensors like those that it will be called with.
         backend: "inductor", or "none" to run the recorded graph as it is.
+        num_calls: how often it will be called: what is not worth compiling is refused; None for
+            often enough.
 
     Raises:
         NotRecordableError: the function cannot be recorded or compiled; says why.
+        NotWorthCompilingError: compiling takes longer than it saves.
     """
 
     def __init__(
-        self, function: TensorFunction, inputs: Sequence[Tensor], *, backend: Backend = "inductor"
+        self,
+        function: TensorFunction,
+        inputs: Sequence[Tensor],
+        *,
+        backend: Backend = "inductor",
+        num_calls: int | None = None,
     ) -> None:
         recording = record(function, inputs)
+        if num_calls is not None and not is_worth_compiling(recording.work, num_calls):
+            raise NotWorthCompilingError
         self._draws, self.constants = recording.draws, recording.constants
         self._rest: Any = recording.rest
         if backend == "inductor":

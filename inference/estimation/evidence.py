@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from evidence.inference.compilation.functions import Compile
 from evidence.inference.estimation import reliability
 from evidence.inference.estimation.defensive import defensive_log_weights
 from evidence.inference.estimation.modes import caveat_of_modes
 from evidence.inference.programs import estimators
+from evidence.inference.programs.compiled_terms import CompiledTerms
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
@@ -262,6 +264,7 @@ def estimate_evidence(
     defensive: float = 0.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     search_modes: bool = True,
+    compile: Compile = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Evidence]:
     """The ELBO and the importance-weighted evidence of `x`, plain and smoothed, of one sample.
@@ -279,6 +282,7 @@ def estimate_evidence(
         chunk_size: see `log_weights`.
         search_modes: where data share latents, look for modes that the guide has missed; see
             `modes`. Data with latents of their own are not looked at so: it would cost too much.
+        compile: see `log_weights`.
         progress: called with the number of data done since the last call.
 
     Returns:
@@ -290,6 +294,7 @@ def estimate_evidence(
     x = as_data(x)
     model, guide = takes(model, x), takes(guide, x)
     sound = expect_sound_pair(model, guide, x)
+    compiled = CompiledTerms(compile, num_particles * len(x))
     parts: list[dict[str, Evidence]] = []
     for chunk in [x] if sound.is_joint else x.split(_DATA_PER_REDUCTION):
         if defensive:
@@ -299,7 +304,9 @@ def estimate_evidence(
             elbo = from_log_weights(of_guide)["elbo"]
             parts.append(from_log_weights(log_w) | {"elbo": elbo})
         else:
-            log_w = unchecked_log_weights(model, guide, chunk, num_particles, chunk_size=chunk_size)
+            log_w = unchecked_log_weights(
+                model, guide, chunk, num_particles, chunk_size=chunk_size, compiled=compiled
+            )
             parts.append(from_log_weights(log_w))
         if progress is not None:
             progress(len(chunk))
@@ -321,6 +328,7 @@ def importance_weighted_evidence(
     defensive: float = 0.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     search_modes: bool = True,
+    compile: Compile = "auto",
 ) -> Evidence:
     """Importance-weighted estimate of log p(x) per datum, a lower bound in expectation.
 
@@ -337,6 +345,7 @@ def importance_weighted_evidence(
             be too narrow; see `defensive_log_weights`.
         chunk_size: see `log_weights`.
         search_modes: see `estimate_evidence`.
+        compile: see `log_weights`.
 
     Returns:
         The record, in nats per datum, or of the data set where data share latents.
@@ -352,5 +361,6 @@ def importance_weighted_evidence(
         defensive=defensive,
         chunk_size=chunk_size,
         search_modes=search_modes,
+        compile=compile,
     )
     return records["iw"]

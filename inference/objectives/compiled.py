@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Hashable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -13,14 +14,27 @@ from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
-from evidence.inference.compilation.functions import Backend, CompiledFunction
-from evidence.inference.compilation.recording import NotRecordableError
+from evidence.inference.compilation.functions import (
+    Backend,
+    Compile,
+    CompiledFunction,
+    is_worth_compiling,
+)
+from evidence.inference.compilation.recording import NotRecordableError, record
 from evidence.inference.objectives.interface import Differentiable, Objective
-from evidence.inference.programs.data import Batch, Data, takes, tensors_in, unwrapped, with_replaced
+from evidence.inference.programs.data import (
+    Batch,
+    Data,
+    takes,
+    tensors_in,
+    unwrapped,
+    with_replaced,
+)
 from evidence.inference.programs.modules import modules_of
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import Site, sites_of
 
+_FEWEST_CALLS = 200  # that are worth a look at what they would cost
 # Shapes that are compiled, each for as long as a hundred steps or more: full batches and the last.
 _MOST_GRAPHS = 4
 # So often a graph is held against the program once more: what else it reads may have changed.
@@ -121,6 +135,39 @@ class Compiled(ELBO):
             raise NotRecordableError(f"data come in more than {_MOST_GRAPHS} sizes")
 
 
+def compiled_where_it_pays(
+    objective: Objective,
+    compile: Compile,
+    model: Any,
+    guide: Any,
+    data: Batch,
+    *,
+    num_calls: int | None,
+) -> Objective:
+    """The objective, compiled or not.
+
+    Args:
+        objective: to be compiled.
+        compile: True, False, or "auto": where it can be, and takes less time than it saves.
+        model: called with the data.
+        guide: called with the data.
+        data: a batch of the usual size.
+        num_calls: how often it will be called; None where that is not known, and "auto" means no.
+    """
+    if compile is True:
+        return Compiled(objective)
+    if compile is False or num_calls is None or num_calls < _FEWEST_CALLS:
+        return objective
+    call = _Call(objective, model, guide, data)
+    try:
+        with isolated_rng(device=data.device), poutine.block():
+            call.loss(*tensors_in(data))
+            work = record(partial(_loss_and_gradients, call), tensors_in(data)).work
+    except NotRecordableError:
+        return objective
+    return Compiled(objective) if is_worth_compiling(work, num_calls) else objective
+
+
 class _Call(NamedTuple):
     """An objective and what it is called with."""
 
@@ -173,7 +220,9 @@ class _LossGraph:
         with isolated_rng(device=call.data.device), poutine.block():
             with poutine.trace(param_only=True) as collected:
                 call.loss(*tensors_in(call.data))  # whatever is made, or asked, at the first call
-            self._parameters = [site for site in sites_of(collected.trace).values() if site["type"] == "param"]
+            self._parameters = [
+                site for site in sites_of(collected.trace).values() if site["type"] == "param"
+            ]
             self._run = CompiledFunction(
                 self._loss_and_gradients, tensors_in(call.data), backend=backend
             )
@@ -259,6 +308,11 @@ def _show(parameters: Iterable[Site]) -> None:
                 break
             if _collects_parameters(handler):
                 handler.trace.add_node(site["name"], **site.copy())
+
+
+def _loss_and_gradients(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+    loss, surrogate = call.loss(*tensors)
+    return _value_and_gradients(loss, surrogate, _leaves_of(surrogate))
 
 
 def _value_and_gradients(

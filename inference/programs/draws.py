@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
 from evidence.inference.programs.checks import check_data, check_support
+from evidence.inference.programs.compiled_terms import CompiledTerms
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import sums_out
 from evidence.inference.programs.evaluation import evaluation_mode
@@ -39,6 +40,7 @@ class Block:
         guide: trace of the guide.
         model: trace of the model, replayed against it.
         layout: where data and particles are among the batch dimensions.
+        known_terms: of a block of terms alone, which has no traces.
     """
 
     rows: slice
@@ -47,6 +49,7 @@ class Block:
     guide: Trace
     model: Trace
     layout: Layout
+    known_terms: LogProbs | None = None
 
     @property
     def num_particles(self) -> int:
@@ -61,6 +64,8 @@ class Block:
     @property
     def terms(self) -> LogProbs:
         """The terms of log w, each `[s, m]`, in nats."""
+        if self.known_terms is not None:
+            return self.known_terms
         traces = Traces(self.guide, self.model)
         return terms_of(traces, self.num_particles, len(self.x), self.layout)
 
@@ -153,6 +158,7 @@ def visit_draws(
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     require_density: bool = True,
     progress: bool = False,
+    compiled: CompiledTerms | None = None,
 ) -> Layout:
     """Draw `num_particles` latents per weight, some at a time, and hand over each block.
 
@@ -168,6 +174,8 @@ def visit_draws(
         chunk_size: particles × data in one call; all data where they share latents.
         require_density: refuse a guide that is a point mass.
         progress: show a progress bar.
+        compiled: what computes the terms, if they are all that is visited: blocks after the first
+            then have no traces.
 
     Returns:
         Where data and particles are among the batch dimensions.
@@ -189,7 +197,7 @@ def visit_draws(
         if layout.is_joint and chunk_size < len(x):
             layout = layout_of(model, guide, x, require_density=require_density)
         refuse_new_parameters()
-        engine = _Engine(model, guide, layout)
+        engine = _Engine(model, guide, layout, compiled)
         for columns, batch in _batches(x, layout, num_particles, chunk_size, engine):
             at_once = _particles_per_call(len(batch), layout, num_particles, chunk_size)
             for block in engine.blocks(columns, batch, num_particles, at_once):
@@ -220,15 +228,21 @@ def _batches(
 
 
 def _particles_per_call(num_data: int, layout: Layout, num_particles: int, chunk_size: int) -> int:
+    """As many as fit, and the same in every call where that takes few more calls."""
     fitting = max(1, chunk_size // num_data) if layout.is_joint else chunk_size
-    return min(num_particles, fitting)
+    fewest = -(-num_particles // fitting)
+    even = (n for n in range(fewest, 2 * fewest) if num_particles % n == 0)
+    return -(-num_particles // next(even, fewest))
 
 
 class _Engine:
     """Runs the pair on blocks, particles broadcast or one by one."""
 
-    def __init__(self, model: Program, guide: Program, layout: Layout) -> None:
+    def __init__(
+        self, model: Program, guide: Program, layout: Layout, compiled: CompiledTerms | None
+    ) -> None:
         self.model, self.guide, self.layout = model, guide, layout
+        self.compiled = compiled
         self.may_broadcast = True
         self._probed: set[tuple[int, int]] = set()
 
@@ -237,15 +251,26 @@ class _Engine:
         done = 0
         while done < num_particles:
             size = min(at_once, num_particles - done) if self.may_broadcast else 1
+            rows = slice(done, done + size)
+            terms = self._terms(x, size) if done else None
+            if terms is not None:
+                yield Block(rows, columns, x, Trace(), Trace(), self.layout, terms)
+                done += size
+                continue
             traces = self._run(x, size)
             if traces is None:  # from here on, one by one
                 self.may_broadcast = False
                 continue
             if done == 0:
                 check_support(traces.model, lambda: trace_pair(self.model, self.guide, x).model)
-            rows = slice(done, done + size)
             yield Block(rows, columns, x, traces.guide, traces.model, self.layout)
             done += size
+
+    def _terms(self, x: Batch, size: int) -> LogProbs | None:
+        """The terms of a block from a compiled graph; None if there is none."""
+        if self.compiled is None or (size > 1 and (size, len(x)) not in self._probed):
+            return None
+        return self.compiled(self.model, self.guide, x, size, self.layout)
 
     def _run(self, x: Batch, size: int) -> Traces | None:
         """The traces of a block; None if the pair does not broadcast over the particles."""

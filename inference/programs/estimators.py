@@ -142,9 +142,7 @@ def pareto_smoothed(log_w: Tensor) -> tuple[Tensor, Tensor]:
         tails, shapes[has_tail] = smooth_tails(relative[:, has_tail], tail_size)
         # Where all weights but zeros are tail, no smallest one shows where it begins.
         is_part = (~log_w[:, has_tail].isneginf()).sum(0) > tail_size
-        smoothed[:, has_tail] = torch.where(
-            is_part, tails + largest[has_tail], log_w[:, has_tail]
-        )
+        smoothed[:, has_tail] = torch.where(is_part, tails + largest[has_tail], log_w[:, has_tail])
     return smoothed, torch.where(largest > -math.inf, shapes, math.inf)
 
 

@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
+from evidence.inference.programs.compiled_terms import CompiledTerms
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
+from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.scoring import LogProbs
 from evidence.inference.programs.traces import Program
 
@@ -15,14 +17,20 @@ def unchecked_log_weights(
     num_particles: int = 1,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    compiled: CompiledTerms | None = None,
 ) -> Tensor:
-    """Log-weights `[S, M]` in nats of a pair that has been checked, without gradients."""
+    """Log-weights `[S, M]` in nats of a pair that has been checked, without gradients.
+
+    `compiled` computes them for several calls that are alike; by default where it pays for this.
+    """
+    compiled = compiled or CompiledTerms("auto", num_particles * len(x))
     record = Record(num_particles, len(x))
 
     def visit(block: Block) -> None:
         record.put("log_w", block, block.terms.log_w)
 
-    visit_draws(model, guide, x, num_particles, visit, chunk_size=chunk_size)
+    with fast_matmul(x.device):
+        visit_draws(model, guide, x, num_particles, visit, chunk_size=chunk_size, compiled=compiled)
     return record.tensors["log_w"]
 
 

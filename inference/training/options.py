@@ -80,6 +80,12 @@ class TrainingOptions:
             return self.num_epochs
         return math.ceil((self.num_steps or self.max_steps) / steps_per_epoch)
 
+    def known_steps(self, num_data: int) -> int | None:
+        """How many steps training takes on so many data; None where a rule ends it."""
+        if self.num_epochs is None:
+            return self.num_steps
+        return self.num_epochs * math.ceil(num_data / self.batch_size)
+
     @property
     def averages(self) -> bool:
         """Whether training ends with an average of its iterates."""

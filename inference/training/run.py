@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evidence.inference.objectives.base import AbstractObjective
+from evidence.inference.objectives.compiled import Compiled
 from evidence.inference.objectives.interface import Differentiable, Objective
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import slices
@@ -463,6 +464,8 @@ class TrainingRun:
 
 def _describe(objective: Objective) -> str:
     """An objective and its options, as far as it tells them: Pyro's own do not."""
+    if isinstance(objective, Compiled):
+        return _describe(objective.objective)
     if isinstance(objective, AbstractObjective):
         return repr(objective)
     return f"{type(objective).__name__}(num_particles={getattr(objective, 'num_particles', 1)})"
