@@ -1,6 +1,9 @@
 """Compiled functions of tensors, that draw the random numbers that the functions draw."""
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -63,9 +66,11 @@ class CompiledFunction:
         self._draws, self.constants = recording.draws, recording.constants
         self._rest: Any = recording.rest
         if backend == "inductor":
-            self._rest = torch.compile(recording.rest, fullgraph=True, dynamic=False)
+            # Of the method, not of the module, which would be run by the hooks for modules as well.
+            self._rest = torch.compile(recording.rest.forward, fullgraph=True, dynamic=False)
             try:  # it is compiled when it is called first
-                self(*inputs)
+                with _without_news():
+                    self(*inputs)
             except Exception as error:  # whatever Inductor, or the C++ compiler, raises
                 raise NotRecordableError(in_short(error)) from error
 
@@ -74,3 +79,17 @@ class CompiledFunction:
         """The function's results, without gradients."""
         draws = self._draws(*inputs, *self.constants)
         return self._rest(*inputs, *self.constants, *draws)
+
+
+@contextmanager
+def _without_news() -> Generator[None]:
+    """Torch says nothing below an error, such as that a machine without a GPU has none."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
