@@ -71,7 +71,7 @@ planted: $(INSTALLED)  ## errors planted in the estimators, and which check catc
 	$(BIN)/python -m tests.planted_errors
 
 bench: $(INSTALLED)  ## speed, side by side with peers, in one run
-	$(BIN)/python benchmarks/training_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
 	$(BIN)/python benchmarks/guide_speed.py
 	$(BIN)/python benchmarks/weights_memory.py
 	$(BIN)/python benchmarks/annealing.py

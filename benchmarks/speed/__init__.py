@@ -1,0 +1,1 @@
+"""Speed of the suite beside its peers, in one session: `make bench`."""
