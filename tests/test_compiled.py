@@ -83,10 +83,9 @@ def expect_same(objective, model, guide, x, compiled=None, tolerance=1e-10):
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO", "IWAE", "DReG"])
-@pytest.mark.parametrize("guide", ["MeanField", "IAF"])
-def test_loss_and_gradients_are_those_of_the_objective(guide, objective):
-    expect_same(OBJECTIVES[objective](), *made("VAE", guide))
+@pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO", "DReG"])
+def test_loss_and_gradients_are_those_of_the_objective(objective):
+    expect_same(OBJECTIVES[objective](), *made("VAE"))
 
 
 @pytest.mark.slow
@@ -130,6 +129,8 @@ def test_a_model_with_shared_latents(objective):
     guide = guides.FullRank.for_model(regression, data)
     losses, gradients = [], []
     for each in (objective(), Compiled(objective(), backend="none")):
+        each.loss_and_grads(regression, guide, *data)  # looks how particles are drawn
+        guide.zero_grad()
         torch.manual_seed(1)
         losses.append(each.loss_and_grads(regression, guide, *data))
         gradients.append([p.grad.clone() for p in guide.parameters()])
@@ -308,15 +309,15 @@ def test_statistics_that_a_step_changes_are_not_compiled():
         Compiled(Trace_ELBO(), backend="none").loss_and_grads(model, guide, x)
 
 
-@pytest.mark.parametrize("guide", ["MeanField", "Planar", "IAF"])
+@pytest.mark.parametrize("guide", ["MeanField", "Planar"])
 def test_compiled_weights_are_those_of_the_pair(guide):
     model, guide, x = made("VAE", guide)
     compiled = CompiledTerms(True, 700, backend="none")
     torch.manual_seed(1)
-    found = unchecked_log_weights(model, guide, x, 100, chunk_size=25, compiled=compiled)
+    found = unchecked_log_weights(model, guide, x, 1000, chunk_size=500, compiled=compiled)
     torch.manual_seed(1)
-    expected = log_weights(model, guide, x, 100, chunk_size=25, compile=False)
-    assert len(compiled._graphs) == 1
+    expected = log_weights(model, guide, x, 1000, chunk_size=500, compile=False)
+    assert [graph._num_parts for graph in compiled._graphs.values()] == [2]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 

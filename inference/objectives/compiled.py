@@ -1,5 +1,6 @@
 """Objectives whose loss and gradients are one compiled graph."""
 
+import math
 import warnings
 from collections.abc import Hashable, Iterable
 from functools import partial
@@ -94,10 +95,18 @@ class Compiled(ELBO):
         graph, data = self._graph(model, guide, args, kwargs)
         if graph is None:
             return self.objective.loss_and_grads(model, guide, *args, **kwargs)
-        loss, *gradients = graph(data)
-        for leaf, gradient in zip(graph.leaves, gradients, strict=True):
-            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-        return loss.item()
+        return graph.add_gradients(data, 1.0)
+
+    def mean_loss_and_grads(self, num_data: int, model: Any, guide: Any, data: Batch) -> float:
+        """The loss in nats per datum; its gradients are added where the loss is finite."""
+        graph, data = self._graph(model, guide, (data,), {})
+        if graph is not None:
+            return graph.add_gradients(data, 1 / num_data)
+        surrogate = _differentiable(self.objective, model, guide, data) / num_data
+        loss = surrogate.item()
+        if math.isfinite(loss):
+            surrogate.backward()
+        return loss
 
     def __repr__(self) -> str:
         return f"Compiled({self.objective!r})"
@@ -223,9 +232,8 @@ class _LossGraph:
             self._parameters = [
                 site for site in sites_of(collected.trace).values() if site["type"] == "param"
             ]
-            self._run = CompiledFunction(
-                self._loss_and_gradients, tensors_in(call.data), backend=backend
-            )
+            inputs = [*tensors_in(call.data), torch.tensor(1.0, dtype=torch.float64)]
+            self._run = CompiledFunction(self._loss_and_gradients, inputs, backend=backend)
         self._modules = [m for top in modules_of(call.model, call.guide) for m in top.modules()]
         self._flags = self._state()
 
@@ -234,10 +242,20 @@ class _LossGraph:
         """Whether modules and parameters are in the modes in which it was recorded."""
         return self._state() == self._flags
 
-    def __call__(self, data: Batch) -> tuple[Tensor, ...]:
+    def __call__(self, data: Batch, share: float = 1.0) -> tuple[Tensor, ...]:
+        """The loss and its gradients, times `share`."""
         self.num_calls += 1
         _show(self._parameters)
-        return self._run(*tensors_in(data))
+        return self._run(*tensors_in(data), torch.tensor(share, dtype=torch.float64))
+
+    def add_gradients(self, data: Batch, share: float) -> float:
+        """The loss times `share`; its gradients are added to the parameters'."""
+        loss, *gradients = self(data, share)
+        value = loss.item()
+        if math.isfinite(value):
+            for leaf, gradient in zip(self.leaves, gradients, strict=True):
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        return value
 
     def expect_agreement(self, call: _Call) -> None:
         """Check that the graph returns what the objective itself does, to rounding.
@@ -248,17 +266,19 @@ class _LossGraph:
         with isolated_rng(device=call.data.device), poutine.block():
             expected = _value_and_gradients(*call.loss(*tensors_in(call.data)), self.leaves)
         with isolated_rng(device=call.data.device):
-            returned = self._run(*tensors_in(call.data))
+            one = torch.tensor(1.0, dtype=torch.float64)
+            returned = self._run(*tensors_in(call.data), one)
         if not all(map(_agree, returned, expected)):
             raise NotRecordableError(
                 "the recorded graph does not return what the program does, which reads something "
                 "that changes"
             )
 
-    def _loss_and_gradients(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def _loss_and_gradients(self, *tensors_and_share: Tensor) -> tuple[Tensor, ...]:
+        *tensors, share = tensors_and_share
         loss, surrogate = self._call.loss(*tensors)
         self.leaves = _leaves_of(surrogate)
-        return _value_and_gradients(loss, surrogate, self.leaves)
+        return _value_and_gradients(loss * share, surrogate * share, self.leaves)
 
     def _state(self) -> tuple[list[bool], list[bool]]:
         return [m.training for m in self._modules], [leaf.requires_grad for leaf in self.leaves]

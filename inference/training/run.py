@@ -259,7 +259,9 @@ class TrainingRun:
         """
         num_data = self.plate_total or (len(self.data.x_train) if self.data_dims else len(x))
         with poutine.block(hide_types=["param"]), self._scaled(len(x)):
-            if not isinstance(self.objective, Differentiable):
+            if isinstance(self.objective, Compiled):
+                loss = self.objective.mean_loss_and_grads(num_data, model, guide, x)
+            elif not isinstance(self.objective, Differentiable):
                 loss = self.objective.loss_and_grads(model, guide, x) / num_data
                 for parameter in self.parameters.values():
                     if parameter.grad is not None:
