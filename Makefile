@@ -70,11 +70,9 @@ course: $(INSTALLED)  ## build and execute the course into build/course
 planted: $(INSTALLED)  ## errors planted in the estimators, and which check catches each
 	$(BIN)/python -m tests.planted_errors
 
-bench: $(INSTALLED)  ## speed, side by side with peers, in one run
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
-	$(BIN)/python benchmarks/guide_speed.py
-	$(BIN)/python benchmarks/weights_memory.py
-	$(BIN)/python benchmarks/annealing.py
+bench: $(INSTALLED)  ## speed beside peers, alternated in one run: runs/bench/speed.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --out runs/bench
 
 bench-evidence: $(INSTALLED)  ## every estimator on every problem of known evidence (hours)
 	$(BIN)/evidence bench --seeds 20 --out runs/bench

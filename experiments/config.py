@@ -8,6 +8,7 @@ Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
 Estimator = Literal["elbo", "iw", "ais", "bdmc"]
 Start = Literal["prior", "guide"]
 Dtype = Literal["auto", "float32", "float64"]
+Compilation = Literal["auto", "on", "off"]
 Split = Literal["auto", "test", "validation", "all"]
 
 # The least and the most that an option may be, wherever it stands. What else must hold of them is
@@ -95,7 +96,7 @@ class Experiment(Options):
         held_out: share of the training data that is held out to decide when to stop, and which
             epoch's weights are kept.
         objective: Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
-        compile: whether training is compiled with Torch's Inductor; auto is where it can be, if
+        compile: whether training is compiled by Torch's Inductor; auto is where it can be, if
             num_epochs makes it long enough to pay.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
         likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
@@ -124,7 +125,7 @@ class Experiment(Options):
     scheduler: str | None = None
     held_out: float = 0.0
     objective: str = "Trace_ELBO"
-    compile: bool | Literal["auto"] = "auto"
+    compile: Compilation = "auto"
     kl_warmup_epochs: float = 0.0
     likelihood_warmup_epochs: float = 0.0
     clip_norm: float | None = None

@@ -465,6 +465,17 @@ def test_an_inexact_product_is_not_chosen(error, chosen, monkeypatch):
     precision.medium_is_exact.cache_clear()
 
 
+def test_the_default_product_can_be_asked_for_and_the_log_says_which_is_used(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="evidence")
+    monkeypatch.setattr(precision, "matmul_error", {"highest": 4e-7, "medium": 5e-7}.get)
+    for switch, said in (("default", "as EVIDENCE_MATMUL says"), ("", "products: oneDNN's")):
+        monkeypatch.setenv("EVIDENCE_MATMUL", switch)
+        precision.medium_is_exact.cache_clear()
+        assert precision.medium_is_exact() == (switch == "")
+        assert said in caplog.text
+    precision.medium_is_exact.cache_clear()
+
+
 class Stop(Exception):  # noqa: N818
     pass
 

@@ -113,7 +113,7 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             optimizer=build_optimizer(Spec.parse(config.optimizer), lr=config.lr),
             scheduler=build_scheduler(Spec.parse(config.scheduler)) if config.scheduler else None,
             objective=catalogue.objective_of(config.objective),
-            compile=config.compile,
+            compile={"on": True, "off": False}.get(config.compile, "auto"),
             x_test=None if assembly.is_joint else assembly.x_test,
             held_out=assembly.held_out,
             transform=assembly.transform,

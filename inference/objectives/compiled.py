@@ -278,6 +278,7 @@ class _LossGraph:
         *tensors, share = tensors_and_share
         loss, surrogate = self._call.loss(*tensors)
         self.leaves = _leaves_of(surrogate)
+        share = share.to(surrogate.dtype)
         return _value_and_gradients(loss * share, surrogate * share, self.leaves)
 
     def _state(self) -> tuple[list[bool], list[bool]]:

@@ -1,12 +1,17 @@
 """Faster float32 matrix products on CPUs, where they are as exact."""
 
 import functools
+import logging
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
 
 _SIZE = 256
+_SWITCH = "EVIDENCE_MATMUL"
+
+logger = logging.getLogger("evidence")
 
 
 @contextmanager
@@ -15,7 +20,8 @@ def fast_matmul(device: torch.device) -> Generator[None]:
 
     torch's precision "medium" selects oneDNN, which is faster than the default on many CPUs; on
     some it rounds to bfloat16, and on GPUs to TF32, so it is measured first, and never used there.
-    A setting other than torch's default is the user's, and stays.
+    A setting other than torch's default is the user's, and stays; with EVIDENCE_MATMUL=default in
+    the environment so does torch's default. The logger "evidence" says what is used, as INFO.
     """
     before = torch.get_float32_matmul_precision()
     try:
@@ -29,7 +35,15 @@ def fast_matmul(device: torch.device) -> Generator[None]:
 @functools.cache
 def medium_is_exact() -> bool:
     """Whether the precision "medium" keeps float32's error on this machine's CPU."""
-    return matmul_error("medium") < 4 * matmul_error("highest")
+    if os.environ.get(_SWITCH) == "default":
+        logger.info("float32 matrix products: torch's default, as %s says", _SWITCH)
+        return False
+    fast, usual = matmul_error("medium"), matmul_error("highest")
+    name = "oneDNN's" if fast < 4 * usual else "torch's default"
+    logger.info(
+        "float32 matrix products: %s (errors: oneDNN %.0e, default %.0e)", name, fast, usual
+    )
+    return fast < 4 * usual
 
 
 def matmul_error(precision: str) -> float:
