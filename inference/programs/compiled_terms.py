@@ -40,12 +40,17 @@ class CompiledTerms:
         self.compile, self.num_draws, self.backend = compile, num_draws, backend
         self._graphs: dict[Hashable, _TermsGraph | None] = {}
 
+    def pays(self, num_draws: int, chunk_size: int) -> bool:
+        """Whether it may be that so many draws, in such chunks, are compiled."""
+        num_calls = self.num_draws // min(num_draws, chunk_size)
+        return self.compile is True or (self.compile == "auto" and num_calls >= _FEWEST_CALLS)
+
     def __call__(
         self, model: Program, guide: Program, x: Batch, size: int, layout: Layout
     ) -> LogProbs | None:
         """The terms of so many draws for these data, each `[size, M]`; None if not compiled."""
         num_calls = self.num_draws // (size * len(x))
-        if self.compile is False or (self.compile == "auto" and num_calls < _FEWEST_CALLS):
+        if not self.pays(size * len(x), size * len(x)):
             return None
         key = size, layout, tuple((t.shape, t.dtype, t.device) for t in tensors_in(x))
         if key not in self._graphs and len(self._graphs) < _MOST_GRAPHS:

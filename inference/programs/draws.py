@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from pyro import poutine
@@ -15,6 +16,7 @@ from evidence.inference.programs.compiled_terms import CompiledTerms
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import sums_out
 from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import LogProbs, log_prob_per_datum, terms_of
 from evidence.inference.programs.sites import Site, latent_sites, observed_sites, sites_of
 from evidence.inference.programs.traces import (
@@ -198,6 +200,8 @@ def visit_draws(
             layout = layout_of(model, guide, x, require_density=require_density)
         refuse_new_parameters()
         engine = _Engine(model, guide, layout, compiled)
+        if compiled is not None and compiled.pays(num_particles * len(x), chunk_size):
+            engine.check_all(x, len(x) if layout.is_joint else chunk_size)
         for columns, batch in _batches(x, layout, num_particles, chunk_size, engine):
             at_once = _particles_per_call(len(batch), layout, num_particles, chunk_size)
             for block in engine.blocks(columns, batch, num_particles, at_once):
@@ -243,8 +247,19 @@ class _Engine:
     ) -> None:
         self.model, self.guide, self.layout = model, guide, layout
         self.compiled = compiled
+        self.is_checked = False
         self.may_broadcast = True
         self._probed: set[tuple[int, int]] = set()
+
+    def check_all(self, x: Batch, size: int) -> None:
+        """Check all data against their support, so many at once: no first block has to be run."""
+        with isolated_rng(device=x.device):
+            for rows in slices(len(x), size):
+                batch = x[rows]
+                traces = trace_pair(self.model, self.guide, batch)
+                again = partial(trace_pair, self.model, self.guide, batch)
+                check_support(traces.model, lambda again=again: again().model)
+        self.is_checked = True
 
     def blocks(self, columns: slice, x: Batch, num_particles: int, at_once: int) -> Iterator[Block]:
         """All particles of some data, the support of the data checked with the first."""
@@ -252,7 +267,7 @@ class _Engine:
         while done < num_particles:
             size = min(at_once, num_particles - done) if self.may_broadcast else 1
             rows = slice(done, done + size)
-            terms = self._terms(x, size) if done else None
+            terms = self._terms(x, size) if done or self.is_checked else None
             if terms is not None:
                 yield Block(rows, columns, x, Trace(), Trace(), self.layout, terms)
                 done += size
@@ -261,7 +276,7 @@ class _Engine:
             if traces is None:  # from here on, one by one
                 self.may_broadcast = False
                 continue
-            if done == 0:
+            if done == 0 and not self.is_checked:
                 check_support(traces.model, lambda: trace_pair(self.model, self.guide, x).model)
             yield Block(rows, columns, x, traces.guide, traces.model, self.layout)
             done += size

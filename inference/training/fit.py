@@ -175,14 +175,8 @@ def fit(
             check_all_data(model, guide, x_train, batch=batch, model_trace=traces.model)
         refuse_taken_names()
         makers = Makers(optimizer, scheduler)
-        objective = compiled_where_it_pays(
-            _objective_for(traces, objective, averages=options.averages),
-            compile,
-            model,
-            guide,
-            batch if transform is None else transform(batch),
-            num_calls=options.known_steps(len(x_train)),
-        )
+        objective = _objective_for(traces, objective, averages=options.averages)
+        objective = _compiled(objective, compile, model, guide, data, options)
         run = TrainingRun(model, guide, data, options, objective, makers, writer, traces)
         if resume_from is not None:
             run.restore(resume_from)
@@ -227,6 +221,21 @@ def _objective_for(traces: Traces, objective: Objective | None, *, averages: boo
         f"{type(objective).__name__}: leave it out, or pass pyro.infer.TraceEnum_ELBO("
         f"max_plate_nesting={needed.max_plate_nesting})"
     )
+
+
+def _compiled(
+    objective: Objective,
+    compile: Compile,
+    model: Program,
+    guide: Program,
+    data: TrainingData,
+    options: TrainingOptions,
+) -> Objective:
+    """The objective, compiled or not: "auto" looks at a first batch, and draws nothing."""
+    num_steps = options.known_steps(len(data.x_train))
+    with isolated_rng(device=data.x_train.device):
+        batch = data.batch(slice(options.batch_size))
+        return compiled_where_it_pays(objective, compile, model, guide, batch, num_calls=num_steps)
 
 
 def _first_run(
