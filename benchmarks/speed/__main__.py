@@ -30,7 +30,7 @@ except ImportError:  # the extra `bench`
 
 SEMINAR = (784, 6, (600,), "gaussian")
 DEEP = (784, 50, (200, 200), "bernoulli")
-IMAGES = 25_600  # per turn
+IMAGES = 12_800  # per turn
 
 
 def made_up(likelihood, num_data=6_400):

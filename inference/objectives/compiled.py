@@ -360,6 +360,7 @@ def _leaves_of(loss: Tensor) -> list[Tensor]:
 
 def _agree(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two tensors are the same to the rounding of long sums, beside their largest entry."""
-    tolerance = torch.finfo(theirs.dtype).eps ** 0.5
-    scale = theirs.abs().max() if theirs.numel() else 0.0
-    return bool(torch.allclose(ours, theirs, rtol=0, atol=float(tolerance * scale), equal_nan=True))
+    theirs = theirs.to(ours)  # a loss that was a number
+    scale = theirs.abs().max().item() if theirs.numel() else 0.0
+    tolerance = scale * torch.finfo(ours.dtype).eps ** 0.5
+    return torch.allclose(ours, theirs, rtol=0, atol=tolerance, equal_nan=True)
