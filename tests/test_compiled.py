@@ -314,10 +314,10 @@ def test_compiled_weights_are_those_of_the_pair(guide):
     model, guide, x = made("VAE", guide)
     compiled = CompiledTerms(True, 700, backend="none")
     torch.manual_seed(1)
-    found = unchecked_log_weights(model, guide, x, 1000, chunk_size=500, compiled=compiled)
+    found = unchecked_log_weights(model, guide, x, 100, chunk_size=25, compiled=compiled)
     torch.manual_seed(1)
-    expected = log_weights(model, guide, x, 1000, chunk_size=500, compile=False)
-    assert [graph._num_parts for graph in compiled._graphs.values()] == [2]
+    expected = log_weights(model, guide, x, 100, chunk_size=25, compile=False)
+    assert [graph is not None for graph in compiled._graphs.values()] == [True]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 

@@ -93,7 +93,7 @@ def training(name, sizes, batch, guide, rounds):
     return alternate(name, "images", peers, rounds)
 
 
-def weights(rounds, num_data=8, num_particles=5_000):
+def weights(rounds, num_data=16, num_particles=5_000):
     x = made_up("bernoulli", num_data)
     net = pyro_peer.TutorialVAE(*DEEP)
 

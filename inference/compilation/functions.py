@@ -74,18 +74,10 @@ class CompiledFunction:
             except Exception as error:  # whatever Inductor, or the C++ compiler, raises
                 raise NotRecordableError(in_short(error)) from error
 
+    @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The function's results, without gradients."""
-        return self.given(self.draw(*inputs), *inputs)
-
-    @torch.no_grad()
-    def draw(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """All random numbers of a call."""
-        return self._draws(*inputs, *self.constants)
-
-    @torch.no_grad()
-    def given(self, draws: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The results of a call with these random numbers."""
+        draws = self._draws(*inputs, *self.constants)
         return self._rest(*inputs, *self.constants, *draws)
 
 

@@ -1,7 +1,7 @@
 """The terms of log w from compiled graphs, for blocks of many draws that are alike."""
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from evidence.inference.compilation.functions import (
     CompiledFunction,
     NotWorthCompilingError,
 )
-from evidence.inference.compilation.recording import NotRecordableError, record
+from evidence.inference.compilation.recording import NotRecordableError
 from evidence.inference.programs.data import Batch, tensors_in, with_replaced
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import LogProbs, terms_of
@@ -20,7 +20,6 @@ from evidence.inference.programs.traces import Layout, Program, trace_pair
 
 _FEWEST_CALLS = 20  # that are worth a look at what they would cost
 _MOST_GRAPHS = 2  # full blocks, and the last ones
-_DRAWS_IN_CACHE = 256  # whose 784 pixels a core's cache holds, and which are worth a call
 
 
 class CompiledTerms:
@@ -38,7 +37,7 @@ class CompiledTerms:
 
     def __init__(self, compile: Compile, num_draws: int, *, backend: Backend = "inductor") -> None:
         self.compile, self.num_draws, self.backend = compile, num_draws, backend
-        self._graphs: dict[Hashable, _TermsGraph | None] = {}
+        self._graphs: dict[Hashable, CompiledFunction | None] = {}
 
     def pays(self, num_draws: int, chunk_size: int) -> bool:
         """Whether it may be that so many draws, in such chunks, are compiled."""
@@ -60,10 +59,10 @@ class CompiledTerms:
 
     def _made(
         self, model: Program, guide: Program, x: Batch, size: int, layout: Layout, num_calls: int
-    ) -> "_TermsGraph | None":
+    ) -> CompiledFunction | None:
         ours = tensors_in(x)
 
-        def terms(size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        def terms(*tensors: Tensor) -> tuple[Tensor, ...]:
             data = with_replaced(x, {id(t): new for t, new in zip(ours, tensors, strict=True)})
             traces = trace_pair(model, guide, data, size, layout.particle_dim)
             found = terms_of(traces, size, len(x), layout)
@@ -72,9 +71,9 @@ class CompiledTerms:
         enough = num_calls if self.compile == "auto" else None
         try:
             with isolated_rng(device=x.device):
-                graph = _TermsGraph(terms, size, x, self.backend, enough)
+                graph = CompiledFunction(terms, ours, backend=self.backend, num_calls=enough)
             with isolated_rng(device=x.device):
-                expected = terms(size, *ours)
+                expected = terms(*ours)
             with isolated_rng(device=x.device):
                 returned = graph(*ours)
             if not all(map(_agree, returned, expected)):
@@ -87,81 +86,6 @@ class CompiledTerms:
             self.compile = False
             return None
         return graph
-
-
-class _TermsGraph:
-    """The terms of so many draws, computed some at a time, as a core's cache holds them.
-
-    All are drawn at once, in the order in which the pair draws them.
-
-    Args:
-        terms: of so many draws for these tensors.
-        size: the number of draws.
-        x: data like those that it will be called with.
-        backend: see `CompiledFunction`.
-        num_calls: see `CompiledFunction`.
-
-    Raises:
-        NotRecordableError, NotWorthCompilingError: as `CompiledFunction`.
-    """
-
-    def __init__(
-        self,
-        terms: Callable[..., tuple[Tensor, ...]],
-        size: int,
-        x: Batch,
-        backend: Backend,
-        num_calls: int | None,
-    ) -> None:
-        inputs = tensors_in(x)
-        self._whole = record(lambda *tensors: terms(size, *tensors), inputs)
-        draws = self._draw(*inputs)
-        part, self._dims = _part_of(size, len(x)), []
-        if part < size:
-            draws_of_part = record(lambda *tensors: terms(part, *tensors), inputs)
-            parts = draws_of_part.draws(*inputs, *draws_of_part.constants)
-            self._dims = _dims_of_particles(draws, parts, size, part)
-            part = part if self._dims is not None else size
-        self._num_parts = size // part
-        if num_calls is not None:
-            num_calls *= self._num_parts
-        self._run = CompiledFunction(
-            lambda *tensors: terms(part, *tensors), inputs, backend=backend, num_calls=num_calls
-        )
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        draws = self._draw(*inputs)
-        if self._num_parts == 1:
-            return self._run.given(draws, *inputs)
-        chunks = [d.chunk(self._num_parts, dim) for d, dim in zip(draws, self._dims, strict=True)]
-        parts = [self._run.given(part, *inputs) for part in zip(*chunks, strict=True)]
-        return tuple(torch.cat(term) for term in zip(*parts, strict=True))
-
-    @torch.no_grad()
-    def _draw(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self._whole.draws(*inputs, *self._whole.constants)
-
-
-def _part_of(size: int, num_data: int) -> int:
-    """The most draws that fit, of which so many are an even number of parts."""
-    most = max(1, _DRAWS_IN_CACHE // num_data)
-    parts = next((n for n in range(-(-size // most), 2 * (size // most) + 2) if size % n == 0), 1)
-    return size // parts
-
-
-def _dims_of_particles(
-    draws: tuple[Tensor, ...], of_part: tuple[Tensor, ...], size: int, part: int
-) -> list[int] | None:
-    """Along which dim each draw is that of all particles; None if that is not plain."""
-    dims = []
-    for whole, piece in zip(draws, of_part, strict=True):
-        differ = [d for d in range(whole.ndim) if whole.shape[d] != piece.shape[d]]
-        if whole.ndim != piece.ndim or len(differ) != 1:
-            return None
-        if (whole.shape[differ[0]], piece.shape[differ[0]]) != (size, part):
-            return None
-        dims += differ
-    return dims or None
 
 
 def _agree(ours: Tensor, theirs: Tensor) -> bool:
