@@ -18,7 +18,7 @@ from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import LogProbs, terms_of
 from evidence.inference.programs.traces import Layout, Program, trace_pair
 
-_FEWEST_CALLS = 20  # that are worth a look at what they would cost
+_FEWEST_CALLS = 500  # that are worth a look at what they would cost
 _MOST_GRAPHS = 2  # full blocks, and the last ones
 
 
