@@ -33,7 +33,7 @@ from evidence.inference.programs.data import (
 )
 from evidence.inference.programs.modules import modules_of
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.sites import Site, sites_of
+from evidence.inference.programs.sites import sites_of
 
 _FEWEST_CALLS = 200  # that are worth a look at what they would cost
 # Shapes that are compiled, each for as long as a hundred steps or more: full batches and the last.
@@ -113,7 +113,8 @@ class Compiled(ELBO):
 
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
         """One trace of each, for code of Pyro's that asks for it."""
-        return self.objective._get_trace(*args, **kwargs)
+        objective: Any = self.objective
+        return objective._get_trace(*args, **kwargs)
 
     def _graph(
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -321,10 +322,11 @@ def _collects_parameters(handler: Any) -> bool:
     return isinstance(handler, TraceMessenger) and handler.param_only
 
 
-def _show(parameters: Iterable[Site]) -> None:
+def _show(parameters: Iterable[Any]) -> None:
     """Tell those who collect them, as `SVI` does, which parameters are in use."""
+    handlers: list[Any] = runtime._PYRO_STACK[::-1]
     for site in parameters:
-        for handler in reversed(runtime._PYRO_STACK):
+        for handler in handlers:
             if isinstance(handler, BlockMessenger) and handler.hide_fn(site):
                 break
             if _collects_parameters(handler):
@@ -352,8 +354,9 @@ def _leaves_of(loss: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found[id(node.variable)] = node.variable
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            found[id(variable)] = variable
         left += [before for before, _ in node.next_functions]
     return list(found.values())
 
