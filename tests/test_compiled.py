@@ -18,7 +18,6 @@ from evidence.inference import Compiled, fit, log_weights
 from evidence.inference.compilation.functions import CompiledFunction
 from evidence.inference.compilation.recording import NotRecordableError
 from evidence.inference.programs.compiled_terms import CompiledTerms
-from evidence.inference.programs.data import tensors_in
 from evidence.inference.programs.weights import unchecked_log_weights
 from evidence.models import VAE, HierarchicalVAE, LinearGaussian
 
@@ -83,7 +82,7 @@ def expect_same(objective, model, guide, x, compiled=None, tolerance=1e-10):
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO", "DReG"])
+@pytest.mark.parametrize("objective", ["Trace_ELBO", "DReG"])
 def test_loss_and_gradients_are_those_of_the_objective(objective):
     expect_same(OBJECTIVES[objective](), *made("VAE"))
 
@@ -152,9 +151,9 @@ def test_the_differentiable_loss_has_its_gradients_and_takes_factors():
         torch.testing.assert_close(parameter.grad, 3 * theirs)
 
 
-def trained(objective, **options):
+def trained(objective):
     model, guide, x = made("VAE")
-    history = fit(model, guide, x, num_epochs=4, batch_size=3, progress=False, objective=objective)
+    history = fit(model, guide, x, num_epochs=12, batch_size=7, progress=False, objective=objective)
     return history, [p.detach().clone() for p in (*model.parameters(), *guide.parameters())]
 
 
@@ -162,14 +161,14 @@ def test_fit_ends_where_it_ends_without():
     compiled = Compiled(Trace_ELBO(), backend="none")
     history, parameters = trained(compiled)
     expected, their_parameters = trained(Trace_ELBO())
-    assert sum(g.num_calls for g in compiled._graphs.values()) == 4 * 3 - 5  # 5 under validation
+    assert sum(g.num_calls for g in compiled._graphs.values()) == 12 - 5  # 5 under validation
     assert history.epochs[-1].train_loss == pytest.approx(expected.epochs[-1].train_loss, abs=1e-9)
     torch.testing.assert_close(parameters, their_parameters)
 
 
 def test_a_resumed_run_ends_with_the_same_bits():
     snapshots = []
-    options = {"num_epochs": 4, "batch_size": 3, "progress": False}
+    options = {"num_epochs": 12, "batch_size": 7, "progress": False}
     model, guide, x = made("VAE")
     compiled = Compiled(Trace_ELBO(), backend="none")
     fit(
@@ -192,7 +191,7 @@ def test_a_warm_up_is_not_compiled_with_the_weight_that_it_began_with():
     runs = []
     for objective in (Compiled(Trace_ELBO(), backend="none"), Trace_ELBO()):
         model, guide, x = made("VAE")
-        options = {"num_epochs": 4, "kl_warmup_epochs": 3, "progress": False, "batch_size": 3}
+        options = {"num_epochs": 12, "kl_warmup_epochs": 9, "progress": False, "batch_size": 7}
         runs.append(fit(model, guide, x, objective=objective, **options))
     losses = [[epoch.train_loss for epoch in run.epochs] for run in runs]
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
@@ -271,12 +270,12 @@ def test_a_program_that_changes_is_found_out(monkeypatch):
     assert last == pytest.approx(2 * losses[0])
 
 
-def test_too_many_sizes_of_batch_are_not_compiled():
+def test_too_many_sizes_of_batch_are_not_compiled(monkeypatch):
+    monkeypatch.setattr("evidence.inference.objectives.compiled._MOST_GRAPHS", 1)
     model, guide, x = made("VAE")
     compiled = Compiled(Trace_ELBO(), backend="none")
-    for size in range(1, 5):
-        compiled.loss_and_grads(model, guide, x[:size])
-    with pytest.warns(UserWarning, match="more than 4 sizes"):
+    compiled.loss_and_grads(model, guide, x)
+    with pytest.warns(UserWarning, match="more than 1 sizes"):
         compiled.loss_and_grads(model, guide, x[:5])
 
 
@@ -363,7 +362,6 @@ def test_what_is_not_recordable_says_why():
 
 def test_auto_compiles_long_runs_alone():
     model, guide, x = made("VAE")
-    assert tensors_in(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for steps in (1, 10**3, 10**6):

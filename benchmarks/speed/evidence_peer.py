@@ -18,17 +18,29 @@ def pair(data_dim, latent_dim, hidden_dims, likelihood, guide="MeanField"):
 
 
 def trainer(model, guide, x, batch, steps, *, compiled):
-    """`fit`, all of it: a turn begins with its checks and first steps under validation."""
+    """`fit`, all of it, its checks too; every turn goes on from the snapshot of the last one."""
     objective = Compiled(Trace_ELBO()) if compiled else Trace_ELBO()
     x = x[: len(x) // batch * batch]
-    number = 0
+    epochs, snapshots, number = max(1, steps * batch // len(x)), [None], 0
 
     def turn():
         nonlocal number
         number += 1
-        options = {"batch_size": batch, "progress": False, "seed": number, "compile": False}
-        history = fit(model, guide, x, num_steps=steps, objective=objective, **options)
-        return Turn(steps * batch, history.epochs[-1].train_loss)
+        history = fit(
+            model,
+            guide,
+            x,
+            num_epochs=number * epochs,
+            batch_size=batch,
+            objective=objective,
+            compile=False,
+            progress=False,
+            resume_from=snapshots[-1],
+            on_snapshot=snapshots.append,
+            snapshot_every=10**9,
+        )
+        del snapshots[:-1]
+        return Turn(epochs * len(x), history.epochs[-1].train_loss)
 
     return turn
 
