@@ -1,5 +1,6 @@
 """The same in Pyro, the way of its tutorials."""
 
+import functools
 import warnings
 
 import pyro
@@ -36,11 +37,24 @@ class TutorialVAE(VAEByHand):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
+def with_own_parameters(turn):
+    """The turn in a parameter store of its own: peers would share parameters of one name."""
+    state = None
+
+    @functools.wraps(turn)
+    def turn_of_its_own():
+        nonlocal state
+        with pyro.get_param_store().scope(state) as state:
+            return turn()
+
+    return turn_of_its_own
+
+
 def trainer(net, x, batch, steps, elbo):
     """`SVI` with `pyro.optim.Adam`, data in memory, a number of NaN looked for per step."""
-    pyro.clear_param_store()
     svi = SVI(net.model, net.guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
 
+    @with_own_parameters
     def turn():
         losses = []
         while len(losses) < steps:
@@ -72,9 +86,9 @@ def weigher(net, x, num_particles):
 
 def logistic_trainer(model, guide, features, labels, steps, elbo):
     """`SVI` of a model with shared latents, one draw per step."""
-    pyro.clear_param_store()
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
 
+    @with_own_parameters
     def turn():
         losses = [svi.step(features, labels) / len(labels) for _ in range(steps)]
         last = losses[-steps // 4 :]
