@@ -7,10 +7,15 @@ from evidence.inference.diagnostics.calibration import (
     Coverage,
     simulation_based_calibration,
 )
-from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
+from evidence.inference.diagnostics.discrepancy import (
+    Discrepancy,
+    compare_to_reference,
+    guide_draws,
+)
 from evidence.inference.diagnostics.divergences import Divergences, grid_divergences, square_grid
 from evidence.inference.diagnostics.gradient_noise import GradientNoise, gradient_signal_to_noise
 from evidence.inference.diagnostics.latent_diagnostics import LatentDiagnostics, latent_diagnostics
+from evidence.inference.diagnostics.mode_coverage import ModeCoverage, mode_coverage
 from evidence.inference.diagnostics.preflight import check
 from evidence.inference.estimation.adaptive import adaptive_evidence
 from evidence.inference.estimation.annealed import Annealed, anneal, annealed_evidence
@@ -92,6 +97,7 @@ __all__ = [
     "History",
     "LatentDiagnostics",
     "MarginalLikelihood",
+    "ModeCoverage",
     "ModelProbability",
     "NonFiniteLossError",
     "Reference",
@@ -120,12 +126,14 @@ __all__ = [
     "from_log_weights",
     "gradient_signal_to_noise",
     "grid_divergences",
+    "guide_draws",
     "importance_weighted_evidence",
     "inference_gaps",
     "latent_diagnostics",
     "log_prob_terms",
     "log_weights",
     "marginal_likelihood",
+    "mode_coverage",
     "model_probabilities",
     "nuts_reference",
     "paired_difference",

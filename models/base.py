@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from evidence.models.chain import Chain
+from evidence.models.modes import Modes
 from evidence.models.networks import RegisteredModule, expect_vectors
 
 
@@ -110,6 +111,10 @@ class AbstractModel(RegisteredModule, ABC):
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) in nats and float64 of a model that `knows_evidence`: `[B, D] -> [B]`."""
         raise NotImplementedError(f"{type(self).__name__} does not know log p(x)")
+
+    def modes(self, x: Tensor) -> Modes | None:
+        """The modes of p(z | x), where they are known, for `x` of shape `[B, D]`."""
+        return None
 
     @abstractmethod
     def prior(self) -> TorchDistribution:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evidence.models.base import AbstractModel, Latent
 from evidence.models.densities import SquareDensity, Weight
+from evidence.models.modes import Modes, nearest
 from evidence.models.networks import expect_choice
 from evidence.models.quadrature import log_integral
 
@@ -107,6 +108,12 @@ class Energy2D(AbstractModel):
     def posterior(self, x: Tensor) -> TorchDistribution:
         """The density exp(−U)/Z, for every row: batch shape `[B]`, event shape `[2]`."""
         return self._density().expand(x.shape[:-1])
+
+    def modes(self, x: Tensor) -> Modes | None:
+        """Of U1 the left and the right one, equal by symmetry; waves have none."""
+        if self.energy != "U1":
+            return None
+        return nearest(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5]))
 
     def _density(self) -> SquareDensity:
         log_normalizer = _log_normalizer(self.energy)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evidence.models.base import AbstractModel
 from evidence.models.design import expect_positive
+from evidence.models.modes import Modes
 from evidence.models.networks import expect_vectors
 
 
@@ -82,10 +83,23 @@ class GaussianMixture2D(AbstractModel):
         """Exact p(z | x) for `x` of shape `[B, 2]`: batch shape `[B]`, event shape `[2]`."""
         expect_vectors("x", x, self.data_dim)
         shrinkage = (self.component_scale / self._total_scale) ** 2  # c
-        off = x.unsqueeze(-2) - self.centres  # [B, K, 2]
-        logits = -0.5 * (off / self._total_scale).square().sum(-1)  # log w, up to a constant
-        loc = self.centres + shrinkage * off
-        return _mixture(logits, loc, math.sqrt(shrinkage) * self.noise_scale)
+        loc = self.centres + shrinkage * (x.unsqueeze(-2) - self.centres)
+        return _mixture(
+            self._log_shares(x, self._total_scale), loc, math.sqrt(shrinkage) * self.noise_scale
+        )
+
+    def modes(self, x: Tensor) -> Modes:
+        """The components: z belongs to each as p(k | z) says, whatever x."""
+        expect_vectors("x", x, self.data_dim)
+        return Modes(
+            self._log_shares(x.double(), self._total_scale).softmax(-1),
+            lambda z: self._log_shares(z, self.component_scale).softmax(-1),
+        )
+
+    def _log_shares(self, point: Tensor, scale: float) -> Tensor:
+        """Log of what every component has in a point `[..., 2]`, up to a constant: `[..., K]`."""
+        off = point.unsqueeze(-2) - self.centres.to(point)
+        return -0.5 * (off / scale).square().sum(-1)
 
     @property
     def _total_scale(self) -> float:

@@ -16,11 +16,11 @@ from scipy.stats import multivariate_t
 from evidence.guides import FullRank, Planar
 from evidence.inference import Reference, bridge_evidence, nuts_reference
 from evidence.inference.bridging import bridge, optimal_bridge
-from evidence.inference.bridging.chains import mean_ess
 from evidence.inference.bridging.posterior_draws import PosteriorDraws
 from evidence.inference.bridging.proposals import fitted_guide
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.paths import log_joint
+from evidence.inference.paths.chains import mean_ess
 from evidence.inference.paths.guide_path import path_of
 from evidence.inference.paths.log_joint import latents_of
 from evidence.inference.paths.reference import diagnostic

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 from evidence.experiments.commands.annealing import remove_snapshots_of
 from evidence.experiments.commands.bracket import bracket_table, is_bracket_of
@@ -14,7 +15,7 @@ from evidence.experiments.commands.evaluate import (
     settings,
 )
 from evidence.experiments.commands.marginal import marginal
-from evidence.experiments.commands.reference import NAME, PICTURE, compared, reference_table
+from evidence.experiments.commands.reference import NAME, PICTURE, compared, in_brief
 from evidence.experiments.commands.train import train_run
 from evidence.experiments.config import (
     Compare,
@@ -30,6 +31,7 @@ from evidence.experiments.reports import plots
 from evidence.experiments.reports.fits import over_fits, summary
 from evidence.experiments.reports.pictures import draw_comparison, draw_planes
 from evidence.experiments.reports.pictures_joint import draw_joint
+from evidence.experiments.reports.reference import reference_table
 from evidence.experiments.reports.report import table
 from evidence.experiments.reports.verdicts import comparisons, to_json, verdict_table
 from evidence.experiments.setup.assembly import Assembly, assemble, run_name, say_unused, with_guide
@@ -66,13 +68,15 @@ def compare(config: Compare) -> None:
             + ([verdict_table(found)] if found else [])
         )
         print(text, flush=True)
-        folder.write_results("compare", rows, summary=summary(joined), comparisons=to_json(found))
+        judged = {"summary": summary(joined), "comparisons": to_json(found)}
+        folder.write_results("compare", rows, **judged)
         folder.write_text("table.md", text + "\n")
         first = f", seed {config.seed}" if config.seeds > 1 else ""
         histories = {row.label + first: History.from_rows(row.history) for row in joined}
         draw_comparison(folder.path, joined, found, histories)
         _draw_planes(config, joined, folder.path)
-        _draw_posteriors(config, joined, folder)
+        if (beside := _draw_posteriors(config, joined, folder)) is not None:
+            folder.write_results("compare", rows, **judged, reference=beside)
     print(f"\nwrote {folder.path}")
 
 
@@ -199,18 +203,22 @@ def _draw_planes(config: Compare, rows: list[Row], path: Path) -> None:
     draw_planes(path, pairs, datum)
 
 
-def _draw_posteriors(config: Compare, rows: list[Row], folder: RunFolder) -> None:
-    """Every guide's draws, over those of NUTS if these are asked for."""
+def _draw_posteriors(
+    config: Compare, rows: list[Row], folder: RunFolder
+) -> list[dict[str, Any]] | None:
+    """Every guide's draws, over those of NUTS if these are asked for: then how far they are."""
     runs = [row.folder for row in rows]
     where = _reading(config)
     if config.reference:
         document, figure = compared(Reference(runs=runs, seed=config.seed, **asdict(where)))
         print(f"\n{reference_table(document)}\n\n{document['verdict']}", flush=True)
         plots.save_with(figure, PICTURE, folder, NAME, document)
-    elif rows[0].is_of_data_set:
+        return in_brief(document)
+    if rows[0].is_of_data_set:
         loaded = (load_run(RunFolder(run), where)[0] for run in runs)
         pairs = {row.label: pair for row, pair in zip(rows, loaded, strict=True)}
         plots.save(draw_joint(pairs, None, seed=config.seed), folder.path / "posterior.png")
+    return None
 
 
 def _train_config(config: Compare, guide: str, out: str) -> Train:

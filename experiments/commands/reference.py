@@ -16,23 +16,28 @@ from evidence.experiments.config import Reference
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.pictures_joint import draw_joint, entry_names
 from evidence.experiments.reports.pictures_posterior import draw_reference
-from evidence.experiments.reports.report import markdown
+from evidence.experiments.reports.reference import CLEAR, KL, reference_table
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import Spec
-from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.one_model import load_runs
 from evidence.experiments.storage.numbers import finite
 from evidence.experiments.storage.runs import RunFolder
-from evidence.inference.diagnostics.discrepancy import Discrepancy, compare_to_reference
+from evidence.inference.diagnostics.discrepancy import (
+    Discrepancy,
+    compare_to_reference,
+    over_data,
+)
+from evidence.inference.diagnostics.mode_coverage import ModeCoverage
 from evidence.inference.paths.reference import Reference as Draws
 from evidence.inference.paths.reference import nuts_reference
 from evidence.inference.programs.data import Batch
+from evidence.models import AbstractModel
 
 REFERENCE_VERSION = 1
 NAME = "reference.json"
 PICTURE = "reference.png"
 
-_CLEAR = 5.0  # standard errors from which a difference is one
+_LEAST_NATS = 1e-3  # of a divergence that is more than rounding
 _FEWEST = 20  # independent draws that anything can be compared with
 
 
@@ -61,10 +66,10 @@ def compared(config: Reference) -> tuple[dict[str, Any], Figure]:
     rows = _rows(first, config)
     x = first.x_test if first.is_joint else first.x_test[torch.tensor(rows, device=first.device)]
     draws, seconds = _draw(first, x, config)
+    modes = first.model.modes(x) if isinstance(first.model, AbstractModel) else None
+    options = {"modes": modes, "classifier": config.classifier, "seed": config.seed}
     found = {
-        label: compare_to_reference(
-            first.model, pair.guide, draws, classifier=config.classifier, seed=config.seed
-        )
+        label: compare_to_reference(first.model, pair.guide, draws, **options)
         for label, pair in pairs.items()
     }
     document = _document(first, config, draws, found) | {"nuts_seconds": seconds}
@@ -187,6 +192,13 @@ def _document(
     return document | {"verdict": _verdict(document)}
 
 
+def in_brief(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What results.json says of every guide: the distances, if the reference is one."""
+    keys = ("label", "eubo", "forward_kl", "wasserstein", "modes", "told_apart_by")
+    converged = {"converged": document["nuts"]["converged"]}
+    return [{key: guide[key] for key in keys} | converged for guide in document["guides"]]
+
+
 def latent_names(pair: Assembly, draws: Draws) -> list[str]:
     """One name per entry of z, such as "z[0]"."""
     if pair.is_joint:
@@ -199,8 +211,7 @@ def _of_guide(one: Discrepancy, names: list[str], draws: Draws, rows: list[int])
     sd = draws.draws.flatten(0, 1).std(0)
     mean = _worst(one.mean_difference, one.mean_se, sd, names, rows)
     spread = _worst(one.sd_difference, one.sd_se, sd, names, rows)
-    accuracy, distance = _mean(*one.accuracy), one.sliced_wasserstein.mean().item()
-    log_q = _mean(one.log_q_z, one.log_q_z_se)
+    kl = _mean(one.forward_kl, one.forward_kl_se)
     per_datum = {
         "c2st_accuracy": one.accuracy.mean,
         "c2st_se": one.accuracy.se,
@@ -208,15 +219,25 @@ def _of_guide(one: Discrepancy, names: list[str], draws: Draws, rows: list[int])
         "sliced_wasserstein_floor": one.sliced_wasserstein_floor,
         "log_q_z": one.log_q_z,
         "log_q_z_se": one.log_q_z_se,
+        "eubo": one.eubo,
+        "eubo_se": one.eubo_se,
+        "forward_kl": one.forward_kl,
+        "forward_kl_se": one.forward_kl_se,
+        "wasserstein": one.wasserstein,
+        "wasserstein_floor": one.wasserstein_floor,
     }
     return {
         "mean": mean,
         "sd": spread,
-        "sliced_wasserstein": distance,
+        "sliced_wasserstein": one.sliced_wasserstein.mean().item(),
         "sliced_wasserstein_floor": one.sliced_wasserstein_floor.mean().item(),
-        "c2st": accuracy,
-        "log_q_z": log_q,
-        "told_apart_by": _told_apart_by(one, mean, spread) if draws.converged else None,
+        "wasserstein": _farthest(one, names, rows),
+        "c2st": _mean(*one.accuracy),
+        "log_q_z": _mean(one.log_q_z, one.log_q_z_se),
+        "eubo": _mean(one.eubo, one.eubo_se),
+        "forward_kl": {**kl, "caveat": one.caveat},
+        "modes": None if one.modes is None else _modes(*one.modes),
+        "told_apart_by": _told_apart_by(one, mean, spread, kl) if draws.converged else None,
         "per_datum": {n: t.tolist() for n, t in per_datum.items()},
     }
 
@@ -236,27 +257,61 @@ def _worst(
     }
 
 
+def _farthest(one: Discrepancy, names: list[str], rows: list[int]) -> dict[str, Any]:
+    """The marginal `[B, Z]` that is farthest off, beside how far the farthest is by chance."""
+    datum, entry = divmod(int((one.wasserstein - one.wasserstein_floor).argmax()), len(names))
+    return {
+        "worst": one.worst_wasserstein.between.mean().item(),
+        "floor": one.worst_wasserstein.floor.mean().item(),
+        "latent": names[entry],
+        "row": rows[datum] if rows else None,
+    }
+
+
+def _modes(guide: ModeCoverage, reference: ModeCoverage) -> dict[str, Any]:
+    """The shares of guide and reference in every known mode, for each datum."""
+    return {
+        "exact": guide.exact.tolist(),
+        "exact_entropy": guide.exact_entropy.tolist(),
+        "guide": _coverage(guide),
+        "reference": _coverage(reference),
+    }
+
+
+def _coverage(found: ModeCoverage) -> dict[str, Any]:
+    return {
+        "shares": found.shares.tolist(),
+        "se": found.se.tolist(),
+        "entropy": _mean(*found.entropy),
+        "jensen_shannon": _mean(*found.jensen_shannon),
+    }
+
+
 def _mean(values: Tensor, errors: Tensor) -> dict[str, float | None]:
     """Over the data, whose draws are independent."""
-    error = errors.square().sum().sqrt() / len(errors)
-    return {"mean": values.mean().item(), "se": error.item()}
+    mean, se = over_data(values, errors)
+    return {"mean": mean.item(), "se": se.item()}
 
 
-def _told_apart_by(one: Discrepancy, mean: Mapping[str, Any], sd: Mapping[str, Any]) -> list[str]:
+def _told_apart_by(
+    one: Discrepancy, mean: Mapping[str, Any], sd: Mapping[str, Any], kl: Mapping[str, Any]
+) -> list[str]:
     """By which statistics the guide is clearly not the posterior."""
-    over_data = one.accuracy.se.square().sum().sqrt() / len(one.accuracy.se)
+    of_all = over_data(*one.accuracy)
     classified = torch.cat(
         [
             (one.accuracy.mean - 0.5) / one.accuracy.se,
-            (one.accuracy.mean.mean(0, keepdim=True) - 0.5) / over_data,
+            ((of_all.mean - 0.5) / of_all.se).unsqueeze(0),
         ]
     )
+    is_divergent = one.caveat is None and kl["mean"] > _LEAST_NATS
     scores = {
         "mean": abs(mean["standard_errors"]),
         "sd": abs(sd["standard_errors"]),
         "C2ST": classified.max().item(),
+        KL: kl["mean"] / kl["se"] if is_divergent else 0.0,
     }
-    return [name for name, score in scores.items() if score > _CLEAR]
+    return [name for name, score in scores.items() if score > CLEAR]
 
 
 def _verdict(document: dict[str, Any]) -> str:
@@ -278,49 +333,3 @@ def _verdict(document: dict[str, Any]) -> str:
         for guide in document["guides"]
     ]
     return f"NUTS has converged ({diagnostics}); from its draws {'; '.join(parts)}"
-
-
-def reference_table(document: dict[str, Any]) -> str:
-    """The Markdown table of the guides, under a line that says what its numbers are."""
-    short = shortened(one["label"] for one in document["guides"])
-    lines = [_cells(one | {"label": short[one["label"]]}) for one in document["guides"]]
-    return f"{_caption(document)}\n\n{markdown(lines)}"
-
-
-def _caption(document: dict[str, Any]) -> str:
-    nuts, rows = document["nuts"], ", ".join(map(str, document["rows"]))
-    of_one = document["unit"] == "data set"
-    which = f"all {document['num_data']:,}" if of_one else f"rows {rows} of the {document['split']}"
-    per = "" if of_one else " per datum"
-    return (
-        f"{document['model_name']}, {which} data of {document['data']}; NUTS, "
-        f"{nuts['num_chains']} chains of {nuts['num_samples']:,} draws, "
-        f"{nuts['num_independent']:,} of them about independent. Mean and sd: the worst latent's "
-        "difference, guide − NUTS, in standard errors, and beside it in posterior sds. Sliced "
-        "Wasserstein in units of z, and what it is for two samples of the posterior. C2ST "
-        f"({document['classifier']}): 0.5 is no difference. log q: at the draws of NUTS, nats"
-        f"{per}, larger is better. Told apart: by more than {_CLEAR:g} SE."
-    )
-
-
-def _cells(guide: dict[str, Any]) -> dict[str, str]:
-    by = guide["told_apart_by"]
-    distance, floor = guide["sliced_wasserstein"], guide["sliced_wasserstein_floor"]
-    return {
-        "guide": guide["label"],
-        "mean": _in_errors(guide["mean"]),
-        "sd": _in_errors(guide["sd"]),
-        "sliced Wasserstein": f"{distance:.3f} (floor {floor:.3f})",
-        "C2ST accuracy": _plus_minus(guide["c2st"]),
-        "log q": _plus_minus(guide["log_q_z"]),
-        "told apart by": "NOT CONVERGED" if by is None else ", ".join(by) or "nothing",
-    }
-
-
-def _in_errors(worst: dict[str, Any]) -> str:
-    return f"{worst['standard_errors']:+.1f} SE ({worst['of_the_posterior_sd']:+.2f})"
-
-
-def _plus_minus(part: dict[str, float | None]) -> str:
-    numbers = (part["mean"], part["se"])
-    return " ± ".join("?" if number is None else f"{number:.3f}" for number in numbers)

@@ -71,8 +71,9 @@ def bridge_evidence(
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model. None for a normal.
         x: data `[B, *data_shape]`; or several tensors, as a tuple or a mapping, see `fit`.
-        draws: from p(z | x): a `Reference`, an ArviZ object, or values by site, `[chains, draws,
-            ...]` or `[draws, ...]`, in the model's own space. None for those of `nuts_reference`.
+        draws: from p(z | x): a `Reference`, what `smc` returns, an ArviZ object, or values by site,
+            `[chains, draws, ...]` or `[draws, ...]`, in the model's own space. None for those of
+            `nuts_reference`.
         fit_guide: "forward" to fit a copy of the guide, a module, to half of the draws.
         crossfit: of a proposal that is fitted, fit another one to the first halves, bridge it with
             the second, and average. The error bar stays that of a single one, as good proposals
@@ -107,7 +108,8 @@ def bridge_evidence(
         u = found.located(path)
         parts = list(_bridges(path, found, u, how))
     record = _record(path, found, parts)
-    return dataclasses.replace(record, caveat=caveat_of(parts, u) or record.caveat)
+    caveat = caveat_of(parts, found.of_chains_that_mix(u))
+    return dataclasses.replace(record, caveat=caveat or record.caveat)
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,16 @@ def _bridge(proposal: Proposal, u: Tensor, rows: int, how: How) -> Bridged:
     """Between posterior draws `[C, N, B, Z]` and as many of the proposal as are wanted."""
     of_posterior = u.flatten(0, 1)
     of_proposal = proposal.sample(how.num_particles or len(of_posterior))
-    ratios = [_log_ratios(proposal, side, rows) for side in (of_posterior, of_proposal)]
+    ratios = [log_ratios(proposal, side, rows) for side in (of_posterior, of_proposal)]
     return Bridged.between(u, ratios[0].unflatten(0, u.shape[:2]), of_proposal, ratios[1])
 
 
-def _log_ratios(proposal: Proposal, u: Tensor, rows: int) -> Tensor:
-    """Log p(x, u) − log q(u) at `[S, B, Z]`, some at a time: `[S, M]`."""
+def log_ratios(proposal: Proposal, u: Tensor, rows: int) -> Tensor:
+    """Log p(x, u) − log q(u) at `[S, B, Z]`, so many rows at a time: `[S, M]`.
+
+    Raises:
+        ValueError: one is NaN.
+    """
     parts = [proposal(some) for some in u.split(rows)]
     ratios = torch.cat([log_p.double() - log_q.double() for log_q, log_p in parts])
     if ratios.isnan().any():

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evidence.inference.bridging.chains import in_halves, mean_ess
 from evidence.inference.bridging.optimal_bridge import OptimalBridge, optimal_bridge
 from evidence.inference.estimation.reliability import MOST_UNSUPPORTED
+from evidence.inference.paths.chains import in_halves, mean_ess
 from evidence.inference.paths.reference import R_HAT_LIMIT, diagnostic
 
 _FEWEST_INDEPENDENT = 50  # draws: of fewer the autocorrelation itself is hardly known

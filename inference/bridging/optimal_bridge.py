@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from evidence.inference.bridging.chains import mean_ess
+from evidence.inference.paths.chains import mean_ess
 from evidence.inference.programs import estimators
 
 _NUM_HALVINGS = 64

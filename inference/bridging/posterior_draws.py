@@ -6,22 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evidence.inference.paths.log_joint import AbstractPath, latents_of
-from evidence.inference.paths.reference import Reference
+from evidence.inference.estimation.sequential import Sampled
+from evidence.inference.paths.isolation import annealing_mode
+from evidence.inference.paths.log_joint import AbstractPath, PriorPath, latents_of
+from evidence.inference.paths.reference import Reference, one_run, reference_of_chains
 from evidence.inference.programs.data import Batch, tensors_in
 from evidence.inference.programs.sites import Site
 from evidence.inference.programs.supports import on_edge, support_of
+from evidence.inference.programs.traces import Program
 
-Draws = Reference | Mapping[str, Any] | Any  # the last: an object of ArviZ
-_FEWEST = 40  # in a chain: it is halved, and the halves are halved
+Draws = Reference | Sampled | Mapping[str, Any] | Any  # the last: an object of ArviZ
+SMC = "SMC"  # the sampler of a reference
+FEWEST = 40  # in a chain: it is halved, and the halves are halved
 
 
 class PosteriorDraws:
     """Draws of every latent of a path's model, `[C, N, ...]` by chain and draw.
 
     Args:
-        draws: a `Reference`; an object of ArviZ with a group `posterior`; or values by site,
-            `[chains, draws, ...]` or `[draws, ...]`, in the model's own space.
+        draws: a `Reference`; what `smc` returns, each of its islands a chain; an object of ArviZ
+            with a group `posterior`; or values by site, `[chains, draws, ...]` or `[draws, ...]`,
+            in the model's own space.
         path: of the model on its data.
 
     Raises:
@@ -31,7 +36,10 @@ class PosteriorDraws:
 
     def __init__(self, draws: Draws, path: AbstractPath) -> None:
         self.sites = latents_of(path.model, path.x, path.layout)
-        self.num_evaluations = draws.num_evaluations if isinstance(draws, Reference) else None
+        of_islands = isinstance(draws, Reference) and draws.sampler == SMC
+        self._is_of_islands = of_islands or isinstance(draws, Sampled)
+        has_cost = isinstance(draws, Reference | Sampled)
+        self.num_evaluations = draws.num_evaluations if has_cost else None
         self.num_weights = path.layout.num_weights(len(path.x))
         given = _by_site(draws, path.x)
         if missing := sorted(self.sites.keys() - given.keys()):
@@ -45,9 +53,9 @@ class PosteriorDraws:
         if len(set(sizes.values())) > 1:
             raise ValueError(f"expected as many chains and draws of every latent, got {sizes}")
         self.num_chains, self.num_draws = next(iter(sizes.values()))
-        if self.num_draws < _FEWEST:
+        if self.num_draws < FEWEST:
             raise ValueError(
-                f"expected {_FEWEST} or more draws in every chain, got {self.num_draws}"
+                f"expected {FEWEST} or more draws in every chain, got {self.num_draws}"
             )
 
     @property
@@ -58,6 +66,10 @@ class PosteriorDraws:
             value = self.values[name]
             count += on_edge(support_of(site["fn"]), value).sum().cpu()
         return (count / (self.num_chains * self.num_draws * self.num_weights)).clamp(max=1)
+
+    def of_chains_that_mix(self, u: Tensor) -> Tensor:
+        """Located draws `[C, N, M, Z]` as the chains whose R̂ counts: islands of SMC are none."""
+        return u.flatten(0, 1).unsqueeze(0) if self._is_of_islands else u
 
     def located(self, path: AbstractPath, rows: slice = slice(None)) -> Tensor:
         """Their places in a path's coordinates, of some draws of every chain: `[C, N, M, Z]`."""
@@ -72,15 +84,54 @@ class PosteriorDraws:
         return u.unflatten(0, shape)
 
 
-def _by_site(draws: Draws, x: Batch) -> dict[str, Any]:
+def reference_of(model: Program, draws: Draws, x: Batch) -> Reference:
+    """Draws of any form as a `Reference`, with the diagnostics of their chains.
+
+    Args:
+        model: called with a batch; scores it.
+        draws: see `PosteriorDraws`.
+        x: the data.
+
+    Raises:
+        ValueError: as `PosteriorDraws`.
+    """
     if isinstance(draws, Reference):
-        ours, theirs = tensors_in(x), tensors_in(draws.x)
-        same = len(ours) == len(theirs) and all(
-            one.dtype == other.dtype and torch.equal(one, other)
-            for one, other in zip(ours, theirs, strict=True)
-        )
-        if not same:
-            raise ValueError("expected draws given these data, got a reference of others")
+        _expect_same_data(draws, x)
+        return draws
+    with annealing_mode(model, None, None, x.device):
+        found = PosteriorDraws(draws, PriorPath(model, x))
+    chains = [{n: v[number] for n, v in found.values.items()} for number in range(found.num_chains)]
+    block = one_run(model, x)
+    if not isinstance(draws, Sampled):
+        return reference_of_chains(x, block, chains, sampler="draws")
+    verdict = draws.evidence.not_reliable is None
+    cost = draws.num_evaluations
+    return reference_of_chains(x, block, chains, sampler=SMC, verdict=verdict, num_evaluations=cost)
+
+
+def _expect_same_data(reference: Reference, x: Batch) -> None:
+    ours, theirs = tensors_in(x), tensors_in(reference.x)
+    same = len(ours) == len(theirs) and all(
+        one.dtype == other.dtype and torch.equal(one, other)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+    if not same:
+        raise ValueError("expected draws given these data, got a reference of others")
+
+
+def draws_of_islands(sampled: Sampled) -> dict[str, Tensor]:
+    """By island, about, `[R, N / R, ...]`: their spread shows what no autocorrelation does."""
+    num_draws, num_islands = len(next(iter(sampled.draws.values()))), len(sampled.log_px)
+    while num_islands > 1 and (num_draws % num_islands or num_draws // num_islands < FEWEST):
+        num_islands -= 1
+    return {name: value.unflatten(0, (num_islands, -1)) for name, value in sampled.draws.items()}
+
+
+def _by_site(draws: Draws, x: Batch) -> dict[str, Any]:
+    if isinstance(draws, Sampled):
+        return draws_of_islands(draws)
+    if isinstance(draws, Reference):
+        _expect_same_data(draws, x)
         shape = draws.draws.shape[:2]
         return {name: value.unflatten(0, shape) for name, value in draws.site_values.items()}
     if isinstance(draws, Mapping) and not hasattr(draws, "posterior"):
@@ -88,8 +139,8 @@ def _by_site(draws: Draws, x: Batch) -> dict[str, Any]:
     posterior = getattr(draws, "posterior", None)
     if posterior is None:
         raise ValueError(
-            "expected draws to be a Reference, an ArviZ object with a group posterior or tensors "
-            f"by site, got {type(draws).__name__}"
+            "expected draws to be a Reference, an ArviZ object with a group posterior, what smc "
+            f"returns or tensors by site, got {type(draws).__name__}"
         )
     return {str(name): posterior[name] for name in posterior.data_vars}
 

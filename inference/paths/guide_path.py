@@ -134,6 +134,19 @@ class GuidePath(AbstractPath):
         with Given(values):
             return self._run(self.model, plate, sum_out=True)
 
+    @torch.no_grad()
+    def log_joint(self, values: dict[str, Tensor]) -> Tensor:
+        """Log p(x, z) of values of the model's latents, each `[C, ...]` as in its trace: `[C, B]`.
+
+        A density of z itself, not of unconstrained latents.
+        """
+        way = self._way_of(values)
+        return self._by(way, self._log_joint, self._under(way, values))
+
+    def _log_joint(self, values: dict[str, Tensor], plate: int | None) -> Tensor:
+        parts = [self._log_prob(site, plate) for site in self._scored(values, plate).values()]
+        return torch.stack(parts).sum(0)
+
     def _terms(self, z: Tensor, plate: int | None) -> GuideTerms:
         sites, assignment = self._guide_sites(z, plate)
         log_q_z = log_p_xz = z.new_zeros(z.shape[:2])

@@ -1,9 +1,9 @@
-"""Reference posteriors by NUTS, with the diagnostics that say whether they are any."""
+"""Reference posteriors, by NUTS or given, with the diagnostics that say whether they are any."""
 
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
+from evidence.inference.paths.chains import in_halves
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import Block, visit_draws
 from evidence.inference.programs.enumeration import prior_of
@@ -32,7 +33,7 @@ _DRAWS_PER_START = 15
 
 @dataclass(frozen=True)
 class Reference:
-    """Draws from p(z | x) by NUTS, all latent sites side by side in z.
+    """Draws from p(z | x), all latent sites side by side in z.
 
     Args:
         x: the data `[B, *data_shape]`.
@@ -44,6 +45,8 @@ class Reference:
         site_values: the same draws by site, as the program has them, `[C·N, ...]`.
         num_evaluations: of the log joint and its gradient, the warm-up's counted, of one datum or
             of all that share latents; None where it is not known.
+        sampler: what made the draws.
+        verdict: whether the sampler itself says that they can be trusted; None to ask R̂.
     """
 
     x: Batch
@@ -54,15 +57,19 @@ class Reference:
     sites: dict[str, int]
     site_values: dict[str, Tensor]
     num_evaluations: int | None = None
+    sampler: str = "NUTS"
+    verdict: bool | None = None
 
     @property
     def converged(self) -> bool:
-        """Whether every R̂ is below 1.01 and no trajectory diverged.
+        """Whether every R̂ is below 1.01 and no trajectory diverged, or what the sampler says.
 
         Reference: A. Vehtari, A. Gelman, D. Simpson, B. Carpenter, P.-C. Bürkner,
         "Rank-Normalization, Folding, and Localization: An Improved R̂", 2021,
         https://doi.org/10.1214/20-BA1221.
         """
+        if self.verdict is not None:
+            return self.verdict
         return bool((self.r_hat < R_HAT_LIMIT).all()) and self.num_divergences == 0
 
     @property
@@ -74,8 +81,8 @@ class Reference:
     def __str__(self) -> str:
         chains, draws, num_data, dim = self.draws.shape
         text = (
-            f"NUTS: {chains} chains of {draws} draws for {num_data} data with {dim} latents, R̂ up "
-            f"to {self.r_hat.max():.3f}, ESS from {self.ess.min():.0f}"
+            f"{self.sampler}: {chains} chains of {draws} draws for {num_data} data with {dim} "
+            f"latents, R̂ up to {self.r_hat.max():.3f}, ESS from {self.ess.min():.0f}"
         )
         if self.converged:
             return text
@@ -125,7 +132,7 @@ def nuts_reference(
             raise ValueError(f"expected {name} of at least {least}, got {value}")
     x = as_data(x)
     model = takes(model, x)
-    block = _one_run(model, x)
+    block = _moved_by_nuts(model, x)
     dim = sum(site["value"].numel() for site in block.latents.values())
     is_dense = block.layout.is_joint and dim <= _LARGEST_DENSE
     register_mixtures()
@@ -147,7 +154,14 @@ def nuts_reference(
             )
             run.run(x)
             runs.append(run)
-    return replace(_reference(x, block, runs), num_evaluations=scored.count * block.num_weights)
+    divergences = (run.diagnostics()["divergences"]["chain 0"] for run in runs)
+    return reference_of_chains(
+        x,
+        block,
+        [run.get_samples() for run in runs],
+        num_divergences=sum(len(steps) for steps in divergences),
+        num_evaluations=scored.count * block.num_weights,
+    )
 
 
 class _Counted:
@@ -161,10 +175,23 @@ class _Counted:
         return self.program(*args)
 
 
-def _reference(x: Batch, block: Block, runs: Sequence[MCMC]) -> Reference:
-    """The record of several chains, each `[N, ...]` by site."""
-    chains = [run.get_samples() for run in runs]
-    divergences = (run.diagnostics()["divergences"]["chain 0"] for run in runs)
+def reference_of_chains(
+    x: Batch,
+    block: Block,
+    chains: Sequence[Mapping[str, Tensor]],
+    *,
+    num_divergences: int = 0,
+    **fields: Any,
+) -> Reference:
+    """The record of draws, with R̂ and ESS; of a single chain R̂ is that of its halves.
+
+    Args:
+        x: the data.
+        block: of `one_run`.
+        chains: draws of every latent by site, as the program has them, `[N, ...]` each.
+        num_divergences: see `Reference`.
+        fields: others of `Reference`.
+    """
     packed = [_pack(block, chain) for chain in chains]
     draws = torch.stack([torch.cat(list(sites.values()), dim=-1) for sites in packed])
     ess = torch.minimum(
@@ -173,25 +200,31 @@ def _reference(x: Batch, block: Block, runs: Sequence[MCMC]) -> Reference:
     return Reference(
         x,
         draws,
-        diagnostic("rhat", draws),
+        diagnostic("rhat", in_halves(draws) if len(draws) == 1 else draws),
         ess,
-        sum(len(steps) for steps in divergences),
+        num_divergences,
         {name: part.shape[2] for name, part in packed[0].items()},
         {name: torch.cat([chain[name] for chain in chains]) for name in block.latents},
+        **fields,
     )
 
 
-def _one_run(model: Program, x: Batch) -> Block:
+def one_run(model: Program, x: Batch) -> Block:
     """A run of the model: its latent sites, and where the data are among the plates."""
     blocks: list[Block] = []
     with isolated_rng(device=x.device):
         visit_draws(model, prior_of(model), x, 1, blocks.append, chunk_size=len(x))
-    if advice := advice_on_discrete(blocks[0].latents.values()):
-        raise ValueError(f"NUTS moves latents along gradients{advice}")
     return blocks[0]
 
 
-def _pack(block: Block, values: dict[str, Tensor]) -> dict[str, Tensor]:
+def _moved_by_nuts(model: Program, x: Batch) -> Block:
+    block = one_run(model, x)
+    if advice := advice_on_discrete(block.latents.values()):
+        raise ValueError(f"NUTS moves latents along gradients{advice}")
+    return block
+
+
+def _pack(block: Block, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values of the sites as the program has them, `[N, ...]`, each as `[N, B, entries]`."""
     num_draws = len(next(iter(values.values())))
     of_draws, depth = replace(block, rows=slice(0, num_draws)), -block.layout.particle_dim

@@ -12,6 +12,7 @@ from scipy import integrate, stats
 from scipy.special import logsumexp
 from torch import Tensor
 
+from evidence.models.problems import modes as known
 from evidence.models.problems.problem import Problem
 
 
@@ -20,12 +21,15 @@ def _in_box(low: float, high: float, dim: int, log_likelihood: Callable[[Tensor]
     pyro.factor("likelihood", log_likelihood(z))
 
 
+_SHELL = 3.5  # from the middle of the cube to that of a shell
+
+
 def shells(dim: int = 2) -> None:
     """Two thin Gaussian shells of radius 2 in a cube."""
 
     def log_likelihood(z: Tensor) -> Tensor:
         rings = []
-        for centre in (-3.5, 3.5):
+        for centre in (-_SHELL, _SHELL):
             middle = torch.zeros(dim).to(z)
             middle[0] = centre
             rings.append(dist.Normal(2.0, 0.1).log_prob((z - middle).norm(dim=-1)))
@@ -118,13 +122,16 @@ def log_gamma_evidence(dim: int = 2) -> float:
     return total - dim * math.log(60)
 
 
+_STUDENTS = ((1 / 3, -10.0), (2 / 3, 10.0))  # share and centre
+
+
 def student_mixture() -> None:
     """Two modes with heavy tails, in a square, one twice the other."""
 
     def log_likelihood(z: Tensor) -> Tensor:
         parts = [
             math.log(share) + dist.StudentT(3.0, centre, 1.0).log_prob(z).sum(-1)
-            for share, centre in ((1 / 3, -10.0), (2 / 3, 10.0))
+            for share, centre in _STUDENTS
         ]
         return torch.logaddexp(*parts)
 
@@ -210,10 +217,19 @@ PROBLEMS = (
             partial(shells_evidence, dim),
             "one integral over the radius",
             _SHELLS,
+            modes=known.of_shells(dim, _SHELL),
         )
         for dim in (2, 5, 10, 20, 30)
     ),
-    Problem("eggbox", eggbox, (), eggbox_evidence, "the trapezoidal rule", _SHELLS),
+    Problem(
+        "eggbox",
+        eggbox,
+        (),
+        eggbox_evidence,
+        "the trapezoidal rule",
+        _SHELLS,
+        modes=known.of_eggbox(5),
+    ),
     Problem(
         "rosenbrock",
         rosenbrock,
@@ -241,6 +257,7 @@ PROBLEMS = (
         student_mixture_evidence,
         "distribution functions",
         "two modes with heavy tails",
+        modes=known.of_students(_STUDENTS, 30.0),
     ),
     *(
         Problem(
@@ -250,6 +267,7 @@ PROBLEMS = (
             partial(gaussian_modes_evidence, modes, dim),
             "Gaussian integrals",
             source,
+            modes=known.of_gaussians(modes, dim, _MODES_PRIOR),
         )
         for name, modes, dim, source in (
             ("separated-modes", _TWO, 2, "two modes, 23 standard deviations apart"),

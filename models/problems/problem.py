@@ -8,6 +8,8 @@ import numpy as np
 from scipy.special import logsumexp
 from torch import Tensor
 
+from evidence.models.modes import Modes
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -22,6 +24,7 @@ class Problem:
         how: how the exact value is found.
         source: where the problem comes from.
         double: whether its numbers need float64.
+        modes: of the posterior, where they are known.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Problem:
     how: str
     source: str
     double: bool = False
+    modes: Modes | None = None
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
