@@ -36,6 +36,7 @@ from evidence.inference.estimation.evidence import (
 from evidence.inference.estimation.gaps import Gaps, inference_gaps
 from evidence.inference.estimation.log_weights import log_weights
 from evidence.inference.estimation.sequential import Sampled, smc, smc_evidence
+from evidence.inference.mode_covering import FAB, ForwardKLOnDraws
 from evidence.inference.model_choice.bayes_factors import (
     BayesFactor,
     ModelProbability,
@@ -72,6 +73,7 @@ from evidence.inference.training.snapshots import Snapshot, restore_tensors
 from evidence.inference.training.stopping import UntilFlat
 
 __all__ = [
+    "FAB",
     "IWAE",
     "STL",
     "AbstractObjective",
@@ -91,6 +93,7 @@ __all__ = [
     "Evidence",
     "Finding",
     "ForwardKL",
+    "ForwardKLOnDraws",
     "FreeBits",
     "Gaps",
     "GradientNoise",

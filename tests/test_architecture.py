@@ -27,6 +27,7 @@ ORDERS = {
         "annealing",
         "estimation",
         "bridging",
+        "mode_covering",
         "model_choice",
         "diagnostics",
     ),

@@ -28,11 +28,13 @@ from evidence.guides import AbstractPosterior
 from evidence.guides.model_guide import ModelGuide
 from evidence.guides.two_level import TwoLevel
 from evidence.inference import (
+    FAB,
     IWAE,
     STL,
     BetaELBO,
     DReG,
     ForwardKL,
+    ForwardKLOnDraws,
     FreeBits,
     Renyi,
     ReweightedWakeSleep,
@@ -59,6 +61,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
         Renyi,
         ReweightedWakeSleep,
         ForwardKL,
+        ForwardKLOnDraws,
+        FAB,
         WakeSleep,
         BetaELBO,
         FreeBits,

@@ -68,6 +68,7 @@ class AbstractObjective(ELBO):
     default_particles: ClassVar[int] = 1
     trains_model: ClassVar[bool] = True
     is_mean: ClassVar[bool] = False  # whether the loss of K particles is the mean of K losses
+    draws_particles: ClassVar[bool] = True  # whether by runs of the pair under a plate, or alone
 
     def __init__(self, num_particles: int | None = None) -> None:
         num_particles = self.default_particles if num_particles is None else num_particles
@@ -134,7 +135,7 @@ class AbstractObjective(ELBO):
 
     def _way(self, model: Program, guide: Program, data: Batch) -> "_Way":
         """How particles of this pair are drawn, which is asked once."""
-        if self.num_particles == 1:
+        if self.num_particles == 1 or not self.draws_particles:
             return _Way(None, False)
         pair = unwrapped(model), unwrapped(guide)
         if self._probed_pair != pair:

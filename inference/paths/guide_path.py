@@ -1,5 +1,6 @@
 """The path of annealing from a guide to the posterior."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from evidence.inference.programs.unconstrained import (
     trace_of,
 )
 
+_OTHERWISE = "anneal from the prior (guide=None)"
+
 
 class GuideTerms(NamedTuple):
     """Log q(u | x) and log p(x, u), both in unconstrained space, each `[C, B]`, in nats."""
@@ -39,6 +42,7 @@ class GuidePath(AbstractPath):
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model, scores any value of it.
         x: data `[B, *data_shape]`.
+        otherwise: what to do without a path from this guide, in errors.
 
     Raises:
         ValueError: as `PriorPath`; a pair that does not match; a guide that is a point mass, has
@@ -46,27 +50,44 @@ class GuidePath(AbstractPath):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Program, guide: Program, x: Batch) -> None:
+    def __init__(
+        self, model: Program, guide: Program, x: Batch, *, otherwise: str = _OTHERWISE
+    ) -> None:
         layout = layout_of(model, guide, x, require_density=True)
         with isolated_rng(device=x.device):
             trace = trace_of(guide, x, None, layout)
         sites = random_sites(trace)
         drawn = {name: site for name, site in sites.items() if not is_point(site)}
         latents = latents_of(model, x, layout)
-        packing = Packing(drawn, layout, _true_supports(drawn, latents))
+        packing = Packing(drawn, layout, _true_supports(drawn, latents, otherwise))
         super().__init__(model, x, layout, packing, Packing(latents, layout))
         self.guide = guide
         self._made = sites.keys() - drawn.keys()  # sites that only move a draw
-        # A single distribution depends on x alone: it need not be made anew at each evaluation.
-        self._only = next(iter(sites.values())) if len(sites) == 1 else None
+        self._only = _only_site(sites)
         if packing.dim != self.latents.dim:
             raise ValueError(
                 f"expected a guide that draws as many entries as the model has latents "
-                f"({self.latents.dim}), got {packing.dim}: anneal from the prior (guide=None)"
+                f"({self.latents.dim}), got {packing.dim}: {otherwise}"
             )
         with isolated_rng(device=x.device):
             self._start = self._draw(None).clone()
-        self._check_scores()
+        self._check_scores(otherwise)
+
+    @torch.no_grad()
+    def renewed(self, x: Batch) -> "GuidePath":
+        """This path for a guide whose parameters have changed, and for as many other data."""
+        twin = copy.copy(self)
+        twin.x = x
+        with isolated_rng(device=x.device):
+            twin._only = _only_site(random_sites(trace_of(self.guide, x, None, self.layout)))
+            twin._start = twin._draw(None).clone()
+        return twin
+
+    @property
+    def has_learned_map(self) -> bool:
+        """Whether parameters say what the guide makes of its auxiliary draws."""
+        with torch.enable_grad():
+            return bool(self._made) and self._made_of({"u": self._start[0]}, None).requires_grad
 
     @staticmethod
     def weights(beta: float) -> tuple[float, float]:
@@ -179,15 +200,19 @@ class GuidePath(AbstractPath):
         scored = self._scored(_values_of(sites), plate)
         return self.latents.values(scored, plate or 1, len(self.x))
 
-    def _check_scores(self) -> None:
+    def _check_scores(self, otherwise: str) -> None:
         """Score draws that the guide has forgotten."""
         try:
             self._terms(self._start, None)
         except (KeyError, NotImplementedError):
             raise ValueError(
-                "the guide cannot score latents that it did not just draw: anneal from the prior "
-                "(guide=None)"
+                f"the guide cannot score latents that it did not just draw: {otherwise}"
             ) from None
+
+
+def _only_site(sites: dict[str, Site]) -> Site | None:
+    """A single distribution depends on x alone: it need not be made anew at each evaluation."""
+    return next(iter(sites.values())) if len(sites) == 1 else None
 
 
 def _values_of(sites: dict[str, Site]) -> dict[str, Tensor]:
@@ -195,7 +220,7 @@ def _values_of(sites: dict[str, Site]) -> dict[str, Tensor]:
 
 
 def _true_supports(
-    drawn: dict[str, Site], latents: dict[str, Site]
+    drawn: dict[str, Site], latents: dict[str, Site], otherwise: str
 ) -> dict[str, constraints.Constraint]:
     """The model's supports of sites whose distribution does not tell its own.
 
@@ -211,8 +236,7 @@ def _true_supports(
         if reaches_beyond(drawn[name]["fn"], support):
             raise ValueError(
                 f"the guide reaches beyond the support of {name!r}, {support}, and does not say "
-                "how far: let it have that support, by biject_to(support), or anneal from the "
-                "prior (guide=None)"
+                f"how far: let it have that support, by biject_to(support), or {otherwise}"
             )
     return supports
 
