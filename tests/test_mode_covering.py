@@ -1,6 +1,7 @@
 """Objectives that cover modes: exact gradients with planted twins, and the modes that they keep."""
 
 import math
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -21,6 +22,7 @@ from evidence.inference import (
 )
 from evidence.inference.mode_covering import fab, forward_kl
 from evidence.models.problems import PROBLEMS
+from tests.test_cli import refused, run
 
 GRID = torch.linspace(-25, 25, 20_001, dtype=torch.float64)
 X = torch.tensor([0.4, -2.0], dtype=torch.float64)
@@ -183,6 +185,68 @@ def test_fit_finds_the_moments_of_the_draws_in_unconstrained_space():
     assert repr(objective) == "ForwardKLOnDraws(draws=dict, num_particles=512)"
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: FAB(8), lambda: ForwardKLOnDraws(num_particles=20)], ids=["FAB", "draws"]
+)
+def test_training_goes_on_bit_for_bit(make):
+    """Chains remember nothing, and the draws of `smc` are made anew."""
+    ended, snapshots = [], []
+    options = {"num_epochs": 4, "progress": False, "until": None}
+    for resume in (False, True):
+        guide = Normal()
+        kept = {"resume_from": snapshots[0]} if resume else {"on_snapshot": snapshots.append}
+        fit(shared, At(guide), Y, objective=make(), snapshot_every=2, **kept, **options)
+        ended.append([p.item() for p in guide.parameters()])
+    assert len(snapshots) > 1
+    assert ended[0] == ended[1] != [0.5, 0.6]
+
+
+class At(nn.Module):
+    """A guide of data that it does not look at."""
+
+    def __init__(self, guide):
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, y):
+        self.guide()
+
+
+SQUARE = """
+import torch, pyro, pyro.distributions as dist
+
+def square(y):
+    z = pyro.sample("z", dist.Normal(torch.tensor(0.0).double(), 3.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(z**2, 0.5), obs=y)
+"""
+
+
+@pytest.mark.parametrize("objective", ["FAB(num_particles=8)", "ForwardKLOnDraws"])
+def test_the_command_line_takes_them(objective, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(SQUARE)
+    Path("own.csv").write_text("y\n3.9\n4.2\n4.0\n")
+    run("train", "--model", "own.py:square", "--data", "own.csv", "--guide", "MeanField",
+        "--objective", objective, "--num_epochs", 3, "--out", "made")  # fmt: skip
+    assert Path("made", "config.yaml").read_text().count(objective) == 1
+    refusal = refused(capsys, "train", "--objective", "FAB(num_temperatures=0)", "--out", "other")
+    assert "num_temperatures" in refusal
+
+
+def test_other_data_are_another_posterior():
+    """An objective that is used again looks at them, and at as many data of their own."""
+    objective, guide = ForwardKLOnDraws(DRAWS), At(Normal())
+    losses = [objective.loss(shared, guide, data) for data in (Y, Y + 1)]
+    log_p = [
+        dist.Normal(0.0, 1.5).log_prob(z) + dist.Normal(z, 1.0).log_prob(data[:, None]).sum(0)
+        for data in (Y, Y + 1)
+        for z in [DRAWS["z"]]
+    ]
+    apart = (log_p[0] - log_p[1]).mean().item()
+    assert losses[0] - losses[1] == pytest.approx(apart)
+
+
 # Modes
 
 
@@ -266,7 +330,7 @@ BAD = {
             shared, guide_of_shared, Y, objective=FAB(8), kl_warmup_epochs=3.0, num_epochs=5,
             progress=False,
         ),
-        "'z' is scaled: .* without warm-ups",
+        "'z' is scaled: .* without warm-ups or poutine.scale",
     ),
     "temperatures": (lambda: FAB(num_temperatures=0), "num_temperatures to be an integer .* got 0"),
     "steps": (lambda: FAB(num_leapfrog_steps=1.5), "num_leapfrog_steps to be an integer"),

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -13,9 +14,13 @@ import torch
 from evidence.experiments.cli import main
 from evidence.experiments.commands import reference
 from evidence.experiments.reports import pictures_posterior, plots_posterior
+from evidence.experiments.reports.reference import reference_table
 from evidence.experiments.setup.one_model import load_runs
 from evidence.guides import AbstractPosterior
+from evidence.inference.bridging.posterior_draws import reference_of
+from evidence.inference.diagnostics.discrepancy import compare_to_reference
 from evidence.inference.paths.reference import nuts_reference
+from evidence.inference.programs.data import takes
 from evidence.models import GaussianMixture2D
 from tests.test_cli import refused, run
 
@@ -129,6 +134,41 @@ def test_the_document_the_table_and_where_they_go(runs, capsys):
         assert f"{guide['c2st']['mean']:.3f} ± {guide['c2st']['se']:.3f}" in out
         assert len(guide["per_datum"]["log_q_z"]) == 1
         assert guide["per_datum"]["log_q_z"][0] == pytest.approx(guide["log_q_z"]["mean"])
+        assert guide["per_datum"]["eubo"][0] == pytest.approx(guide["eubo"]["mean"])
+        assert f"{guide['eubo']['mean']:.3f} ± {guide['eubo']['se']:.3f}" in out
+        assert f"{guide['forward_kl']['mean']:.3f}" in out
+        assert f"{guide['wasserstein']['worst']:.3f} (floor" in out
+        assert guide["wasserstein"]["latent"] in found["latents"]
+        assert guide["modes"] is None
+    brief = reference.in_brief(found)
+    assert [one["eubo"] for one in brief] == [one["eubo"] for one in found["guides"]]
+    assert {one["converged"] for one in brief} == {nuts["converged"]}
+
+
+def test_shares_of_known_modes_are_in_the_document_and_in_the_table():
+    """Of a guide that has one of four components, for each of two data."""
+    model, x = GaussianMixture2D(2).double(), torch.tensor([[0.0, 0.0], [1.0, 2.0]]).double()
+    draws = reference_of(takes(model, x), {"z": model.posterior(x).sample([4, 100])}, x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            at = model.centres[0].double().expand(len(x), 2)
+            pyro.sample("z", dist.Normal(at, 0.4).to_event(1))
+
+    options = {"modes": model.modes(x), "classifier": "logistic"}
+    seen = compare_to_reference(model, guide, draws, **options)
+    found = reference._of_guide(seen, ["z[0]", "z[1]"], draws, [0, 7])
+    assert np.array(found["modes"]["exact"]).shape == (2, 4)
+    assert found["modes"]["guide"]["shares"][0] == pytest.approx([1, 0, 0, 0], abs=0.02)
+    assert found["modes"]["reference"]["jensen_shannon"]["mean"] < 0.02
+    document = {
+        "guides": [found | {"label": "One"}], "model_name": "GaussianMixture2D", "rows": [0, 7],
+        "unit": "datum", "num_data": 2, "data": "simulated", "split": "test", "classifier": "knn",
+        "nuts": {"num_chains": 4, "num_samples": 100, "num_independent": 400},
+    }  # fmt: skip
+    table = reference_table(document)
+    assert "exactly 0.250, 0.250, 0.250, 0.250" in table
+    assert f"(JS {found['modes']['guide']['jensen_shannon']['mean']:.3f})" in table
 
 
 def test_a_reference_that_has_not_converged_says_so(runs, capsys):

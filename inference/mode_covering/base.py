@@ -5,13 +5,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import pyro
+import torch
 from torch import Tensor
 
 from evidence.inference.objectives.base import AbstractObjective
 from evidence.inference.objectives.draws import Pair
 from evidence.inference.paths.guide_path import GuidePath
-from evidence.inference.programs.data import unwrapped
+from evidence.inference.programs.data import Batch, tensors_in, unwrapped
 from evidence.inference.programs.evaluation import no_training
+from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import full_share
 from evidence.inference.programs.traces import Program, common_plate, random_sites, trace_pair
 from evidence.inference.programs.validation import Unvalidated
@@ -45,23 +47,32 @@ class AbstractPathObjective(AbstractObjective):
         """The loss of every weight `[M]`, in nats, to be differentiated with autograd."""
 
     def enters(self, path: GuidePath) -> None:
-        """Take notice of a path of another pair, or of another number of data."""
+        """Take notice of a path of another pair, or of another posterior."""
 
     def _renewed_path(self, pair: Pair) -> GuidePath:
         """The path from the guide as it is now; what does not change with it is kept."""
         of = unwrapped(pair.model), unwrapped(pair.guide), len(pair.data)
-        if self._path is None or of != self._path_of:
-            path = GuidePath(pair.model, pair.guide, pair.data, otherwise=_OTHERWISE)
-            if path.has_learned_map:
-                raise ValueError(
-                    f"{type(self).__name__} expected a guide that samples the model's latents, or "
-                    "makes them of auxiliary draws by a fixed map, got one whose map is learned: "
-                    f"{_OTHERWISE}"
-                )
-            self.enters(path)
-            self._path, self._path_of = path, of
+        if self._path is None or of != self._path_of or _moved_on(self._path, pair.data):
+            with isolated_rng(device=pair.data.device):  # or a resumed run would go on otherwise
+                self._path, self._path_of = self._new_path(pair), of
         self._path = self._path.renewed(pair.data)
         return self._path
+
+    def _new_path(self, pair: Pair) -> GuidePath:
+        """The path, once it is known to be one.
+
+        Raises:
+            ValueError: as `GuidePath`; a guide whose draws move with its parameters.
+        """
+        path = GuidePath(pair.model, pair.guide, pair.data, otherwise=_OTHERWISE)
+        if path.has_learned_map:
+            raise ValueError(
+                f"{type(self).__name__} expected a guide that samples the model's latents, or "
+                "makes them of auxiliary draws by a fixed map, got one whose map is learned: "
+                f"{_OTHERWISE}"
+            )
+        self.enters(path)
+        return path
 
     def _share_of_data(self, pair: Pair) -> float:
         """N/B of a plate over the data that stands for N of them.
@@ -77,9 +88,15 @@ class AbstractPathObjective(AbstractObjective):
                 raise ValueError(
                     f"{type(self).__name__} needs the posterior as it is, and site {name!r} is "
                     "scaled: train on all data at once (batch_size at least their number), "
-                    "without warm-ups"
+                    "without warm-ups or poutine.scale"
                 )
         return share
+
+
+def _moved_on(path: GuidePath, data: Batch) -> bool:
+    """Whether the one posterior of all data has become another one."""
+    ours, theirs = tensors_in(path.x), tensors_in(data)
+    return path.layout.is_joint and not all(map(torch.equal, ours, theirs))
 
 
 @contextmanager

@@ -52,9 +52,8 @@ class ForwardKLOnDraws(AbstractPathObjective):
                 "of each datum: use ForwardKL, or FAB"
             )
         with annealing_mode(path.model, path.guide, 0, path.x.device):
-            if self.draws is None:
-                self.draws = smc(path.model, path.x)
-            self._u = PosteriorDraws(self.draws, path).located(path).flatten(0, 1)
+            draws = smc(path.model, path.x) if self.draws is None else self.draws
+            self._u = PosteriorDraws(draws, path).located(path).flatten(0, 1)
             self._log_p_xz = torch.cat([path(some)[1] for some in self._u.split(4096)])
 
     def on_path(self, path: GuidePath) -> Tensor:
