@@ -232,6 +232,8 @@ def test_the_command_line_takes_them(objective, tmp_path, monkeypatch, capsys):
     assert Path("made", "config.yaml").read_text().count(objective) == 1
     refusal = refused(capsys, "train", "--objective", "FAB(num_temperatures=0)", "--out", "other")
     assert "num_temperatures" in refusal
+    refusal = refused(capsys, "train", "--objective", "ForwardKLOnDraws(draws=a)", "--out", "other")
+    assert "unknown option of ForwardKLOnDraws 'draws'" in refusal
 
 
 def test_other_data_are_another_posterior():

@@ -211,7 +211,9 @@ def build_objective(spec: Spec) -> Objective:
         ValueError: an unknown objective, or an option that does not exist or has the wrong type.
     """
     kind = OBJECTIVES[expect_choice("objective", spec.name, OBJECTIVES)]
-    defaults = {n: p.default for n, p in inspect.signature(kind).parameters.items()}
+    parameters = inspect.signature(kind).parameters
+    # Draws are an object; without them they are made by `smc`.
+    defaults = {n: p.default for n, p in parameters.items() if n != "draws"}
     for option, value in spec.options.items():
         expect_choice(f"option of {spec.name}", option, defaults)
         expected = int if defaults[option] is None else type(defaults[option])  # a number left open
