@@ -66,10 +66,18 @@ def compared(config: Reference) -> tuple[dict[str, Any], Figure]:
     rows = _rows(first, config)
     x = first.x_test if first.is_joint else first.x_test[torch.tensor(rows, device=first.device)]
     draws, seconds = _draw(first, x, config)
-    modes = first.model.modes(x) if isinstance(first.model, AbstractModel) else None
-    options = {"modes": modes, "classifier": config.classifier, "seed": config.seed}
+    modes = None
+    if isinstance(first.model, AbstractModel) and isinstance(x, Tensor):
+        modes = first.model.modes(x)
     found = {
-        label: compare_to_reference(first.model, pair.guide, draws, **options)
+        label: compare_to_reference(
+            first.model,
+            pair.guide,
+            draws,
+            modes=modes,
+            classifier=config.classifier,
+            seed=config.seed,
+        )
         for label, pair in pairs.items()
     }
     document = _document(first, config, draws, found) | {"nuts_seconds": seconds}
