@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Binarization = Literal["auto", "dynamic", "static", "threshold", "none"]
-Estimator = Literal["elbo", "iw", "ais", "bdmc"]
+Estimator = Literal["elbo", "iw", "ais", "smc", "bridge", "bdmc"]
 Start = Literal["prior", "guide"]
 Dtype = Literal["auto", "float32", "float64"]
 Compilation = Literal["auto", "on", "off"]
@@ -63,8 +63,14 @@ class Options:
             raise ValueError(f"expected --{name} of {limit}, got {value}")
 
 
-# The options of Estimation that make one annealing another than the next.
+# The options of Estimation that make one estimate another than the next, beside those of all.
 ANNEALING = ("start", "num_chains", "num_temperatures", "num_leapfrog_steps")
+OPTIONS_OF: dict[str, tuple[str, ...]] = {
+    "ais": ANNEALING,
+    "bdmc": ANNEALING,
+    "smc": ("start", "num_chains", "num_leapfrog_steps"),
+    "bridge": ("num_samples", "num_warmup"),
+}
 
 
 @dataclass(kw_only=True)
@@ -159,19 +165,23 @@ class Estimation(Options):
     """How ELBO and evidence are estimated.
 
     Args:
-        estimator: elbo alone; iw, importance weighting with the guide; ais, annealed importance
-            sampling beside it; or bdmc, annealing from below and from above on data simulated
-            from the model, which says how far ais is off on such data.
+        estimator: elbo alone; iw, importance weighting with the guide; beside it ais, annealed
+            importance sampling, smc, sequential Monte Carlo, or bridge, between the guide and draws
+            by NUTS; or bdmc, annealing from below and from above on data simulated from the model,
+            which says how far ais is off on such data.
         num_particles: importance weights per datum.
         target_se: add importance weights until the Monte Carlo SE of every datum is this small, in
             nats [default: num_particles for all].
         max_particles: the most that one datum gets with target_se.
         num_data: evaluate on so many data, chosen by the data_seed; with bdmc, simulate so many
             [default: all; 100 with bdmc].
-        start: where annealing begins, at the prior or at the guide.
-        num_chains: annealing chains per datum.
-        num_temperatures: steps of annealing.
-        num_leapfrog_steps: gradients per step of annealing.
+        start: where ais, bdmc and smc begin, at the prior or at the guide.
+        num_chains: annealing chains per datum [default: 16; 100 where data share latents]; of smc,
+            chains of each of its 32 islands [default: 2; up to 32 where data share latents].
+        num_temperatures: steps of annealing; smc finds its own.
+        num_leapfrog_steps: gradients per step of ais, bdmc and smc, at the most.
+        num_samples: draws of each of the four chains of bridge.
+        num_warmup: steps before them, which are dropped.
         dtype: what evidence is computed in; auto is float64 for models without networks, where that
             costs little, else float32.
     """
@@ -182,9 +192,11 @@ class Estimation(Options):
     max_particles: int = 100_000
     num_data: int | None = None
     start: Start = "prior"
-    num_chains: int = 16
+    num_chains: int | None = None
     num_temperatures: int = 1000
     num_leapfrog_steps: int = 10
+    num_samples: int = 1000
+    num_warmup: int = 500
     dtype: Dtype = "auto"
 
 
@@ -233,7 +245,7 @@ class Reading(Options):
 
 @dataclass
 class Evaluate(Estimation, Reading):
-    """Estimate the ELBO and the evidence of a trained run, in one of four ways.
+    """Estimate the ELBO and the evidence of a trained run, in one of several ways.
 
     Args:
         run: run folder.

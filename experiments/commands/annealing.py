@@ -15,6 +15,7 @@ from evidence.experiments.config import ANNEALING, Evaluate
 from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.setup import datasets
 from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.setup.estimators import num_chains
 from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.files import remove
 from evidence.experiments.storage.records import Annealing
@@ -90,23 +91,24 @@ def _resumable(
 ) -> tuple[Any, Annealing, Path]:
     """Run with snapshots into the folder, from the newest of the very same run if there is any."""
     options = {name: getattr(config, name) for name in ANNEALING}
+    options["num_chains"] = num_chains(config, is_joint=assembly.is_joint)
     weights = assembly.weights_sha256()
     identity = {**purpose, **options, "weights": weights, "seed": assembly.config.seed}
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     place = folder.path / "annealing" / key
     before, seconds = _newest(place, identity)
     started = time.monotonic() - seconds
-    guide = assembly.guide if options.pop("start") == "guide" else None
+    guide = assembly.guide if config.start == "guide" else None
     result = run(
         guide=guide,
         seed=assembly.config.seed,
         progress=sys.stderr.isatty(),
         resume_from=before,
         on_snapshot=_Saving(place, identity, started),
-        **options,
+        **{name: value for name, value in options.items() if name != "start"},
     )
     details = Annealing(
-        **{name: getattr(config, name) for name in ANNEALING},
+        **options,
         seconds=time.monotonic() - started,
         peak_memory_mib=_peak_memory_mib(),
         snapshots=key,

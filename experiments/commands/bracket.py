@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from evidence.experiments.config import Evaluate
 from evidence.experiments.reports.report import markdown
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.double import in_dtype
+from evidence.experiments.setup.estimators import num_chains
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.storage.records import Bound, BracketRecord, Row
 from evidence.experiments.storage.runs import RunFolder
@@ -74,7 +75,8 @@ def is_bracket_of(row: Row, config: Evaluate) -> bool:
     if found is None or (found.num_data, found.dtype) != (size, config.dtype):
         return False
     same_weights = found.iw is None or found.iw.num_particles == config.num_particles
-    return found.is_like(config) and same_weights
+    chains = num_chains(config, is_joint=row.is_of_data_set)
+    return found.is_like(replace(config, num_chains=chains)) and same_weights
 
 
 def _standard_error(values: Tensor) -> float | None:

@@ -1,6 +1,7 @@
 """The estimates of log p(x) of a trained pair on data."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,14 @@ from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.double import as_dtype, in_dtype
 from evidence.experiments.storage.records import Annealing
 from evidence.experiments.storage.runs import RunFolder
-from evidence.inference import Evidence, adaptive_evidence, estimate_evidence
+from evidence.inference import (
+    Evidence,
+    adaptive_evidence,
+    bridge_evidence,
+    estimate_evidence,
+    nuts_reference,
+    smc_evidence,
+)
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.models import AbstractModel
@@ -36,8 +44,43 @@ def estimate(
     if config.estimator == "ais":
         record, details, place = annealed(assembly, x, config, folder)
         records.append(record)
+    if config.estimator in _SAMPLED:
+        records.append(_SAMPLED[config.estimator](assembly, x, config))
     known = exact(assembly, x)
     return [*records, known] if known is not None else records, details, place
+
+
+def _smc(pair: Assembly, x: Batch, config: Evaluate) -> Evidence:
+    """The record "smc"."""
+    return smc_evidence(
+        pair.model,
+        x,
+        guide=pair.guide if config.start == "guide" else None,
+        num_chains=config.num_chains,
+        num_leapfrog_steps=config.num_leapfrog_steps,
+        seed=pair.config.seed,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _bridge(pair: Assembly, x: Batch, config: Evaluate) -> Evidence:
+    """The record "bridge", of draws by NUTS and of the guide as it is."""
+    draws = nuts_reference(
+        pair.model,
+        x,
+        num_samples=config.num_samples,
+        num_warmup=config.num_warmup,
+        seed=pair.config.seed,
+        progress=sys.stderr.isatty(),
+    )
+    return bridge_evidence(pair.model, pair.guide, x, draws=draws, seed=pair.config.seed)
+
+
+# What is sampled beside the weights, and cannot be gone on with once it is stopped.
+_SAMPLED: dict[str, Callable[[Assembly, Batch, Evaluate], Evidence]] = {
+    "smc": _smc,
+    "bridge": _bridge,
+}
 
 
 def exact(pair: Assembly, x: Batch) -> Evidence | None:

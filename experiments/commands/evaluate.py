@@ -11,7 +11,7 @@ from torch import Tensor
 from evidence.experiments.commands.annealing import remove_snapshots
 from evidence.experiments.commands.bracket import bracket, bracket_table, num_simulated
 from evidence.experiments.commands.estimates import estimate
-from evidence.experiments.config import ANNEALING, Estimation, Evaluate
+from evidence.experiments.config import ANNEALING, OPTIONS_OF, Estimation, Evaluate
 from evidence.experiments.reports.plane import mean_divergences
 from evidence.experiments.reports.report import estimated, table, training_row
 from evidence.experiments.setup.assembly import Assembly, expect_evidence
@@ -157,8 +157,7 @@ def settings(config: Evaluate) -> dict[str, Any]:
     names = ["estimator", "num_particles", "num_data", "dtype"]
     if config.target_se is not None:
         names += ["target_se", "max_particles"]
-    if config.estimator == "ais":
-        names += ANNEALING
+    names += OPTIONS_OF.get(config.estimator, ())
     return {name: getattr(config, name) for name in names}
 
 

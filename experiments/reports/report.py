@@ -92,6 +92,7 @@ def _estimate(record: Evidence, pair: Assembly) -> Estimate:
         dtype=None if record.dtype is None else str(record.dtype).removeprefix("torch."),
         mean_num_particles=None if adaptive is None else adaptive.double().mean().item(),
         bits_per_dim=bits,
+        num_evaluations=record.num_evaluations,
     )
 
 
@@ -172,7 +173,7 @@ def caption(rows: Sequence[Row]) -> str:
         f"{model} on {first.data}, {first.split} split{count}{pixels}, "
         f"decoder {first.decoder}, {_epochs(rows)} epochs. {_unit(rows)}, larger is better; "
         f"± Monte Carlo SE{'' if first.is_of_data_set else ' ± data SE'}{_fits(first)}."
-        f"{_annealing(rows)}"
+        f"{_notes(rows)}"
     )
 
 
@@ -192,12 +193,16 @@ def _fits(row: Row) -> str:
     return f" ± fit SE, means over {count} fits" if count > 1 else ""
 
 
-def _annealing(rows: Sequence[Row]) -> str:
-    """How the AIS column was made, and what it is."""
-    found = next((row.annealing for row in rows if row.annealing), None)
-    if found is None:
-        return ""
-    return f" AIS, a lower bound in expectation: {found.words}."
+def _notes(rows: Sequence[Row]) -> str:
+    """How the columns beside the guide's weights were made, and what they are."""
+    found = {}
+    for row in rows:
+        how = row.annealing.words if row.annealing else ""
+        start = (row.evaluation or {}).get("start")
+        for estimate in row.estimates:
+            note = ESTIMATORS[estimate.estimator].note
+            found[estimate.estimator] = note and " " + note.format(how=how, start=start)
+    return "".join(found.values())
 
 
 def cells(row: Row) -> dict[str, str]:
@@ -209,6 +214,8 @@ def cells(row: Row) -> dict[str, str]:
             filled["particles"] = f"{estimate.mean_num_particles:,.0f}"
         if estimate.bits_per_dim is not None:
             filled[f"{_heading(estimate)} bits/dim"] = f"{estimate.bits_per_dim:.3f}"
+        if ESTIMATORS[estimate.estimator].note and estimate.num_evaluations is not None:
+            filled["evaluations"] = f"{estimate.num_evaluations:,.0f}"
     if row.k_hat is not None and row.k_hat.median is not None:
         filled["k̂" if single else "k̂ median"] = f"{row.k_hat.median:.2f}"
         adaptive = any(estimate.mean_num_particles is not None for estimate in row.estimates)

@@ -11,11 +11,13 @@ from torch import nn
 from evidence.experiments.config import Compare, Estimation, Experiment
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import objective_of
+from evidence.experiments.setup.estimators import num_chains
 from evidence.inference import estimate_evidence, fit
 from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS
+from evidence.inference.annealing.smc_options import SMCOptions
 from evidence.inference.paths import hmc
 from evidence.inference.paths.guide_path import path_of
-from evidence.inference.programs.data import Batch, takes
+from evidence.inference.programs.data import Batch, Program, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.training.options import USUAL
@@ -28,6 +30,10 @@ _FEWEST_STEPS = 11 * UntilFlat().steps_per_look  # ten looks without gain, after
 _FEWEST_AVERAGED = 400  # two averages of eight blocks of 25
 _PILOT = 200  # temperatures of `anneal`'s pilot run
 _FEWEST = 200  # particles of the first round of an adaptive number
+_CHAINS = 4  # of NUTS
+# Gradients at the least and at the most: of all chains of sequential Monte Carlo together, pilot
+# run and temperatures, and of a step of NUTS.
+_STEPS = {"smc": (300, 6000), "bridge": (3, 31)}
 
 
 Span = tuple[float, float]
@@ -73,6 +79,9 @@ def evaluation_seconds(
         if config.estimator in ("ais", "bdmc"):
             per_step = _annealing(model, guide, x, config, at_once=is_joint)
             least, most = least + per_step, most + per_step * config.num_leapfrog_steps
+        if config.estimator in _STEPS:
+            few, many = _sampling(model, guide, x, config, at_once=is_joint)
+            least, most = least + few, most + many
     return least, most
 
 
@@ -96,15 +105,35 @@ def _weighting_at_once(model: Any, guide: Any, x: Batch, num_particles: int) -> 
 
 
 def _annealing(model: Any, guide: Any, x: Batch, config: Estimation, *, at_once: bool) -> float:
-    """Of a gradient per step, by that of one block of data; a step takes up to L gradients."""
-    few = x if at_once else x[: max(1, DEFAULT_CHUNK_SIZE // config.num_chains)]
+    """Of a gradient per step; a step takes up to L gradients."""
     start = takes(guide, x) if config.start == "guide" else None
-    path = path_of(takes(model, x), start, few)
-    z = path.sample(config.num_chains)
-    seconds = _timed(lambda: hmc.init(z, path)) * len(x) / len(few)
+    count = num_chains(config, is_joint=at_once)
+    seconds = _gradient(takes(model, x), start, x, count, at_once=at_once)
     directions = 2 if config.estimator == "bdmc" else 1
     steps = NUM_WARMUP_STEPS + _PILOT + directions * config.num_temperatures
     return seconds * steps
+
+
+def _sampling(model: Any, guide: Any, x: Batch, config: Estimation, *, at_once: bool) -> Span:
+    """Of what finds out by itself how many gradients it takes."""
+    takes_islands = config.estimator == "smc"
+    start = takes(guide, x) if takes_islands and config.start == "guide" else None
+    path = path_of(takes(model, x), start, x if at_once else x[:1])
+    count = SMCOptions(num_chains=config.num_chains).chains(path) if takes_islands else 1
+    seconds = _gradient(takes(model, x), start, x, count, at_once=at_once)
+    steps = 1 if takes_islands else _CHAINS * (config.num_warmup + config.num_samples)
+    few, many = _STEPS[config.estimator]
+    return seconds * steps * few, seconds * steps * many
+
+
+def _gradient(
+    model: Program, start: Program | None, x: Batch, count: int, *, at_once: bool
+) -> float:
+    """Of so many chains of all data, by one block of data."""
+    few = x if at_once else x[: max(1, DEFAULT_CHUNK_SIZE // count)]
+    path = path_of(model, start, few)
+    z = path.sample(count)
+    return _timed(lambda: hmc.init(z, path)) * len(x) / len(few)
 
 
 def fit_seconds(

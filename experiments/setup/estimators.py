@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evidence.experiments.config import Estimation
 from evidence.experiments.storage.records import Estimate
+from evidence.inference.annealing.options import Options
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Estimator:
         marker: in pictures.
         is_exact: whether it has no Monte Carlo error and is no bound.
         is_evidence: whether it approaches log p(x) with more particles, as the ELBO does not.
+        note: what stands above a table about its column, where it was made beside the weights of
+            the guide; `{how}` stands for the options of annealing, `{start}` for where it began.
     """
 
     name: str
@@ -27,6 +31,7 @@ class Estimator:
     marker: str
     is_exact: bool = False
     is_evidence: bool = True
+    note: str = ""
 
     def column(self, estimate: Estimate) -> str:
         """The heading of an estimate's column."""
@@ -40,9 +45,30 @@ ESTIMATORS: dict[str, Estimator] = {
     one.name: one
     for one in (
         Estimator("exact", "exact", "exact", "black", "D", is_exact=True),
-        Estimator("bridge", "bridge", "bridge", "#CC79A7", "D"),
-        Estimator("smc", "SMC lower bound", "SMC, lower bound", "#E69F00", "v"),
-        Estimator("ais", "AIS lower bound", "AIS, lower bound", "#009E73", "^"),
+        Estimator(
+            "bridge",
+            "bridge",
+            "bridge",
+            "#CC79A7",
+            "D",
+            note="Bridge, no bound: Meng and Wong's between the guide and draws by NUTS.",
+        ),
+        Estimator(
+            "smc",
+            "SMC lower bound",
+            "SMC, lower bound",
+            "#E69F00",
+            "v",
+            note="SMC, a lower bound in expectation: waste-free, from the {start}.",
+        ),
+        Estimator(
+            "ais",
+            "AIS lower bound",
+            "AIS, lower bound",
+            "#009E73",
+            "^",
+            note="AIS, a lower bound in expectation: {how}.",
+        ),
         Estimator("iw", "IW-{}", "IW, lower bound", "#D55E00", "s"),
         Estimator("elbo", "ELBO", "ELBO", "#0072B2", "o", is_evidence=False),
     )
@@ -53,3 +79,8 @@ def in_order(estimates: Sequence[Estimate]) -> list[Estimate]:
     """Estimates, the nearest to log p(x) first."""
     names = list(ESTIMATORS)
     return sorted(estimates, key=lambda estimate: names.index(estimate.estimator))
+
+
+def num_chains(config: Estimation, *, is_joint: bool) -> int:
+    """How many chains anneal, of each datum or of all that share latents."""
+    return Options(num_chains=config.num_chains).chains(is_joint=is_joint)

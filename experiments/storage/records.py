@@ -80,6 +80,7 @@ class Estimate(_Record):
         dtype: what it was computed in.
         mean_num_particles: where every datum got its own number.
         bits_per_dim: of grey levels.
+        num_evaluations: what it cost, see `Evidence`; None where that is not known.
         fit_se: of several fits, the standard error from them.
         num_fits: how many.
     """
@@ -96,6 +97,7 @@ class Estimate(_Record):
     dtype: str | None = None
     mean_num_particles: float | None = field(default=None, metadata=_MAY_BE_ABSENT)
     bits_per_dim: float | None = field(default=None, metadata=_MAY_BE_ABSENT)
+    num_evaluations: float | None = field(default=None, metadata=_MAY_BE_ABSENT)
     fit_se: float | None = field(default=None, metadata=_MAY_BE_ABSENT)
     num_fits: int = field(default=1, metadata=_MAY_BE_ABSENT)
 
