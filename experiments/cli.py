@@ -63,8 +63,8 @@ _POSITIONAL_LISTS = {"runs"}
 _GOING_ON = {
     "train": "--resume true goes on from the newest checkpoint",
     "compare": "the same command goes on from the newest checkpoint",
-    "evaluate": "annealing goes on from its last snapshot when the same command is given again, all else "
-    "starts anew",
+    "evaluate": "annealing goes on from its last snapshot when the same command is given again; "
+    "all else starts anew",
     "calibrate": "nothing was written; the same command starts anew",
     "reference": "nothing was written; the same command starts anew",
     "export": "nothing was written; the same command starts anew",
