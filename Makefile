@@ -38,7 +38,7 @@ test-all: $(INSTALLED)  ## every test, the course, oldest dependencies, ArviZ 1.
 test-lowest:  ## the tests with the lower bounds of pyproject.toml (Python 3.11)
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
-		hatchling pytest pytest-xdist tensorboard --constraint tests/lowest-requirements.txt
+		dynesty hatchling pytest pytest-xdist tensorboard --constraint tests/lowest-requirements.txt
 	.venv-lowest/bin/python -m pytest $(WORKERS) -W default  # old libraries warn of each other
 
 test-newer:  ## the export and all that asks ArviZ, with ArviZ 1.x (Python 3.12 or newer)

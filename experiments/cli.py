@@ -55,7 +55,8 @@ _LIST_HELP = {
     "models": "models of the same data, such as pines.py:density pines.py:adjusted.",
     "prior_scale": "priors to stretch, and by which factors, such as tau=0.5,1,2.",
     "problems": "problems whose evidence is known [default: all].",
-    "estimators": "built-in estimators, or your own, such as my.py:estimator [default: all].",
+    "estimators": "auto, smc, bridge, ais, nested, or your own, such as my.py:estimator "
+    "[default: the first four].",
 }
 _LIST_TYPES = {"rows": int}
 _POSITIONAL_LISTS = {"runs"}

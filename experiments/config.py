@@ -398,6 +398,8 @@ class Marginal(Options):
         data: see train.
         target_se: the Monte Carlo standard error wanted, in nats of all data.
         max_rounds: the number of particles may grow fourfold so often, less one.
+        nested: be confirmed by nested sampling too, which takes long (`pip install
+            'evidence[nested]'`).
         prior_scale: sites whose priors are stretched, and by which factors, such as tau=0.5,1,2.
         seed: decides every random choice.
         data_root: folder with the archives of mnist or fashion [default: $EVIDENCE_DATA or data].
@@ -408,6 +410,7 @@ class Marginal(Options):
     data: str = "none"
     target_se: float = 0.05
     max_rounds: int = 3
+    nested: bool = False
     prior_scale: list[str] = field(default_factory=list)
     seed: int = 0
     data_root: str | None = None
@@ -421,8 +424,9 @@ class Bench(Options):
     Writes bench.json, bench.md and bench.png; trials that are done already are not done again.
 
     Args:
-        estimators: built-in ones, or your own, such as my.py:estimator, called as
-            estimator(model, data, seed) for an Evidence.
+        estimators: built-in ones (auto, smc, bridge, ais; nested, with the extra of this name), or
+            your own, such as my.py:estimator, called as estimator(model, data, seed) for an
+            Evidence.
         guides: guides that are fitted anew for every seed and weigh, such as FullRank.
         problems: their names [default: all].
         seeds: so many runs of each estimator on each problem.

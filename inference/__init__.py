@@ -35,6 +35,7 @@ from evidence.inference.estimation.evidence import (
 )
 from evidence.inference.estimation.gaps import Gaps, inference_gaps
 from evidence.inference.estimation.log_weights import log_weights
+from evidence.inference.estimation.nested import nested_evidence
 from evidence.inference.estimation.sequential import Sampled, smc, smc_evidence
 from evidence.inference.mode_covering import FAB, ForwardKLOnDraws
 from evidence.inference.model_choice.bayes_factors import (
@@ -138,6 +139,7 @@ __all__ = [
     "marginal_likelihood",
     "mode_coverage",
     "model_probabilities",
+    "nested_evidence",
     "nuts_reference",
     "paired_difference",
     "restore_tensors",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,13 +146,16 @@ def test_the_bench_tries_an_own_estimator_and_goes_on(capsys, monkeypatch):
     assert tried == [2, 2]
 
 
-def test_the_bench_says_what_it_cannot_try(capsys):
+def test_the_bench_says_what_it_cannot_try(capsys, monkeypatch):
     def says(*words):
         return refused(capsys, "bench", *words)
 
     assert "unknown problem" in says("--problems", "pine")
     assert "unknown estimator" in says("--problems", "pines", "--estimators", "smcc")
     one = ["--problems", "pines", "--seeds", "1", "--out", "found"]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "dynesty", None)
+        assert "evidence[nested]" in says(*one, "--estimators", "nested")
     run("bench", *one, "--estimators", "mine.py:number")
     (trial,) = json.loads(Path("found/bench.json").read_text())["trials"]
     assert "return an Evidence, got float" in trial["not_reliable"]

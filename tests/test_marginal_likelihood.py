@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +18,9 @@ from evidence.inference import (
     bayes_factor,
     fit,
     marginal_likelihood,
+    nested_evidence,
 )
+from evidence.inference.model_choice import marginal_likelihood as marginal_module
 from evidence.inference.model_choice.mixture_proposal import Mixture, MixtureProposal, _fitted
 from evidence.models.problems import PROBLEMS
 from tests.test_bayes_factors import record
@@ -102,6 +105,17 @@ def test_kinds_that_disagree_are_not_relied_on():
     assert agreed.not_reliable is None
     assert isinstance(agreed.evidence, Evidence)
     assert "± 0.010" in str(agreed)
+
+
+def test_nested_sampling_confirms_where_it_is_asked_to(monkeypatch):
+    few = partial(nested_evidence, num_live=30)
+    monkeypatch.setattr(marginal_module, "nested_evidence", few)
+    found = found_for("pines", nested=True, max_rounds=1, **QUICK)
+    nested = found.estimates["nested"]
+    assert next(iter(found.estimates)) != "nested"
+    assert found.not_reliable is None, found
+    assert abs(nested.mean - PROBLEMS["pines"].log_evidence) < 4 * nested.mc_se
+    assert found.num_evaluations == sum(one.num_evaluations for one in found.estimates.values())
 
 
 @pytest.mark.parametrize("option", [{"target_se": 0.0}, {"max_rounds": 0}])

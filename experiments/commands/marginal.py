@@ -111,6 +111,7 @@ def _estimate(model: Callable[..., Any], one: _Loaded, config: Marginal) -> Foun
         one.data,
         target_se=config.target_se,
         max_rounds=config.max_rounds,
+        nested=config.nested,
         seed=config.seed,
         progress=sys.stderr.isatty(),
     )

@@ -19,8 +19,10 @@ from evidence.inference import (
     fit,
     importance_weighted_evidence,
     marginal_likelihood,
+    nested_evidence,
     smc_evidence,
 )
+from evidence.inference.estimation.nested import expect_dynesty
 from evidence.inference.programs.data import Batch, as_data
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.models.networks import expect_choice
@@ -51,20 +53,29 @@ def _auto(problem: Problem, seed: int) -> Evidence:
     return replace(found.evidence, num_evaluations=found.num_evaluations)
 
 
+def _nested(problem: Problem, seed: int) -> Evidence:
+    return nested_evidence(problem.model, _data(problem), seed=seed)
+
+
 BUILT_IN: dict[str, Run] = {"auto": _auto, "smc": _smc, "bridge": _bridge, "ais": _ais}
+# Not run unless it is asked for: it needs an extra, and takes long.
+ON_REQUEST: dict[str, Run] = {"nested": _nested}
 
 
 def estimator_named(name: str, code: OwnCode) -> Run:
     """What runs an estimator: a built-in one, or `FILE.py:NAME`, called as `f(model, data, seed)`.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is none of this name, or it needs an extra that is not installed.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
+    if name in ON_REQUEST:
+        expect_dynesty()
+    known = BUILT_IN | ON_REQUEST
+    if name in known:
+        return known[name]
     spec = Spec.parse(name)
     if not spec.is_elsewhere:
-        expect_choice("estimator", name, list(BUILT_IN))
+        expect_choice("estimator", name, list(known))
     own = code.find("estimator", spec.name)
 
     def run(problem: Problem, seed: int) -> Evidence:

@@ -23,7 +23,7 @@ from evidence.inference.soundness.pairs import expect_sound_pair
 
 _DATA_PER_REDUCTION = 128
 
-Estimator = Literal["elbo", "iw", "psis", "ais", "smc", "bridge", "exact"]
+Estimator = Literal["elbo", "iw", "psis", "ais", "smc", "bridge", "nested", "exact"]
 Unit = Literal["datum", "data set"]
 
 
@@ -36,7 +36,7 @@ class Evidence:
     to be relied on, where the weights themselves show it; printed, it then has no error bar.
 
     Args:
-        estimator: "elbo", "iw", "psis", "ais", "smc", "bridge" or "exact".
+        estimator: "elbo", "iw", "psis", "ais", "smc", "bridge", "nested" or "exact".
         num_particles: S, particles per datum; the most that any datum got, if they differ.
         log_px: the estimates `[B]`.
         log_px_variance: their Monte Carlo variances `[B]`.

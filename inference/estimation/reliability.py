@@ -30,8 +30,10 @@ _REMEDIES = {
     "ais": "anneal more slowly (num_temperatures), then with more chains (num_chains)",
     "smc": "use more chains in each island (num_chains), then longer ones (num_steps)",
     "bridge": "use a guide closer to the posterior, or more draws of both",
+    "nested": "use more live points (num_live)",
 }
 _BY_GUIDE = ("iw", "psis")
+_WITHOUT_TAIL = ("smc", "nested")  # whose weights are made alike by temperatures, or by levels
 # Chance of the drift of chains in equilibrium, below which it is none.
 _DRIFT_BY_CHANCE = 1e-3
 # The least effective share of islands: below it, few of them have found what counts most.
@@ -132,7 +134,7 @@ def diagnostics(evidence: "Evidence") -> str:
     if evidence.estimator not in _REMEDIES or evidence.num_particles < 2:
         return ""
     text = f"ESS {_median(evidence.ess):,.0f}"
-    if evidence.estimator == "smc":
+    if evidence.estimator in _WITHOUT_TAIL:
         return text
     if evidence.k_hat.isnan().all():
         return f"{text}, no k̂ (so few weights would not show heavy tails)"

@@ -18,6 +18,7 @@ from evidence.inference.estimation.evidence import (
     from_log_weights,
     importance_weighted_evidence,
 )
+from evidence.inference.estimation.nested import nested_evidence
 from evidence.inference.estimation.sequential import Sampled, smc
 from evidence.inference.model_choice.bayes_factors import total
 from evidence.inference.model_choice.mixture_proposal import MixtureProposal
@@ -125,6 +126,7 @@ def marginal_likelihood(
     guide: Program | None = None,
     target_se: float = 0.05,
     max_rounds: int = 3,
+    nested: bool = False,
     seed: int = 0,
     progress: bool = False,
     **options: Any,
@@ -147,6 +149,7 @@ def marginal_likelihood(
         guide: called with a batch; the proposal of the weights, as it is: fit it beforehand.
         target_se: the standard error wanted, in nats of all data.
         max_rounds: how often the number of particles may grow, and one.
+        nested: be confirmed by nested sampling too, once; see `nested_evidence`.
         seed: decides every random choice; the random state outside is untouched.
         progress: show a progress bar.
         options: of `smc`, by name.
@@ -163,7 +166,9 @@ def marginal_likelihood(
     if max_rounds < 1:
         raise ValueError(f"expected max_rounds of at least 1, got {max_rounds}")
     x = as_data(x)
-    started, spent, found = time.monotonic(), 0, None
+    started, found = time.monotonic(), None
+    beside = {"nested": nested_evidence(model, x, seed=seed, progress=progress)} if nested else {}
+    spent = sum(one.num_evaluations or 0 for one in beside.values())
     islands = options.pop("num_islands", 32)
     for number in range(max_rounds):
         how: dict[str, Any] = {**options, "num_islands": islands * _GROWTH**number}
@@ -171,11 +176,21 @@ def marginal_likelihood(
         measured = _Measured(model, guide, x, sampled, target_se, seed + number)
         estimates = measured.estimates()
         spent += sum(one.num_evaluations or 0 for one in estimates.values())
+        estimates = _reliable_first(estimates | beside)
         found = MarginalLikelihood(estimates, target_se, spent, time.monotonic() - started)
         if found.not_reliable is None and found.se <= target_se:
             break
     assert found is not None
     return found
+
+
+def _reliable_first(found: Mapping[str, Evidence]) -> dict[str, Evidence]:
+    """And of these the most precise."""
+
+    def rank(name: str) -> tuple[bool, float]:
+        return found[name].not_reliable is not None, total(found[name])[1]
+
+    return {name: found[name] for name in sorted(found, key=rank)}
 
 
 @dataclass
@@ -190,7 +205,7 @@ class _Measured:
     seed: int
 
     def estimates(self) -> dict[str, Evidence]:
-        """By name, reliable ones first, and of these the most precise."""
+        """By name."""
         found = {"smc": self.sampled.evidence}
         if self.guide is not None or self.sampled.data_set_size is not None:
             weighted = self._weighted()
@@ -198,10 +213,7 @@ class _Measured:
         if sum(one.not_reliable is None for one in found.values()) < 2:
             found["bridge"] = self._bridge()
 
-        def rank(name: str) -> tuple[bool, float]:
-            return found[name].not_reliable is not None, total(found[name])[1]
-
-        return {name: found[name] for name in sorted(found, key=rank)}
+        return found
 
     def _weighted(self) -> Evidence:
         """Importance weights, as many as the target needs."""
