@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 
 from evidence.experiments.own.code import OwnCode
 from evidence.experiments.own.program import default_dtype
@@ -198,6 +199,21 @@ class Scorecard:
     def coverage(self) -> float:
         """The share of ± 2 SE that holds the exact value, of those relied on; NaN if none is."""
         return _mean([abs(one.z) <= 2 for one in self.reliable])
+
+    def coverage_interval(self, level: float = 0.99) -> tuple[float, float]:
+        """Where the coverage of all runs there might be lies, by the exact binomial interval.
+
+        Reference: C. J. Clopper, E. S. Pearson, "The Use of Confidence or Fiducial Limits
+        Illustrated in the Case of the Binomial", 1934, https://doi.org/10.1093/biomet/26.4.404.
+
+        Raises:
+            ValueError: no trial is relied on.
+        """
+        if not self.reliable:
+            raise ValueError("expected trials that are relied on, got none")
+        covered = sum(abs(one.z) <= 2 for one in self.reliable)
+        interval = binomtest(covered, len(self.reliable)).proportion_ci(level, "exact")
+        return float(interval.low), float(interval.high)
 
     @property
     def bias(self) -> float:
