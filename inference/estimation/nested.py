@@ -158,7 +158,8 @@ class _Nested:
 
     def _log_likelihood(self, v: np.ndarray) -> float:
         self.bar.update()
-        log_p = self.path(torch.from_numpy(v).reshape(1, 1, -1))[1].item()
+        z = torch.from_numpy(v).reshape(1, 1, -1).to(self.path.x.device)
+        log_p = self.path(z)[1].item()
         if not log_p < math.inf:
             raise ValueError(
                 f"the log-likelihood is {log_p} at a draw from the prior: the model is no density "
@@ -169,7 +170,8 @@ class _Nested:
     def _share_on_edge(self, points: Tensor, weights: Tensor, seed: int) -> Tensor:
         with isolated_rng(seed):
             rows = weights.multinomial(_DRAWS, replacement=True)
-        return self.path.on_edge(points[rows].unsqueeze(1)).double().mean().reshape(1)
+        on_edge = self.path.on_edge(points[rows].unsqueeze(1).to(self.path.x.device))
+        return on_edge.double().mean().reshape(1)
 
     def _caveat(self, found: Any) -> str | None:
         if self.max_evaluations is not None and found.ncall.sum() >= self.max_evaluations:

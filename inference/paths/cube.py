@@ -93,7 +93,7 @@ class FromCube(Messenger):
 def _expect_quantiles(name: str, site: Site) -> None:
     fn = site["fn"]
     try:
-        draw_at(fn, torch.full(uniforms_shape(fn), 0.5, dtype=torch.float64))
+        draw_at(fn, site["value"].new_full(uniforms_shape(fn), 0.5, dtype=torch.float64))
     except NotImplementedError:
         raise ValueError(
             f"latent site {name!r} has the prior {type(base_distribution(fn)).__name__}, whose "
