@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # A worker per core, each with one thread and about 1 GB of memory.
 WORKERS := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo test types test-slow test-all test-lowest test-newer test-graders lint course planted bench bench-evidence zoo clean
+.PHONY: demo test types test-slow test-all test-lowest test-newer test-graders lint course planted bench bench-evidence bench-peers zoo clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
@@ -76,6 +76,9 @@ bench: $(INSTALLED)  ## speed beside peers, alternated in one run: runs/bench/sp
 
 bench-evidence: $(INSTALLED)  ## every estimator on every problem of known evidence (hours)
 	$(BIN)/evidence bench --seeds 20 --out runs/bench
+
+bench-peers: $(INSTALLED)  ## marginal likelihoods beside dynesty's and R's (an hour)
+	$(BIN)/python benchmarks/evidence_peers.py
 
 zoo: $(INSTALLED)  ## the guides beside known posteriors: tables and pictures
 	$(BIN)/python -m evidence.experiments.zoo

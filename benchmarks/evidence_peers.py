@@ -119,28 +119,45 @@ def one_trial(name, label, run, seed):
     return replace(found, seconds=found.seconds + seconds)
 
 
+def cards_of(trials):
+    """By problem and estimator, in their orders."""
+    labels = dict.fromkeys(one.estimator for one in trials)
+    found = {(p, n): [t for t in trials if (t.problem, t.estimator) == (p, n)]
+             for p in NAMES for n in labels}  # fmt: skip
+    return {key: Scorecard(some) for key, some in found.items() if some}
+
+
 def table(trials):
-    rows = []
-    for problem in NAMES:
-        for label in dict.fromkeys(one.estimator for one in trials):
-            card = Scorecard([t for t in trials if (t.problem, t.estimator) == (problem, label)])
-            if not card.trials:
-                continue
-            brought = card.rmse * math.sqrt(card.num_evaluations / BUDGET)
-            rows.append(
-                {
-                    "problem": problem,
-                    "estimator": label,
-                    "error": f"{card.rmse:.3f}",
-                    "claimed": f"{card.claimed:.3f}",
-                    "evaluations": f"{card.num_evaluations:,.0f}",
-                    f"error at {BUDGET:,}": f"{brought:.3f}",
-                    "seconds": f"{card.seconds:.0f}",
-                    "reliable": f"{len(card.reliable)}/{len(card.trials)}",
-                    "missed": str(card.silent_misses),
-                }
-            )
+    rows = [
+        {
+            "problem": problem,
+            "estimator": label,
+            "error": f"{card.rmse:.3f}",
+            "claimed": f"{card.claimed:.3f}",
+            "evaluations": f"{card.num_evaluations:,.0f}",
+            "seconds": f"{card.seconds:.0f}",
+            f"error at {BUDGET:,}": f"{brought(card.rmse, card):.3f}",
+            f"claimed at {BUDGET:,}": f"{brought(card.claimed, card):.3f}",
+            "reliable": f"{len(card.reliable)}/{len(card.trials)}",
+            "missed": str(card.silent_misses),
+        }
+        for (problem, label), card in cards_of(trials).items()
+    ]
     return markdown(rows, left=["estimator"])
+
+
+def brought(nats, card):
+    """To the budget, as if errors fell with the square root of evaluations."""
+    return nats * math.sqrt(card.num_evaluations / BUDGET)
+
+
+def short_table(trials):
+    """Error and claimed error at the budget, and seconds, in one line per problem."""
+    lines = {problem: {"problem": problem} for problem in NAMES}
+    for (problem, label), card in cards_of(trials).items():
+        error, claimed = (brought(nats, card) for nats in (card.rmse, card.claimed))
+        lines[problem][label] = f"{error:.3f} ({claimed:.3f}), {card.seconds:.0f} s"
+    return markdown(list(lines.values()))
 
 
 def main():
@@ -165,8 +182,9 @@ def main():
                       f"{one.not_reliable or 'reliable'}", flush=True)  # fmt: skip
                 trials.append(one)
                 path.write_text(json.dumps([asdict(one) for one in trials], indent=1))
-    (folder / "table.md").write_text(table(trials) + "\n")
-    print(table(trials))
+    text = f"{table(trials)}\n\n{short_table(trials)}\n"
+    (folder / "table.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":
