@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from evidence.experiments.commands import bench as bench_command
 from evidence.experiments.commands import marginal as marginal_command
 from evidence.experiments.setup.prior_scales import PriorScales
 from evidence.experiments.setup.trials import Scorecard, Trial
+from evidence.inference import nested_evidence
+from evidence.inference.model_choice import marginal_likelihood as marginal_likelihood_module
 from tests.test_cli import refused, run
 
 MODELS = """
@@ -88,6 +91,16 @@ def test_models_are_compared_by_numbers_that_are_right(capsys):
         log_ml, se = at["log_ml"]["mine.py:wide"]
         assert abs(log_ml - exact(2.0 * at["factor"])) < 4 * se
         assert at["log_ml"]["mine.py:zero"][0] == rows["mine.py:zero"]["log_ml"]
+
+
+def test_nested_sampling_stands_beside_the_others(capsys, monkeypatch):
+    few = partial(nested_evidence, num_live=30)
+    monkeypatch.setattr(marginal_likelihood_module, "nested_evidence", few)
+    run("marginal", "--models", "mine.py:wide", *DATA, "--nested", "true", "--out", "found")
+    assert "(nested)" in capsys.readouterr().out
+    (row,) = json.loads(Path("found/results.json").read_text())["rows"]
+    (found,) = [one for one in row["estimates"] if one["estimator"] == "nested"]
+    assert abs(found["nats"] - exact(2.0)) < 4 * found["mc_se"] < 2
 
 
 def test_compare_takes_models_too(capsys):

@@ -53,6 +53,7 @@ ESTIMATORS: dict[str, Estimator] = {
             "D",
             note="Bridge, no bound: Meng and Wong's between the guide and draws by NUTS.",
         ),
+        Estimator("nested", "nested sampling", "nested sampling", "#56B4E9", "P"),
         Estimator(
             "smc",
             "SMC lower bound",
