@@ -31,7 +31,7 @@ def with_half_the_error(card):
 
 # Runs that cost little. Islands, and chains, are as good as runs: they share the pilot run alone.
 
-NUM_GROUPS, ISLANDS, CHAINS = 40, 16, 50
+NUM_GROUPS, ISLANDS, CHAINS = 40, 32, 50
 
 
 @cache

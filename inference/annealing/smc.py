@@ -73,7 +73,13 @@ class _Kernel:
 
     def __call__(self, state: hmc.State, number: int) -> hmc.State:
         moved, info = pilot.move(
-            self.path, state, self.beta, self.step_sizes, self.factor, self.length
+            self.path,
+            state,
+            self.beta,
+            self.step_sizes,
+            self.factor,
+            self.length,
+            of_all_lengths=self.path.layout.is_joint,
         )
         self.accepted += info.acceptance.mean(0)
         return moved

@@ -35,7 +35,8 @@ _REMEDIES = {
 _BY_GUIDE = ("iw", "psis")
 _WITHOUT_TAIL = ("smc", "nested")  # whose weights are made alike by temperatures, or by levels
 # Chance of the drift of chains in equilibrium, below which it is none.
-_DRIFT_BY_CHANCE = 1e-3
+_DRIFT_BY_CHANCE = 1e-2
+_OTHERWISE = "write narrow latents as scale × standard normal (non-centred), or begin from a guide"
 # The least effective share of islands: below it, few of them have found what counts most.
 _LEAST_ISLANDS = 0.7
 # Nats by which the largest likelihood of many draws may fall from one temperature to the next.
@@ -172,14 +173,13 @@ def smc_caveat(log_px: Tensor, drift: Tensor, lost_peak: Tensor) -> str | None:
     if drifting.double().mean() > MOST_UNSUPPORTED:
         return (
             "chains still move to where the particles have not been, and a part of the posterior "
-            f"is missing (p = {drift.min():.0e} without): write narrow latents as scale × standard "
-            "normal (non-centred), or begin from a guide"
+            f"is missing (p = {drift.min():.0e} without): {_OTHERWISE}"
         )
     ess = estimators.ess(log_px).nan_to_num(nan=0.0)
     if (ess < _LEAST_ISLANDS * len(log_px)).double().mean() > MOST_UNSUPPORTED:
         return (
             f"the islands vary too widely (ESS {_median(ess):.1f} of {len(log_px)}), as where few "
-            f"of them find a mode: {_REMEDIES['smc']}"
+            f"of them find a mode: {_REMEDIES['smc']}; or {_OTHERWISE}"
         )
     if (lost_peak > _LARGEST_LOSS).double().mean() > MOST_UNSUPPORTED:
         return (
