@@ -67,7 +67,7 @@ from evidence.inference.programs.weights import log_prob_terms
 from evidence.inference.soundness.findings import Finding
 from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.fit import fit
-from evidence.inference.training.history import EpochRecord, History
+from evidence.inference.training.history import EpochRecord, History, NotConvergedWarning
 from evidence.inference.training.non_finite import NonFiniteLossError
 from evidence.inference.training.restarts import best_start
 from evidence.inference.training.snapshots import Snapshot, restore_tensors
@@ -104,6 +104,7 @@ __all__ = [
     "ModeCoverage",
     "ModelProbability",
     "NonFiniteLossError",
+    "NotConvergedWarning",
     "Reference",
     "Renyi",
     "ReweightedWakeSleep",

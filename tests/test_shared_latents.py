@@ -332,7 +332,7 @@ def test_minibatches_of_a_plate_that_subsamples_stand_for_all_data(batch_size):
     batch, given = y[:batch_size], {"mean": torch.tensor(0.5).double()}
     model = poutine.condition(of_some, given)
     trace = poutine.trace(of_some).get_trace(batch)
-    dims = data_dims(of_some, y, batch, Traces(trace, trace))
+    dims = data_dims(of_some, len(y), batch, Traces(trace, trace))
     scaled = ScaleData(dims, len(batch), NUM_DATA)(model)
     found = poutine.trace(scaled).get_trace(batch).log_prob_sum()
     likelihood = NUM_DATA * dist.Normal(0.5, 1.0).log_prob(y[0])

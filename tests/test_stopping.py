@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from evidence.guides import MeanField
-from evidence.inference import EpochRecord, History, UntilConverged, UntilFlat, fit, log_prob_terms
+from evidence.inference import (
+    EpochRecord,
+    History,
+    NotConvergedWarning,
+    UntilConverged,
+    UntilFlat,
+    fit,
+    log_prob_terms,
+)
 from evidence.inference.training.stopping import Plateau
 from evidence.models import VAE
 from tests.test_training import X, pair, weights_of
@@ -101,11 +109,29 @@ def test_the_tenth_look_without_gain_is_the_last():
     assert plateau.is_flat
 
 
-def test_a_cap_on_the_steps_ends_training_and_does_not_call_it_flat():
-    history = fit(normal_model, normal_guide, DATA, progress=False, max_steps=23, lr=0.01)
+def test_a_cap_on_the_steps_ends_training_which_is_said_and_gone_on_from_as_advised():
+    snapshots, options = [], {"progress": False, "until": UntilFlat(60), "lr": 0.01}
+
+    def run(max_steps, **more):
+        pyro.clear_param_store()
+        return fit(normal_model, normal_guide, DATA, max_steps=max_steps, **options, **more)
+
+    with pytest.warns(NotConvergedWarning, match=r"after 24 steps.*still rising.*raise max_steps"):
+        history = run(23, on_snapshot=snapshots.append)
     assert len(history.epochs) == 12  # of two steps
     assert not history.epochs[-1].is_flat
+    assert history.epochs[-1].is_capped
     assert history.still_rising > 0
+    assert str(history).endswith(history.not_converged)
+    history = run(100_000, resume_from=snapshots[-1])
+    assert not any(record.is_capped for record in history.epochs)
+    assert history.not_converged is None
+    assert gap() < 2e-3
+
+
+def test_training_of_a_number_of_steps_is_not_said_to_be_cut_short():
+    history = fit(normal_model, normal_guide, DATA, progress=False, num_steps=23, lr=0.01)
+    assert history.not_converged is None
 
 
 @pytest.mark.parametrize("size", [12, 100])
@@ -204,6 +230,7 @@ WAYS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::evidence.inference.NotConvergedWarning")
 @pytest.mark.parametrize("stop_at", [3, 17])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_train_is_resumed_bit_identically(way, stop_at):

@@ -1,6 +1,7 @@
 """`evidence train`: fit a model and a guide."""
 
 import sys
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.guides import Unamortized
-from evidence.inference import History, Snapshot, fit
+from evidence.inference import History, NotConvergedWarning, Snapshot, fit
 from evidence.inference.programs.evaluation import no_training
 
 Announce = Callable[[Assembly, Row], None]
@@ -100,7 +101,11 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             folder.set_aside()
         is_first = False
 
-    with _tensorboard(folder.path if config.tensorboard else None) as writer:
+    with (
+        _tensorboard(folder.path if config.tensorboard else None) as writer,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", NotConvergedWarning)  # every table says it
         return fit(
             assembly.model,
             assembly.guide,

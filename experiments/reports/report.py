@@ -99,14 +99,14 @@ def _estimate(record: Evidence, pair: Assembly) -> Estimate:
 def table(rows: Sequence[Row]) -> str:
     """The Markdown table of the rows, under a line that says what its numbers are.
 
-    Below it stands which numbers are not reliable, and whose ELBO was still rising at the end.
+    Below it stands which numbers are not reliable, and whose training ended too early.
 
     Args:
         rows: one per guide; of several fits, the row over all of them.
     """
     short = shortened(row.label for row in rows)
     lines = [cells(row) | {"guide": short[row.label]} for row in rows]
-    notes = [*_not_reliable(rows), *_still_rising(rows)]
+    notes = [*_not_reliable(rows), *_not_trained_enough(rows)]
     return "\n\n".join([caption(rows), markdown(_in_order(lines)), *notes])
 
 
@@ -131,17 +131,21 @@ def _not_reliable(rows: Sequence[Row]) -> list[str]:
     return notes[:_REASONS_SHOWN] + more
 
 
-def _still_rising(rows: Sequence[Row]) -> list[str]:
+def _not_trained_enough(rows: Sequence[Row]) -> list[str]:
+    """Whose training ended too early, and what to do."""
     short = shortened(row.label for row in rows)
-    gains = {
-        short[row.label]: History.from_rows(row.history).still_rising for row in rows if row.history
-    }
-    return [
-        f"{label}: the ELBO was still rising when training ended, by {gain:.2g} nats per datum "
-        "over the last half of its epochs: train longer, or without --num_epochs until it is flat."
-        for label, gain in gains.items()
-        if gain is not None
-    ]
+    histories = {short[row.label]: History.from_rows(row.history) for row in rows if row.history}
+    notes = []
+    for label, history in histories.items():
+        if history.not_converged is not None:
+            notes.append(f"{label}: {history.not_converged}.")
+        elif (gain := history.still_rising) is not None:
+            notes.append(
+                f"{label}: the ELBO was still rising when training ended, by {gain:.2g} nats per "
+                "datum over the last half of its epochs: train longer, or without --num_epochs "
+                "until it is flat."
+            )
+    return notes
 
 
 def markdown(lines: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from evidence.experiments.config import Compare, Estimation, Experiment
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.catalogue import objective_of
 from evidence.experiments.setup.estimators import num_chains
-from evidence.inference import estimate_evidence, fit
+from evidence.inference import NotConvergedWarning, estimate_evidence, fit
 from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS
 from evidence.inference.annealing.smc_options import SMCOptions
 from evidence.inference.paths import hmc
@@ -161,19 +162,21 @@ def _training(pair: Assembly, config: Experiment) -> Span:
     """Of all epochs, or until a rule ends training, by a few steps, which train the pair."""
     x, size = pair.x_train, config.batch_size or USUAL["batch_size"]
     is_guided = config.scheduler is not None or config.held_out > 0 or config.lr_decay != 1
-    history = fit(
-        pair.model,
-        pair.guide,
-        x if pair.is_joint else x[: _TIMED_BATCHES * size],
-        num_epochs=None if config.num_epochs is None else 2,
-        until=UntilFlat() if is_guided else None,
-        max_steps=2 * _TIMED_BATCHES,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        objective=objective_of(config.objective),
-        transform=pair.transform,
-        progress=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)  # these few steps are no training
+        history = fit(
+            pair.model,
+            pair.guide,
+            x if pair.is_joint else x[: _TIMED_BATCHES * size],
+            num_epochs=None if config.num_epochs is None else 2,
+            until=UntilFlat() if is_guided else None,
+            max_steps=2 * _TIMED_BATCHES,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            objective=objective_of(config.objective),
+            transform=pair.transform,
+            progress=False,
+        )
     per_step = history.epochs[-1].seconds / history.epochs[-1].num_steps
     if config.num_epochs is None:
         fewest = _FEWEST_AVERAGED if pair.is_joint and not is_guided else _FEWEST_STEPS

@@ -1,6 +1,5 @@
 """The machine behind annealing: stages of HMC chains, block by block, resumable bit for bit."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,10 +23,13 @@ from evidence.inference.paths.log_joint import AbstractPath
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import rng_state, set_rng_state
 from evidence.inference.programs.traces import Program
-from evidence.inference.training.snapshots import Snapshot, within
-
-# What a crash may cost at the most, whatever a temperature takes.
-_SECONDS_UNSAVED = 10.0
+from evidence.inference.training.snapshots import (
+    Saver,
+    Snapshot,
+    copies,
+    expect_same_run,
+    within,
+)
 
 
 @dataclass
@@ -124,7 +126,6 @@ class AnnealingRun:
         self.done: dict[str, Tensor] = {}  # results, each [C or 1, data done, ...]
         # Of the log joint, so far; None once a run goes on from a snapshot, which does not know.
         self.num_evaluations: int | None = 0
-        self.last_snapshot = time.monotonic()
 
     def run(
         self, *, progress: bool, on_snapshot: Callable[[Snapshot], None] | None
@@ -134,7 +135,7 @@ class AnnealingRun:
         Returns:
             `log_w`, `log_ratio`, `acceptance`, `on_edge`, `latent.*` and `reverse_log_w`.
         """
-        at = self.position
+        at, saver = self.position, Saver(on_snapshot, every=self.options.snapshot_every)
         per_block = sum(self._num_steps(stage) for stage in self.stages)
         earlier = sum(self._num_steps(stage) for stage in self.stages[: at.stage])
         with tqdm(
@@ -147,11 +148,8 @@ class AnnealingRun:
                 for stage in self._block():
                     bar.set_description(stage, refresh=False)
                     bar.update()
-                    if on_snapshot and self._snapshot_is_due():
-                        on_snapshot(self.snapshot())
-                        self.last_snapshot = time.monotonic()
-        if on_snapshot:
-            on_snapshot(self.snapshot())
+                    saver.after_step(at.step, self.snapshot)
+        saver.save(self.snapshot)
         return self.done
 
     def _block(self) -> Iterator[str]:
@@ -247,17 +245,13 @@ class AnnealingRun:
             parts = [self.done[name], value] if name in self.done else [value]
             self.done[name] = torch.cat(parts, dim=1)
 
-    def _snapshot_is_due(self) -> bool:
-        waited = time.monotonic() - self.last_snapshot
-        return self.position.step % self.options.snapshot_every == 0 or waited > _SECONDS_UNSAVED
-
     def snapshot(self) -> Snapshot:
         """The run as it is now."""
         tensors = {f"done.{name}": value for name, value in self.done.items()}
         tensors |= {} if self.chains is None else tensors_of(self.chains)
         tensors |= {f"rng.{n}": t for n, t in rng_state(self.blocks[0].device).items()}
         meta = {"identity": self._identity(), "position": asdict(self.position)}
-        return Snapshot({n: t.detach().clone() for n, t in tensors.items()}, meta)
+        return Snapshot(copies(tensors), meta)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot.
@@ -265,12 +259,8 @@ class AnnealingRun:
         Raises:
             ValueError: the snapshot is of another run.
         """
-        theirs, ours = snapshot.meta.get("identity", {}), self._identity()
-        if theirs != ours:
-            differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
-            what = ", ".join(f"{k} {ours.get(k)} (was {theirs.get(k)})" for k in differing)
-            raise ValueError(f"the snapshot is of another run: {what}")
-        tensors = {n: t.clone() for n, t in snapshot.tensors.items()}
+        expect_same_run(snapshot, self._identity())
+        tensors = copies(snapshot.tensors)
         num_steps = [self._num_steps(stage) for stage in self.stages]
         position = snapshot.meta["position"]
         block, stage = expect_position(position, len(self.blocks), num_steps)

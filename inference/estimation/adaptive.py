@@ -12,7 +12,7 @@ from torch import Tensor
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.estimation.modes import caveat_of_modes
 from evidence.inference.programs import estimators
-from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.data import Batch, as_rows, in_memory, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
@@ -89,18 +89,19 @@ def adaptive_evidence(
         ValueError: as `log_weights`, or a bad option.
     """
     rule = _Rule(target_se, max_particles, batch)
-    x = as_data(x)
-    model, guide = takes(model, x), takes(guide, x)
-    sound = expect_sound_pair(model, guide, x)
+    rows = as_rows(x)
+    model, guide = takes(model, rows), takes(guide, rows)
+    sound = expect_sound_pair(model, guide, rows)
     draw = partial(unchecked_log_weights, model, guide, chunk_size=chunk_size)
     if sound.is_joint:  # one datum of its own, whatever its number
+        x = in_memory(rows)
         draw_all, one = lambda _, number: draw(x, number), torch.zeros(1)
         record = _estimate(draw_all, one, _pilot(draw_all, one, rule))
         record = record.of(sound.on_edge, len(x))
         caveat = caveat_of_modes(record, model, guide, x) if search_modes else record.caveat
         return dataclasses.replace(record, caveat=caveat)
     parts = []
-    for chunk in x.split(_DATA_AT_WORK):
+    for chunk in rows.split(_DATA_AT_WORK):
         parts.append(_estimate(draw, chunk, _pilot(draw, chunk, rule)))
         if progress is not None:
             progress(len(chunk))

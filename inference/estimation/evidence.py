@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from evidence.inference.compilation.functions import Compile
 from evidence.inference.estimation import reliability
@@ -15,7 +16,7 @@ from evidence.inference.estimation.defensive import defensive_log_weights
 from evidence.inference.estimation.modes import caveat_of_modes
 from evidence.inference.programs import estimators
 from evidence.inference.programs.compiled_terms import CompiledTerms
-from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.data import Batch, as_rows, in_memory, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
@@ -258,7 +259,7 @@ def from_log_weights(log_w: Tensor) -> dict[str, Evidence]:
 def estimate_evidence(
     model: Program,
     guide: Program,
-    x: Batch,
+    x: Batch | Dataset | DataLoader,
     num_particles: int = 5000,
     *,
     defensive: float = 0.0,
@@ -276,7 +277,8 @@ def estimate_evidence(
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
         x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
-            for `model(**x)`.
+            for `model(**x)`; or a dataset or loader of `torch.utils.data`, read some data at a time
+            where they have latents of their own, in the dataset's order.
         num_particles: S, draws per datum, or for all data where these share latents.
         defensive: the share α of draws that come from the prior; see `defensive_log_weights`.
         chunk_size: see `log_weights`.
@@ -291,12 +293,14 @@ def estimate_evidence(
     Raises:
         ValueError: as `log_weights`.
     """
-    x = as_data(x)
-    model, guide = takes(model, x), takes(guide, x)
-    sound = expect_sound_pair(model, guide, x)
-    compiled = CompiledTerms(compile, num_particles * len(x))
+    rows = as_rows(x)
+    model, guide = takes(model, rows), takes(guide, rows)
+    sound = expect_sound_pair(model, guide, rows)
+    whole = in_memory(rows) if sound.is_joint else None
+    chunks: Iterable[Batch] = rows.split(_DATA_PER_REDUCTION) if whole is None else [whole]
+    compiled = CompiledTerms(compile, num_particles * len(rows))
     parts: list[dict[str, Evidence]] = []
-    for chunk in [x] if sound.is_joint else x.split(_DATA_PER_REDUCTION):
+    for chunk in chunks:
         if defensive:
             log_w, of_guide = defensive_log_weights(
                 model, guide, chunk, num_particles, share=defensive, chunk_size=chunk_size
@@ -311,10 +315,10 @@ def estimate_evidence(
         if progress is not None:
             progress(len(chunk))
     records = {name: Evidence.concatenate([part[name] for part in parts]) for name in parts[0]}
-    size = len(x) if sound.is_joint else None
+    size = None if whole is None else len(whole)
     records = {name: record.of(sound.on_edge, size) for name, record in records.items()}
-    if sound.is_joint and search_modes:
-        caveat = caveat_of_modes(records["iw"], model, guide, x)
+    if whole is not None and search_modes:
+        caveat = caveat_of_modes(records["iw"], model, guide, whole)
         records["iw"] = dataclasses.replace(records["iw"], caveat=caveat)
     return records
 
@@ -322,7 +326,7 @@ def estimate_evidence(
 def importance_weighted_evidence(
     model: Program,
     guide: Program,
-    x: Batch,
+    x: Batch | Dataset | DataLoader,
     num_particles: int = 5000,
     *,
     defensive: float = 0.0,
@@ -339,7 +343,8 @@ def importance_weighted_evidence(
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
         x: data `[B, *data_shape]`; or several tensors, as a tuple for `model(*x)` or as a mapping
-            for `model(**x)`.
+            for `model(**x)`; or a dataset or loader of `torch.utils.data`, read some data at a time
+            where they have latents of their own, in the dataset's order.
         num_particles: S, draws per datum, or for all data where these share latents.
         defensive: the share α of draws that come from the prior, such as 0.1, where the guide may
             be too narrow; see `defensive_log_weights`.

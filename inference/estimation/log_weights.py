@@ -1,10 +1,11 @@
 """Importance weights of any Pyro pair: the one quantity behind every estimate."""
 
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from evidence.inference.compilation.functions import Compile
 from evidence.inference.programs.compiled_terms import CompiledTerms
-from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.data import Batch, as_rows, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
@@ -14,7 +15,7 @@ from evidence.inference.soundness.pairs import expect_sound_pair
 def log_weights(
     model: Program,
     guide: Program,
-    x: Batch,
+    x: Batch | Dataset | DataLoader,
     num_particles: int = 1,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
@@ -44,10 +45,10 @@ def log_weights(
             a guide that is a point mass, or a pair whose weights do not average to p(x); see
             `soundness.pairs.expect_sound_pair`.
     """
-    x = as_data(x)
-    model, guide = takes(model, x), takes(guide, x)
-    expect_sound_pair(model, guide, x)
-    compiled = CompiledTerms(compile, num_particles * len(x))
+    rows = as_rows(x)
+    model, guide = takes(model, rows), takes(guide, rows)
+    expect_sound_pair(model, guide, rows)
+    compiled = CompiledTerms(compile, num_particles * len(rows))
     return unchecked_log_weights(
-        model, guide, x, num_particles, chunk_size=chunk_size, compiled=compiled
+        model, guide, rows, num_particles, chunk_size=chunk_size, compiled=compiled
     )

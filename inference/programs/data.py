@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from evidence.inference.programs.stored import LoadedData, StoredData
 
 Program = Callable[..., Any]  # a Pyro model or guide, called with data
 
@@ -90,8 +93,14 @@ def as_data(data: Any) -> Batch:
     Args:
         data: a tensor or array; a tuple or list of them, `model(*data)`; or a mapping such as a
             dict or a pandas data frame, `model(**data)`; `()` for a program without arguments.
-            Floating-point arrays become tensors of torch's default dtype.
+            Floating-point arrays become tensors of torch's default dtype. A dataset or a loader of
+            `torch.utils.data` is read at once, see `as_rows`.
+
+    Raises:
+        ValueError: a dataset without a length, or with items that make no batch.
     """
+    if isinstance(data, Dataset | DataLoader):
+        return as_rows(data)[:]
     if isinstance(data, Data | Tensor):
         return data
     if isinstance(data, Mapping):
@@ -101,6 +110,74 @@ def as_data(data: Any) -> Batch:
     if isinstance(data, Sequence) and not isinstance(data, str):
         return Data(tuple(_as_tensor(value) for value in data))
     return _as_tensor(data)
+
+
+def as_rows(data: Any) -> "Batch | StoredData":
+    """The data as `as_data` has them; those of a dataset or a loader are read when they are used.
+
+    Items of a dataset are tensors, arrays or numbers; tuples of them, `model(*batch)`; or
+    mappings, `model(**batch)`. One alone in a tuple is taken for itself. What `DataLoader` makes
+    of items is taken likewise; in estimates its rows are in the order of its dataset.
+
+    Raises:
+        ValueError: a dataset without a length, or a loader without a batch size.
+    """
+    if isinstance(data, DataLoader):
+        return LoadedData(data, _batch_of)
+    if isinstance(data, Dataset):
+        return StoredData(data, _stacked)
+    return as_data(data)
+
+
+def in_memory(data: "Batch | StoredData") -> Batch:
+    """All rows at once."""
+    return data[:] if isinstance(data, StoredData) else data
+
+
+def _stacked(items: Sequence[Any]) -> Batch:
+    """One batch of the items of a dataset."""
+    first = items[0]
+    if isinstance(first, Mapping):
+        _expect_alike([set(item) for item in items], "names")
+        return Data(kwargs={str(n): _stack([item[n] for item in items]) for n in first})
+    if isinstance(first, tuple | list):
+        _expect_alike([len(item) for item in items], "length")
+        return _batch_of([_stack(entries) for entries in zip(*items, strict=True)])
+    return _stack(items)
+
+
+def _stack(entries: Sequence[Any]) -> Tensor:
+    tensors = [_as_tensor(e if isinstance(e, Tensor) else np.asarray(e)) for e in entries]
+    for entry, tensor in zip(entries, tensors, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"expected items of a dataset that are tensors, or tuples or mappings of them, got "
+                f"{type(entry).__name__}: leave it out, or pass a DataLoader with a collate_fn"
+            )
+    _expect_alike([tuple(tensor.shape) for tensor in tensors], "shape")
+    return torch.stack(tensors)
+
+
+def _expect_alike(found: Sequence[Any], what: str) -> None:
+    for other in found:
+        if other != found[0]:
+            raise ValueError(
+                f"expected items of a dataset of the same {what}, got {found[0]} and {other}: mend "
+                "them, or pass a DataLoader with a collate_fn"
+            )
+
+
+def _batch_of(batch: Any) -> Batch:
+    """What a loader yields."""
+    data = as_data(batch)
+    if isinstance(data, Data) and not data.kwargs and len(data.args) == 1:
+        data = data.args[0]
+    if not (data.tensors if isinstance(data, Data) else isinstance(data, Tensor)):
+        raise ValueError(
+            f"expected a DataLoader that yields tensors, tuples or mappings of them, got "
+            f"{type(batch).__name__}: see its collate_fn"
+        )
+    return data
 
 
 def _as_tensor(value: Any) -> Any:
@@ -128,8 +205,9 @@ def with_replaced(data: Batch, replacements: Mapping[int, Tensor]) -> Batch:
     return Data(tuple(replacements.get(id(value), value) for value in data.args), kwargs)
 
 
-def takes(program: Program, data: Batch) -> Program:
+def takes(program: Program, data: "Batch | StoredData") -> Program:
     """The program as one that takes these data as a single argument, if it is not one already."""
+    data = data.first if isinstance(data, StoredData) else data
     is_one = not isinstance(data, Data) or unwrapped(program) is not program
     return program if is_one else partial(_call, program)
 

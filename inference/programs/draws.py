@@ -13,12 +13,13 @@ from tqdm import tqdm
 from evidence.inference.programs.broadcasting import broadcasts, warn_one_by_one
 from evidence.inference.programs.checks import check_data, check_support
 from evidence.inference.programs.compiled_terms import CompiledTerms
-from evidence.inference.programs.data import Batch
+from evidence.inference.programs.data import Batch, in_memory
 from evidence.inference.programs.enumeration import sums_out
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.scoring import LogProbs, log_prob_per_datum, terms_of
 from evidence.inference.programs.sites import Site, latent_sites, observed_sites, sites_of
+from evidence.inference.programs.stored import StoredData
 from evidence.inference.programs.traces import (
     Layout,
     Program,
@@ -153,7 +154,7 @@ class Record:
 def visit_draws(
     model: Program,
     guide: Program,
-    x: Batch,
+    x: Batch | StoredData,
     num_particles: int,
     visit: Callable[[Block], None],
     *,
@@ -170,7 +171,7 @@ def visit_draws(
     Args:
         model: called with a batch; scores it.
         guide: called with a batch; samples every latent of the model.
-        x: data `[B, *data_shape]`.
+        x: data `[B, *data_shape]`; rows of a dataset are read once, where they have weights.
         num_particles: S, draws per weight.
         visit: called with every block, in evaluation mode and without gradients.
         chunk_size: particles × data in one call; all data where they share latents.
@@ -185,7 +186,8 @@ def visit_draws(
     Raises:
         ValueError: as `log_weights`.
     """
-    check_data(x)
+    if not isinstance(x, StoredData):
+        check_data(x)
     for name, number in (("num_particles", num_particles), ("chunk_size", chunk_size)):
         if number < 1:
             raise ValueError(f"expected {name} of at least 1, got {number}")
@@ -197,6 +199,7 @@ def visit_draws(
     ):
         layout = layout_of(model, guide, x[:chunk_size], require_density=require_density)
         if layout.is_joint and chunk_size < len(x):
+            x = in_memory(x)
             layout = layout_of(model, guide, x, require_density=require_density)
         refuse_new_parameters()
         engine = _Engine(model, guide, layout, compiled)
@@ -217,18 +220,21 @@ def slices(total: int, size: int) -> Iterator[slice]:
 
 
 def _batches(
-    x: Batch, layout: Layout, num_particles: int, chunk_size: int, engine: "_Engine"
+    x: Batch | StoredData, layout: Layout, num_particles: int, chunk_size: int, engine: "_Engine"
 ) -> Iterator[tuple[slice, Batch]]:
     """Which weights, and the data that they are of.
 
     Many particles of few data: each call encodes its data anew, and that costs least so.
     """
     if layout.is_joint:
-        yield slice(0, 1), x
+        yield slice(0, 1), in_memory(x)
         return
     at_once = min(num_particles, chunk_size) if engine.may_broadcast else 1
     for columns in slices(len(x), chunk_size // at_once):
-        yield columns, x[columns]
+        batch = x[columns]
+        if isinstance(x, StoredData):
+            check_data(batch)
+        yield columns, batch
 
 
 def _particles_per_call(num_data: int, layout: Layout, num_particles: int, chunk_size: int) -> int:
@@ -251,7 +257,7 @@ class _Engine:
         self.may_broadcast = True
         self._probed: set[tuple[int, int]] = set()
 
-    def check_all(self, x: Batch, size: int) -> None:
+    def check_all(self, x: Batch | StoredData, size: int) -> None:
         """Check all data against their support, so many at once: no first block has to be run."""
         with isolated_rng(device=x.device):
             for rows in slices(len(x), size):

@@ -110,6 +110,16 @@ def trainable_parameters(model: Program, guide: Program) -> dict[str, Tensor]:
     return {name: p for name, p in named.items() if p.requires_grad and name not in constant}
 
 
+def fan_ins(model: Program, guide: Program) -> dict[str, int]:
+    """The number of inputs of every layer of a network, by the name of its weight."""
+    return {
+        f"{path}.weight": part.weight[0].numel()
+        for role, module in _modules(model, guide)
+        for path, part in module.named_modules(prefix=role)
+        if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)
+    }
+
+
 @torch.no_grad()
 def _constants(model: Program, guide: Program) -> Iterator[str]:
     """Parameters that their constraint leaves one value, as the unit triangle of a 1 × 1 matrix."""

@@ -3,17 +3,18 @@
 from torch import Tensor
 
 from evidence.inference.programs.compiled_terms import CompiledTerms
-from evidence.inference.programs.data import Batch, as_data, takes
+from evidence.inference.programs.data import Batch, as_rows, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
 from evidence.inference.programs.precision import fast_matmul
 from evidence.inference.programs.scoring import LogProbs
+from evidence.inference.programs.stored import StoredData
 from evidence.inference.programs.traces import Program
 
 
 def unchecked_log_weights(
     model: Program,
     guide: Program,
-    x: Batch,
+    x: Batch | StoredData,
     num_particles: int = 1,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
@@ -37,13 +38,13 @@ def unchecked_log_weights(
 def log_prob_terms(
     model: Program,
     guide: Program,
-    x: Batch,
+    x: Batch | StoredData,
     num_particles: int = 1,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> LogProbs:
     """The terms of `log_weights` one by one, each `[S, M]`; a point-mass guide is let through."""
-    x = as_data(x)
+    x = as_rows(x)
     model, guide = takes(model, x), takes(guide, x)
     record = Record(num_particles, len(x))
 

@@ -10,7 +10,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution, check_data
-from evidence.inference.programs.data import Batch
+from evidence.inference.programs.data import Batch, in_memory
 from evidence.inference.programs.enumeration import prior_of
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
@@ -21,6 +21,7 @@ from evidence.inference.programs.sites import (
     plates_of,
     sites_of,
 )
+from evidence.inference.programs.stored import StoredData
 from evidence.inference.programs.supports import Site
 from evidence.inference.programs.traces import (
     Program,
@@ -53,7 +54,7 @@ class Sound(NamedTuple):
     on_edge: Tensor
 
 
-def expect_sound_pair(model: Program, guide: Program, x: Batch) -> Sound:
+def expect_sound_pair(model: Program, guide: Program, x: Batch | StoredData) -> Sound:
     """Refuse a pair whose weights do not average to p(x), though each of them is a number.
 
     A prior without a density, a guide that misses a part of the posterior, auxiliary draws that
@@ -68,7 +69,8 @@ def expect_sound_pair(model: Program, guide: Program, x: Batch) -> Sound:
     Raises:
         ValueError: the first fault found, with the remedy; or as `traces.layout_of`.
     """
-    check_data(x)
+    if not isinstance(x, StoredData):
+        check_data(x)
     with isolated_rng(device=x.device), evaluation_mode(model, guide), torch.no_grad():
         x = _few(model, guide, x)
         layout = layout_of(model, guide, x, require_density=True)
@@ -98,14 +100,14 @@ def expect_sound_draws(model: Program, guide: Program, x: Batch, traces: Traces)
             raise ValueError(str(finding))
 
 
-def _few(model: Program, guide: Program, x: Batch) -> Batch:
+def _few(model: Program, guide: Program, x: Batch | StoredData) -> Batch:
     """The first data, or all of them where they share latents or the pair runs on no others."""
+    few = x[:_NUM_DATA]
     try:
-        traces = trace_pair(model, guide, x[:_NUM_DATA])
+        traces = trace_pair(model, guide, few)
     except Exception:  # what is wrong shows, or does not, with all data
-        return x
-    dims = common_dims(traces, min(len(x), _NUM_DATA))
-    return x[:_NUM_DATA] if dims else x
+        return in_memory(x)
+    return few if common_dims(traces, len(few)) else in_memory(x)
 
 
 def _faults(coverage: Coverage) -> Iterator[Finding]:

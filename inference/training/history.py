@@ -9,6 +9,10 @@ from scipy import stats
 _LEVEL = 0.99  # of the test whether the loss still falls
 
 
+class NotConvergedWarning(UserWarning):
+    """Training that was to go on until converged or flat was ended by `max_steps`."""
+
+
 @dataclass(frozen=True)
 class EpochRecord:
     """One epoch of training. Losses and terms are in nats per datum.
@@ -26,6 +30,8 @@ class EpochRecord:
         lr: learning rate of the epoch.
         is_flat: whether training ended with it because the loss fell no more.
         is_average: whether the parameters at its end are an average of iterates.
+        is_capped: whether training ended with it because `max_steps` were taken, before the rule
+            that was to end it did.
     """
 
     epoch: int
@@ -40,6 +46,7 @@ class EpochRecord:
     lr: float | None = None
     is_flat: bool = False
     is_average: bool = False
+    is_capped: bool = False
 
     @property
     def judged_loss(self) -> float:
@@ -90,6 +97,17 @@ class History:
         return -float(line.slope) * (len(half) - 1) if falls else None
 
     @property
+    def not_converged(self) -> str | None:
+        """That training was ended by `max_steps`, and what to do; None where it was not."""
+        if not self.epochs or not self.epochs[-1].is_capped:
+            return None
+        steps = sum(record.num_steps for record in self.epochs)
+        ended = f"max_steps ended training after {steps} steps, before it had converged"
+        if (gain := self.still_rising) is not None:
+            ended += f", the ELBO still rising by {gain:.2g} nats per datum over half its epochs"
+        return f"{ended}: raise max_steps"
+
+    @property
     def seconds(self) -> float:
         """Time spent in training steps."""
         return sum(record.seconds for record in self.epochs)
@@ -108,6 +126,8 @@ class History:
             return f"trained until averages of the iterates converged, for {count}"
         if self.epochs and self.epochs[-1].is_flat:
             return f"trained until the ELBO was flat, for {count}{kept}"
+        if (why := self.not_converged) is not None:
+            return f"trained for {count}{kept}: {why}"
         if (gain := self.still_rising) is None:
             return f"trained for {count}{kept}"
         return (

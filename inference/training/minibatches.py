@@ -36,19 +36,19 @@ class ScaleData(Messenger):
             msg["scale"] = msg["scale"] * self.factor
 
 
-def data_dims(model: Program, x: Batch, batch: Batch, traces: Traces) -> frozenset:
+def data_dims(model: Program, total: int, batch: Batch, traces: Traces) -> frozenset:
     """The dims of the plates to scale: those over the data, where all data share a latent.
 
     Args:
         model: called with a batch; scores it.
-        x: all data.
+        total: N.
         batch: the first of them, as many as in a step.
         traces: of the pair on the batch.
 
     Raises:
         ValueError: data share latents, and there is no plate to scale.
     """
-    if len(batch) >= len(x) or not shares_latents(traces, len(batch)):
+    if len(batch) >= total or not shares_latents(traces, len(batch)):
         return frozenset()
     dims = _dims_of(traces.model, len(batch))
     larger = trace_of_one_more(model, batch)
@@ -57,8 +57,8 @@ def data_dims(model: Program, x: Batch, batch: Batch, traces: Traces) -> frozens
     if not dims:
         raise ValueError(
             f"the data share latents, and no plate over the {len(batch)} data of a batch tells "
-            f"what to scale by {len(x)}/{len(batch)}: put what is of each datum inside `with "
-            f'pyro.plate("data", len(x)):`, or train on all data at once (batch_size={len(x)})'
+            f"what to scale by {total}/{len(batch)}: put what is of each datum inside `with "
+            f'pyro.plate("data", len(x)):`, or train on all data at once (batch_size={total})'
         )
     return frozenset(dims)
 

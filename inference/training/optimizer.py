@@ -3,7 +3,7 @@
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ class JointOptim(PyroOptim):
         lr: learning rate.
         make: makes the optimizer, as torch's classes do: `make(tensors, lr=lr)`.
         clip_norm: largest joint gradient norm, or None for no clipping.
+        divisors: by what to divide the learning rate of some parameters, by name. An update of Adam
+            moves what a layer makes by up to the rate times the number of its inputs.
+
+    Reference: G. Yang et al., "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
+    Hyperparameter Transfer", 2022, https://arxiv.org/abs/2203.03466, table 3.
 
     Raises:
         ValueError: an optimizer that evaluates the loss by itself.
@@ -41,12 +46,18 @@ class JointOptim(PyroOptim):
         lr: float,
         make: MakeOptimizer = fused_adam,
         clip_norm: float | None = None,
+        divisors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(torch.optim.Adam, {})
         self.parameters = parameters
         self.clip_norm = clip_norm
         self._make = functools.partial(make, lr=lr)
-        self.optimizer = self._make(list(parameters.values()))
+        groups: dict[int, list[Tensor]] = {1: []}
+        for name, parameter in parameters.items():
+            groups.setdefault((divisors or {}).get(name, 1), []).append(parameter)
+        self._group_divisors = [divisor for divisor, members in groups.items() if members]
+        apart = [{"params": groups[d], "lr": lr / d} for d in self._group_divisors]
+        self.optimizer = self._make(apart if divisors else list(parameters.values()))
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise ValueError(
@@ -76,13 +87,14 @@ class JointOptim(PyroOptim):
 
     def set_lr(self, lr: float) -> None:
         """Change the learning rate from the next update on."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        groups = self.optimizer.param_groups
+        for group, divisor in zip(groups, self._group_divisors, strict=True):
+            group["lr"] = lr / divisor
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next update."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The learning rate of the next update, of what is not divided."""
+        return float(self.optimizer.param_groups[0]["lr"]) * self._group_divisors[0]
 
     def get_state(self) -> dict[str, Tensor]:
         """The optimizer's moments and step counts as `"<parameter>/<moment>" -> tensor`.

@@ -1,5 +1,7 @@
 """Snapshots of runs, and the way back: every tensor is looked at before any is used."""
 
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +10,9 @@ from torch import Tensor, nn
 
 from evidence.inference.training.optimizer import expect_like
 
+# What a crash may cost at the most, whatever a step takes.
+_SECONDS_UNSAVED = 10.0
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -15,6 +20,49 @@ class Snapshot:
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+
+class Saver:
+    """Hands on snapshots of a run: every so many steps, and after ten seconds without one.
+
+    Args:
+        on_snapshot: called with each; None for no snapshots.
+        every: steps between them.
+    """
+
+    def __init__(self, on_snapshot: Callable[[Snapshot], None] | None, *, every: int) -> None:
+        self._on_snapshot, self._every = on_snapshot, every
+        self._last = time.monotonic()
+
+    def after_step(self, number: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Save, if it is time to, after the step of this number."""
+        is_due = number % self._every == 0 or time.monotonic() - self._last > _SECONDS_UNSAVED
+        if is_due:
+            self.save(snapshot)
+
+    def save(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Make a snapshot and hand it on, if anybody wants one."""
+        if self._on_snapshot is not None:
+            self._on_snapshot(snapshot())
+            self._last = time.monotonic()
+
+
+def expect_same_run(snapshot: Snapshot, identity: Mapping[str, Any]) -> None:
+    """Check that the run of a snapshot had these options and data.
+
+    Raises:
+        ValueError: it was another one.
+    """
+    ours, theirs = dict(identity), snapshot.meta.get("identity", {})
+    if theirs != ours:
+        differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
+        what = ", ".join(f"{k} {ours.get(k)} (was {theirs.get(k)})" for k in differing)
+        raise ValueError(f"the snapshot is of another run: {what}")
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are now, whatever becomes of them."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def restore_tensors(

@@ -1,10 +1,26 @@
-"""Where a training run is, and whether a snapshot is of this one."""
+"""All that changes while a training run goes on: what a snapshot of it holds."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from evidence.inference.programs.parameters import tensors_of
+from evidence.inference.programs.random_state import rng_state, set_rng_state
+from evidence.inference.programs.traces import Program
+from evidence.inference.training.averaging import IterateAverages
 from evidence.inference.training.history import History
-from evidence.inference.training.snapshots import Snapshot
+from evidence.inference.training.optimizer import JointOptim
+from evidence.inference.training.snapshots import (
+    Snapshot,
+    copies,
+    copy_into,
+    expect_same_run,
+    matching,
+    within,
+)
 
 
 @dataclass
@@ -19,7 +35,88 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def position_of(snapshot: Snapshot, steps_per_epoch: int, num_epochs: int | None) -> Position:
+@dataclass
+class TrainingState:
+    """Parameters, optimizer, averages and position of a run; the random state is the process's.
+
+    Args:
+        model: whose parameters these are.
+        guide: likewise.
+        optim: of the parameters that are trained.
+        averages: of the iterates, if training ends with one.
+        device: of the data, and of the random state.
+        position: where the run is.
+        best: the parameters that are best on held-out data so far, where there are any.
+    """
+
+    model: Program
+    guide: Program
+    optim: JointOptim
+    averages: IterateAverages | None
+    device: torch.device
+    position: Position = field(default_factory=Position)
+    best: dict[str, Tensor] | None = None
+
+    def keep_best(self) -> None:
+        """Take the parameters as they are for the best so far."""
+        self.best = copies(tensors_of(self.model, self.guide))
+
+    def put_best(self) -> None:
+        """Make the best parameters those of the pair, where held-out data say which they are."""
+        if self.best is not None:
+            copy_into(tensors_of(self.model, self.guide), self.best)
+
+    def snapshot(self, identity: Mapping[str, Any]) -> Snapshot:
+        """The run as it is now; with held-out data, its parameters are the best so far.
+
+        Args:
+            identity: what tells this run from others.
+        """
+        tensors = tensors_of(self.model, self.guide)
+        if self.best is not None:
+            tensors = self.best | {f"last.{n}": t for n, t in tensors.items()}
+        tensors = tensors | {f"optimizer.{n}": t for n, t in self.optim.get_state().items()}
+        tensors |= {f"rng.{n}": t for n, t in rng_state(self.device).items()}
+        if self.averages is not None:
+            tensors |= {f"averages.{n}": t for n, t in self.averages.get_state().items()}
+        meta = {
+            "identity": dict(identity),
+            "trained": list(self.optim.parameters),
+            "position": asdict(self.position),
+        }
+        return Snapshot(copies(tensors), meta)
+
+    def restore(
+        self,
+        snapshot: Snapshot,
+        identity: Mapping[str, Any],
+        *,
+        steps_per_epoch: int,
+        num_epochs: int | None,
+    ) -> None:
+        """Go on from a snapshot, all of which is looked at before any of it is used.
+
+        Raises:
+            ValueError: the snapshot is of another run.
+        """
+        position = _position_of(snapshot, steps_per_epoch, num_epochs)
+        expect_same_run(snapshot, identity)
+        if snapshot.meta.get("trained") != list(self.optim.parameters):
+            raise ValueError("the snapshot is of a run that trained other parameters")
+        state = tensors_of(self.model, self.guide)
+        kept = matching(snapshot.tensors, state)
+        last = within("last.", snapshot.tensors)
+        current = matching(last, state) if last else kept
+        set_rng_state(within("rng.", snapshot.tensors), self.device)
+        self.optim.set_state(within("optimizer.", snapshot.tensors))
+        if self.averages is not None:
+            self.averages.set_state(within("averages.", snapshot.tensors))
+        copy_into(state, current)
+        self.best = copies(kept) if last else None
+        self.position = position
+
+
+def _position_of(snapshot: Snapshot, steps_per_epoch: int, num_epochs: int | None) -> Position:
     """Where the run of a snapshot was.
 
     Raises:
@@ -41,18 +138,3 @@ def position_of(snapshot: Snapshot, steps_per_epoch: int, num_epochs: int | None
             f"{num_epochs}"
         )
     return position
-
-
-def expect_same_run(snapshot: Snapshot, identity: dict[str, Any], trained: list[str]) -> None:
-    """Check that the run of a snapshot had these options, and trained these parameters.
-
-    Raises:
-        ValueError: it was another one.
-    """
-    theirs = snapshot.meta.get("identity", {})
-    if theirs != identity:
-        differing = sorted(k for k in identity | theirs if identity.get(k) != theirs.get(k))
-        what = ", ".join(f"{k} {identity.get(k)} (was {theirs.get(k)})" for k in differing)
-        raise ValueError(f"the snapshot is of another run: {what}")
-    if snapshot.meta.get("trained") != trained:
-        raise ValueError("the snapshot is of a run that trained other parameters")
