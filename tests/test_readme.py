@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its code runs, its pictures and targets exist."""
+"""README and docs are true: commands run, code runs, pictures and targets exist."""
 
 import re
 import shlex
@@ -17,12 +17,17 @@ from evidence.experiments.setup.words import prepared
 from evidence.models import VAE
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+# In the order in which they are read; docs/teaching.md has tests of its own.
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("guides", "evidence", "python", "mnist", "speed")),
+]
+TEXT = "".join(page.read_text() for page in PAGES)
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 def commands():
@@ -43,7 +48,7 @@ QUICK = {
 
 @pytest.fixture(autouse=True)
 def readers_folder(tmp_path, monkeypatch):
-    """An empty folder, but for the files that the README writes."""
+    """An empty folder, but for the files that the pages write."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (guide,) = [code for code in blocks("python") if "AbstractGuide" in code]
@@ -52,7 +57,7 @@ def readers_folder(tmp_path, monkeypatch):
         if code.startswith("# heights.py"):
             Path("heights.py").write_text(code)
         elif code.startswith("# writes"):
-            exec(compile(code, "README, data", "exec"), {})
+            exec(compile(code, "docs, data", "exec"), {})
 
 
 def quickly(words):
@@ -102,12 +107,27 @@ def test_every_command_on_bundled_data_runs_in_order(capsys):
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_every_piece_of_code_runs(number):
-    exec(compile(blocks("python")[number], f"README, python block {number}", "exec"), {})
+    exec(compile(blocks("python")[number], f"docs, python block {number}", "exec"), {})
 
 
-def test_every_link_into_the_repository_leads_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "docs" / "teaching.md"], ids=lambda page: page.stem
+)
+def test_every_link_into_the_repository_leads_somewhere(page):
+    text = page.read_text()
+    for target, anchor in re.findall(r"\]\(([^):#]*)(#[^)]+)?\)", text):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            known = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+            assert anchor[1:] in known, anchor
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = PAGES[0].read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in readme, page
 
 
 def test_contributing_is_short():
