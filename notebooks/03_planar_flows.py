@@ -507,7 +507,7 @@ for axes, k in zip(panels.flat, (0, 1, 2, 3, 4, 5, 6, 8), strict=True):
     show_density(axes, draws_on_the_way[k])
     for wire in wires:
         axes.plot(*wire[k].T, color="white", linewidth=0.4, alpha=0.6)
-    axes.set(title=f"after {k} layers" if k else "q₀", xlim=(-4, 4), ylim=(-4, 4))
+    axes.set(title=f"after layer {k}" if k else "q₀", xlim=(-4, 4), ylim=(-4, 4))
 
 # %%
 figure, axes = plt.subplots(figsize=(3.6, 3.6), dpi=60)
