@@ -81,7 +81,7 @@ def test_train_evaluate_and_sample(capsys):
     for estimate in row["estimates"]:
         assert set(estimate) == {
             "estimator", "nats", "reliable", "reason", "mc_se", "data_se", "num_particles",
-            "num_data", "dtype", "unit",
+            "num_data", "dtype", "unit", "num_evaluations",
         }  # fmt: skip
         assert estimate["num_data"] == 360
         assert (estimate["mc_se"] is None) == (not estimate["reliable"])

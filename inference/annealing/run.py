@@ -12,6 +12,7 @@ from evidence.inference.annealing import pilot
 from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS, Pilot, Plan
 from evidence.inference.annealing.state import (
+    expect_count,
     expect_done,
     expect_position,
     restored,
@@ -124,8 +125,8 @@ class AnnealingRun:
         self.position = Position()
         self.chains: Pilot | Measured | None = None
         self.done: dict[str, Tensor] = {}  # results, each [C or 1, data done, ...]
-        # Of the log joint, so far; None once a run goes on from a snapshot, which does not know.
-        self.num_evaluations: int | None = 0
+        self._spent = 0  # evaluations of the log joint, but for those of the path at work
+        self._at_work: AbstractPath | None = None
 
     def run(
         self, *, progress: bool, on_snapshot: Callable[[Snapshot], None] | None
@@ -152,10 +153,15 @@ class AnnealingRun:
         saver.save(self.snapshot)
         return self.done
 
+    @property
+    def num_evaluations(self) -> int:
+        """Of the log joint, so far, before a snapshot as well."""
+        return self._spent + (0 if self._at_work is None else self._at_work.num_evaluations)
+
     def _block(self) -> Iterator[str]:
         """Take the steps that are left of this block; yields the stage of each."""
         at = self.position
-        path = self._path(self.blocks[at.block])
+        path = self._at_work = self._path(self.blocks[at.block])
         while at.stage < len(self.stages):
             stage = self.stages[at.stage]
             chains = self.chains
@@ -167,8 +173,7 @@ class AnnealingRun:
                 yield stage
             self._finish(stage, path, chains)
             at.stage, at.step = at.stage + 1, 0
-        if self.num_evaluations is not None:
-            self.num_evaluations += path.num_evaluations
+        self._spent, self._at_work = self.num_evaluations, None
         self.chains = None
         at.block, at.stage = at.block + 1, 0
 
@@ -250,7 +255,11 @@ class AnnealingRun:
         tensors = {f"done.{name}": value for name, value in self.done.items()}
         tensors |= {} if self.chains is None else tensors_of(self.chains)
         tensors |= {f"rng.{n}": t for n, t in rng_state(self.blocks[0].device).items()}
-        meta = {"identity": self._identity(), "position": asdict(self.position)}
+        meta = {
+            "identity": self._identity(),
+            "position": asdict(self.position),
+            "num_evaluations": self.num_evaluations,
+        }
         return Snapshot(copies(tensors), meta)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -270,7 +279,7 @@ class AnnealingRun:
         reverse = before if "reverse" in self.stages else None
         expect_done(self.done, self.num_chains, forward=forward, reverse=reverse)
         self.position = Position(**position)
-        self.num_evaluations = None
+        self._spent = expect_count(snapshot.meta)
         if block < len(self.blocks):
             self._restore_chains(self.stages[stage], tensors)
         set_rng_state(within("rng.", tensors), self.blocks[0].device)

@@ -51,6 +51,18 @@ def expect_position(
     return block, stage
 
 
+def expect_count(meta: Mapping[str, Any]) -> int:
+    """The evaluations of the log joint before a snapshot.
+
+    Raises:
+        ValueError: they are no number.
+    """
+    count = meta.get("num_evaluations")
+    if type(count) is not int or count < 0:
+        raise ValueError(f"expected a snapshot with num_evaluations, got {count!r}")
+    return count
+
+
 def expect_done(
     done: Mapping[str, Tensor], num_chains: int, *, forward: int, reverse: int | None
 ) -> None:

@@ -32,7 +32,7 @@ class Annealed:
             `[B]`, where their dtype tells no numbers apart.
         data_set_size: N, if there is one weight for all data, `[C, 1]`; else None.
         missed: what chains from a guide have missed, in words; None if nothing shows that.
-        num_evaluations: see `Evidence`; None for a run that went on from a snapshot.
+        num_evaluations: see `Evidence`.
     """
 
     log_w: Tensor

@@ -178,19 +178,20 @@ def fit(
     ):
         # We stop, where Pyro warns and goes on.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        batch, traces = _first_run(model, guide, data, options.batch_size)
+        batch, x, traces = _first_run(model, guide, data, options.batch_size)
         shares = shares_latents(traces, len(batch))
         options = options.settled(left_open, shares_latents=shares, is_guided=is_guided)
         if shares:
             data.expect_all_alike()
         if len(batch) < min(len(data), options.batch_size):
-            batch, traces = _first_run(model, guide, data, options.batch_size)
+            batch, x, traces = _first_run(model, guide, data, options.batch_size)
         if not data.is_unseen:
             check_all_data(model, guide, rows, batch=batch, model_trace=traces.model)
         refuse_taken_names()
         makers = Makers(optimizer, scheduler)
         objective = _objective_for(traces, objective, averages=options.averages)
-        objective = _compiled(objective, compile, model, guide, data, options)
+        num_steps = options.known_steps(len(data))
+        objective = compiled_where_it_pays(objective, compile, model, guide, x, num_calls=num_steps)
         run = TrainingRun(model, guide, data, options, objective, makers, writer, traces)
         if resume_from is not None:
             data.expect_resumable()
@@ -252,28 +253,13 @@ def _objective_for(traces: Traces, objective: Objective | None, *, averages: boo
     )
 
 
-def _compiled(
-    objective: Objective,
-    compile: Compile,
-    model: Program,
-    guide: Program,
-    data: TrainingData,
-    options: TrainingOptions,
-) -> Objective:
-    """The objective, compiled or not: "auto" looks at a first batch, and draws nothing."""
-    num_steps = options.known_steps(len(data.x_train))
-    with isolated_rng(device=data.x_train.device):
-        batch = data.batch(slice(options.batch_size))
-        return compiled_where_it_pays(objective, compile, model, guide, batch, num_calls=num_steps)
-
-
 def _first_run(
     model: Program, guide: Program, data: TrainingData, size: int
-) -> tuple[Batch, Traces]:
+) -> tuple[Batch, Batch, Traces]:
     """Run the pair once: it creates lazy parameters and shows what is wrong with it.
 
     Returns:
-        The first batch before its transform, and the traces.
+        The first batch before its transform and after it, and the traces.
     """
     rows = data.x_train[:size]
     x = data.transformed(rows)
@@ -282,4 +268,4 @@ def _first_run(
         for trace in traces:
             trace.compute_log_prob()
     expect_sound_draws(model, guide, x, traces)
-    return rows, traces
+    return rows, x, traces
