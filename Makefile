@@ -65,7 +65,7 @@ lint: $(INSTALLED)  ## mend what can be mended by itself
 # Students' notebooks, solutions, pages, pictures and the graders' formats; NAMES for some of them,
 # INSTALL for what pip is to install on machines that lack the suite.
 course: $(INSTALLED)  ## build and execute the course into build/course
-	$(BIN)/python notebooks/build.py $(NAMES) $(if $(INSTALL),--install "$(INSTALL)")
+	$(BIN)/python notebooks/build.py --jobs 2 $(NAMES) $(if $(INSTALL),--install "$(INSTALL)")
 
 planted: $(INSTALLED)  ## errors planted in the estimators, and which check catches each
 	$(BIN)/python -m tests.planted_errors

@@ -14,6 +14,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jupytext
@@ -61,13 +63,14 @@ def find_sources(names: Sequence[str]) -> list[Path]:
     return [known[Path(name).stem] for name in names] if names else list(known.values())
 
 
-def build(sources: Sequence[Path], out: Path, install: str | None = None) -> str:
+def build(sources: Sequence[Path], out: Path, *, install: str | None = None, jobs: int = 1) -> str:
     """Write all formats of the sources into a folder, which is replaced.
 
     Args:
         sources: of the notebooks.
         out: the folder; an earlier course, or not there.
         install: see `with_first_cell`.
+        jobs: notebooks at work at a time.
 
     Returns:
         The table of timings.
@@ -79,8 +82,14 @@ def build(sources: Sequence[Path], out: Path, install: str | None = None) -> str
         raise BuildError(f"{out} holds files of others: expected an earlier course, or no folder")
     with tempfile.TemporaryDirectory() as name:
         fresh = Path(name)
+        formats = partial(_formats, folder=fresh, install=install)
+        if jobs == 1:
+            rows = [formats(source) for source in sources]
+        else:
+            with ProcessPoolExecutor(jobs) as pool:
+                rows = list(pool.map(formats, sources))
         table = tabulate(
-            [_formats(source, fresh, install) for source in sources],
+            rows,
             headers=["notebook", "points", "seconds of CPU", "slowest cell", "which"],
             tablefmt="github",
             disable_numparse=True,
@@ -155,9 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as 02_vae [default: all]")
     parser.add_argument("--out", type=Path, default=Path("build/course"), help="folder to replace")
     parser.add_argument("--install", help="what pip installs where the suite is missing")
+    parser.add_argument("--jobs", type=int, default=1, help="notebooks at work at a time")
     chosen = parser.parse_args(arguments)
     try:
-        print(build(find_sources(chosen.names), chosen.out, chosen.install))
+        sources = find_sources(chosen.names)
+        print(build(sources, chosen.out, install=chosen.install, jobs=chosen.jobs))
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -29,8 +29,11 @@ class CellError(BuildError):
     """
 
     def __init__(self, message: str, number: int, reason: str) -> None:
-        super().__init__(message)
+        super().__init__(message, number, reason)
         self.number, self.reason = number, reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Watch(threading.Thread):

@@ -143,6 +143,20 @@ def test_a_cell_that_fails_is_named_in_one_line_and_nothing_is_written(
     assert not Path("course").exists()
 
 
+def test_several_notebooks_at_a_time(folder, capsys):
+    for number in (1, 2, 3):
+        write(folder, f"# %%\nprint({number})\n", name=f"{number}_test")
+    assert build.main(["--out", "course", "--jobs", "2"]) == 0
+    assert [p.stem for p in sorted(Path("course/pages").iterdir())] == [
+        "1_test",
+        "2_test",
+        "3_test",
+    ]
+    write(folder, "# %%\n1 / 0\n", name="2_test")
+    assert build.main(["--out", "course", "--jobs", "2"]) == 1
+    assert "2_test.py, cell 2 (1 / 0): ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_a_cell_that_waits_for_ever_ends(folder, capsys, monkeypatch):
     monkeypatch.setattr(execution, "WAIT_SECONDS", 1)
     write(folder, SLEEP)
