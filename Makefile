@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # A worker per core, each with one thread and about 1 GB of memory.
 WORKERS := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo test types test-slow test-all test-lowest test-newer test-graders lint course planted bench bench-evidence bench-peers zoo clean
+.PHONY: demo test types test-slow test-long test-all test-lowest test-newer test-graders lint course planted bench bench-evidence bench-peers zoo clean
 
 demo: $(INSTALLED)  ## three guides on one model of the bundled digits, with evidence and error bars
 	rm -rf runs/demo
@@ -30,10 +30,13 @@ types: $(INSTALLED)  ## types
 	$(BIN)/ty check --python $(VENV) build/typed/evidence
 
 test-slow: $(INSTALLED)  ## the tests that `make test` leaves out
-	$(BIN)/pytest $(WORKERS) -m slow
+	$(BIN)/pytest $(WORKERS) -m "slow and not long"
+
+test-long: $(INSTALLED)  ## the tests that take minutes each
+	$(BIN)/pytest $(WORKERS) -m long
 
 test-all: $(INSTALLED)  ## every test, the course, oldest dependencies, ArviZ 1.x, graders
-	$(MAKE) test test-slow course test-lowest test-newer test-graders
+	$(MAKE) test test-slow test-long course test-lowest test-newer test-graders
 
 test-lowest:  ## the tests with the lower bounds of pyproject.toml (Python 3.11)
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest

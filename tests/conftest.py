@@ -58,3 +58,10 @@ def make_oracle(data_dim: int = 10, latent_dim: int = 3, noise: str = "diagonal"
             draws = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(scale * draws)
     return model.requires_grad_(False)
+
+
+def pytest_collection_modifyitems(items):
+    """What is long is slow, too."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.slow)

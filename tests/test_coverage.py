@@ -92,7 +92,7 @@ SLOW = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "problems"), SLOW, ids=[name for name, _ in SLOW])
 def test_the_bench_in_small(name, problems):
     """Runs with seeds of their own, all else as it is by default."""

@@ -94,7 +94,7 @@ def test_error_bars_of_independent_draws_are_true():
     assert str(alone).startswith("modes 0.000 ± 0.001 (0.300), 1.000 ± 0.001 (0.700); entropy")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_error_bars_of_smc_know_that_its_islands_err_together():
     """z-scores over twelve seeds; draws taken by themselves, the twin, claim far too much."""
     problem = PROBLEMS["separated-modes"]

@@ -261,7 +261,7 @@ def trained(objective, name="separated-modes", seed=0):
     return problem, guide
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_draws_of_smc_keep_the_modes_that_the_elbo_loses():
     """Shares within 0.1 of the exact ones, forward KL below 0.1; the ELBO's guide has one mode."""
     sampled = smc(PROBLEMS["separated-modes"].model, (), seed=1)
@@ -280,7 +280,7 @@ def test_draws_of_smc_keep_the_modes_that_the_elbo_loses():
     assert importance_weighted_evidence(problem.model, lost, ()).not_reliable is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fab_keeps_the_modes_without_any_draws():
     problem, guide = trained(FAB(64))
     seen = mode_coverage(problem.modes, guide_draws(problem.model, guide, (), 4000))

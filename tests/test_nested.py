@@ -99,7 +99,7 @@ def test_each_datum_by_itself():
     assert ((found.log_px - known).abs() < 4 * found.log_px_variance.sqrt()).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -26,7 +26,7 @@ def evidence_of(name, guide):
         return importance_weighted_evidence(model, guide, data, 5000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:the pair does not broadcast")
 @pytest.mark.parametrize("name", GUIDES)
 def test_a_trained_guide_knows_the_evidence(name):
