@@ -789,8 +789,10 @@ def train(name, num_epochs, seed=0, **options):
 FLOW = "VAE with planar flows"
 acts, histories = {}, {}
 acts["autoencoder"], histories["autoencoder"] = train("autoencoder", 60)
-for name in ("VAE", FLOW):
-    acts[name], histories[name] = train(name, 150, lr=3e-3, lr_decay=0.98)
+acts["VAE"], histories["VAE"] = train("VAE", 150, lr=3e-3, lr_decay=0.98)
+
+# %%
+acts[FLOW], histories[FLOW] = train(FLOW, 150, lr=3e-3, lr_decay=0.98)
 
 # %% [markdown]
 # ### Side by side
