@@ -9,11 +9,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from notebooks import build, execution
-from tests.test_notebooks import EXERCISE
+nbformat = pytest.importorskip("nbformat", reason="the notebooks are not installed")
+pytest.importorskip("jupytext", reason="the notebooks are not installed")
+pytest.importorskip("nbconvert", reason="the notebooks are not installed")
+
+from notebooks import build, execution  # noqa: E402
+from tests.test_notebooks import EXERCISE  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 RIGHT = "    return (kl - log_p_x).mean()"
