@@ -7,6 +7,7 @@ A source marks what students write themselves, in code and in text, with the lin
     ### END SOLUTION
 
 and the cell that checks it by `points=N` in its header: `# %% points=2`. The hint may be left out.
+As a source is text, the notebooks that are made of it have no outputs.
 """
 
 import copy
@@ -78,7 +79,7 @@ def points_of(cell: NotebookNode) -> int:
 
 
 def student_version(notebook: NotebookNode) -> NotebookNode:
-    """A copy without solutions and outputs, whose blanks raise `NotImplementedError`.
+    """A copy without solutions, whose blanks raise `NotImplementedError`.
 
     Raises:
         MarkError: a solution that begins does not end, or the reverse.
@@ -88,8 +89,6 @@ def student_version(notebook: NotebookNode) -> NotebookNode:
         expect_pairs(cell)
         cell.source = _replaced(cell, _code_blank, _text_blank)
         cell.metadata.pop("points", None)
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
     return notebook
 
 
@@ -105,7 +104,7 @@ def solution_version(notebook: NotebookNode) -> NotebookNode:
 
 def nbgrader_version(notebook: NotebookNode, name: str) -> NotebookNode:
     """A source for `nbgrader generate_assignment`: what is graded, for how many points."""
-    notebook = _without_outputs(notebook)
+    notebook = copy.deepcopy(notebook)
     for number, cell in enumerate(notebook.cells):
         expect_pairs(cell)
         points, is_text = points_of(cell), cell.cell_type == "markdown"
@@ -131,7 +130,7 @@ def otter_version(notebook: NotebookNode, name: str, executed: NotebookNode) -> 
 
     Otter compares what a check prints with what it printed when the solution was executed.
     """
-    notebook = _without_outputs(notebook)
+    notebook = copy.deepcopy(notebook)
     for cell, run in zip(notebook.cells, executed.cells, strict=True):
         if points_of(cell):
             cell.outputs = [output for output in run.outputs if output.output_type == "stream"]
@@ -213,14 +212,6 @@ def _code_for_otter(indent: str, inside: str) -> str:
         f'{indent}""" # BEGIN PROMPT\n{indent}{blank}\n{indent}""" # END PROMPT\n'
         f"{indent}# BEGIN SOLUTION\n{solution}{indent}# END SOLUTION"
     )
-
-
-def _without_outputs(notebook: NotebookNode) -> NotebookNode:
-    notebook = copy.deepcopy(notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    return notebook
 
 
 def _questions(cells: list[NotebookNode]) -> Iterator[list[NotebookNode]]:
