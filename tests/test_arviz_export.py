@@ -15,8 +15,7 @@ from pyro.infer.autoguide import AutoNormal
 from evidence.guides import MeanField, Planar
 from evidence.inference import log_weights
 from evidence.inference.diagnostics.arviz_export import to_arviz
-from evidence.inference.programs.estimators import k_hat
-from evidence.inference.programs.psis import smoothed_log_weights
+from evidence.inference.programs.estimators import k_hat, pareto_smoothed
 from evidence.models import VAE, Autoencoder, EightSchools
 from tests.test_weights import exact_guide, layered_guide, layered_model
 
@@ -33,6 +32,11 @@ GROUPS = {
     "log_likelihood",
     "sample_stats",
 }
+
+
+def smoothed_log_weights(log_w):
+    smoothed, _ = pareto_smoothed(log_w)
+    return smoothed - smoothed.logsumexp(0)
 
 
 def groups_of(result):

@@ -19,7 +19,6 @@ from evidence.inference.diagnostics.arviz_datasets import (
 from evidence.inference.programs import estimators
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
-from evidence.inference.programs.psis import smoothed_log_weights
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import dim_of, plates_of
 from evidence.inference.programs.traces import Program
@@ -136,8 +135,9 @@ class _Collector:
         self.groups["observed_data"] = {n: torch.cat(parts) for n, parts in self._data.items()}
         stats = self.groups["sample_stats"]
         stats["log_weight"] = stats["log_p_xz"] - stats["log_q_z"]
-        stats["psis_log_weight"] = smoothed_log_weights(stats["log_weight"])
-        stats["k_hat"] = estimators.k_hat(stats["log_weight"])
+        smoothed, k_hat = estimators.pareto_smoothed(stats["log_weight"])
+        stats["psis_log_weight"] = smoothed - smoothed.logsumexp(0)  # normalized over the particles
+        stats["k_hat"] = k_hat
 
     def _visit(self, block: Block) -> None:
         self._put("posterior", block, block.latents, block.value)
