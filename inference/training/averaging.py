@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _LARGEST_R_HAT = 1.1  # on average: some directions of some guides mean nothing
+_LOOKS_AT_REST = 3  # in a row
 _RATIO = 0.3  # of a learning rate to the one before
 _STEPS_PER_BLOCK = 25  # at least, in whole epochs: over one, what minibatches add cancels
 _FEWEST_BLOCKS, _MOST_BLOCKS = 8, 32
@@ -86,7 +87,7 @@ class IterateAverages:
         size = sum(p.numel() for p in self._parameters)
         self._tolerance = min(rule.tolerance * size, rule.most)
         self._counts = {"skip": warmup_epochs, "epochs": 0.0, "steps": 0.0, "next_look": 0.0}
-        self._counts |= {"stage": 0.0, "has_ended": 0.0}
+        self._counts |= {"stage": 0.0, "has_ended": 0.0, "at_rest": 0.0}
         start = self._now()
         self._tensors = {"origin": start, "previous": start, "sum": torch.zeros_like(start)}
         self._tensors |= {"square": torch.zeros_like(start), "blocks": start.new_zeros(0, 2, size)}
@@ -160,8 +161,8 @@ class IterateAverages:
 
     def _look(self) -> None:
         """End the learning rate, or training, if the average is good enough."""
-        halves = self._stationary_halves()
-        if halves is None:
+        r_hat, *halves = self._steadiest_halves()
+        if not (r_hat <= _LARGEST_R_HAT or self._loss_rests(*halves)):
             return
         average, difference = (halves[0] + halves[1]) / 2, (halves[0] - halves[1]) / 2
         if not self._curvature(average, difference).is_below(self._tolerance):
@@ -170,7 +171,7 @@ class IterateAverages:
             apart = self._curvature(average, self._tensors["previous"] - average)
             self._counts["has_ended"] = float(apart.is_below(4 * self._tolerance))
         self._counts["stage"] += 0.0 if self.has_ended else 1.0
-        self._counts["next_look"] = self._counts["epochs"] = 0.0
+        self._counts["next_look"] = self._counts["epochs"] = self._counts["at_rest"] = 0.0
         self._tensors |= {"origin": average, "previous": average}
         for name in ("blocks", "lengths"):
             self._tensors[name] = self._tensors[name][:0]
@@ -179,11 +180,24 @@ class IterateAverages:
     @torch.no_grad()
     def settle(self) -> None:
         """Make an average the parameters after all, where training was ended by something else."""
-        if len(self._tensors["blocks"]) > 1 and (halves := self._stationary_halves()) is not None:
-            self._put((halves[0] + halves[1]) / 2)
+        if len(self._tensors["blocks"]) < 2:
+            return
+        _, *halves = self._steadiest_halves()
+        average = (halves[0] + halves[1]) / 2
+        if self._gain(self._now(), average) > 0:
+            self._put(average)
 
-    def _stationary_halves(self) -> tuple[Tensor, Tensor] | None:
-        """The averages of the halves of the window with the least R̂, if that is small."""
+    def _loss_rests(self, first: Tensor, second: Tensor) -> bool:
+        """Whether the later average is no better, three looks in a row.
+
+        R̂ does not fall where directions mean nothing to the objective, as in networks.
+        """
+        rests = self._gain(first, second) <= self._tolerance
+        self._counts["at_rest"] = self._counts["at_rest"] + 1 if rests else 0.0
+        return self._counts["at_rest"] >= _LOOKS_AT_REST
+
+    def _steadiest_halves(self) -> tuple[float, Tensor, Tensor]:
+        """The least R̂ of a window, and the averages of its halves."""
         blocks, lengths = self._merged()
         windows = []
         for share in _STARTS:
@@ -199,9 +213,7 @@ class IterateAverages:
             r_hat = (1 + between / within.clamp(min=torch.finfo(within.dtype).tiny)).sqrt()
             windows.append((r_hat.mean().item(), *means))
         least, *halves = min(windows, key=lambda window: window[0])
-        if not least <= _LARGEST_R_HAT:
-            return None
-        return self._tensors["origin"] + halves[0], self._tensors["origin"] + halves[1]
+        return least, self._tensors["origin"] + halves[0], self._tensors["origin"] + halves[1]
 
     def _merged(self) -> tuple[Tensor, Tensor]:
         """The blocks, joined in twos where there are too many."""
@@ -220,6 +232,13 @@ class IterateAverages:
         excess = (ends[0] + ends[1]) / 2 - self._losses_at(center)
         self._put(here)
         return Nats(excess.mean().item(), excess.std().item() / len(excess) ** 0.5)
+
+    def _gain(self, before: Tensor, after: Tensor) -> float:
+        """By how much the loss falls from one to the other: the median, as its tails are heavy."""
+        here = self._now()
+        gain = self._losses_at(before) - self._losses_at(after)
+        self._put(here)
+        return gain.median().item()
 
     def _losses_at(self, values: Tensor) -> Tensor:
         self._put(values)
