@@ -43,7 +43,6 @@ class BayesianLogisticRegression(AbstractModel):
     hidden_dims = (64,)
     pixels = "binary"
     responses = "vectors of N binary responses, one for each row of the design"
-    likelihood_name = "bernoulli"
     design: Tensor
 
     def __init__(

@@ -63,7 +63,6 @@ class ConditionalVAE(AbstractModel):
             )
         self.num_classes, self.image_dim = num_classes, data_dim - num_classes
         self.hidden_dims, self.activation = tuple(hidden_dims), activation
-        self.likelihood_name = likelihood
         self.pixel_likelihood = PixelLikelihood(likelihood, scale_floor, num_levels)
         self.pixels = self.pixel_likelihood.pixels
         self.decoder = decoder_network(

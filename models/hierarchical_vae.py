@@ -60,7 +60,6 @@ class HierarchicalVAE(AbstractModel):
         self.hidden_dims, self.activation = tuple(hidden_dims), activation
         self.channels = tuple(channels)
         self.dims = {f"z{k}": dim for k, dim in reversed(list(enumerate(latent_dims, start=1)))}
-        self.likelihood_name = likelihood
         self.pixel_likelihood = PixelLikelihood(likelihood, scale_floor, num_levels)
         self.pixels = self.pixel_likelihood.pixels
         self.layers = nn.ModuleDict(

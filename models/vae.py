@@ -66,7 +66,6 @@ class VAE(AbstractModel):
         super().__init__(data_dim, latent_dim)
         self.hidden_dims, self.activation = tuple(hidden_dims), activation
         self.channels = tuple(channels)
-        self.likelihood_name, self.prior_name = likelihood, prior
         self.pixel_likelihood = PixelLikelihood(likelihood, scale_floor, num_levels)
         self.pixels = self.pixel_likelihood.pixels
         self.decoder = decoder_network(

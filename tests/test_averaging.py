@@ -18,7 +18,7 @@ from evidence.inference import (
     fit,
 )
 from evidence.inference.programs.parameters import fan_ins, named_parameters
-from evidence.inference.training import run
+from evidence.inference.training import averaging, run
 from evidence.inference.training.averaging import IterateAverages
 from evidence.inference.training.optimizer import JointOptim
 from evidence.models.problems import PROBLEMS
@@ -109,6 +109,78 @@ def test_noise_is_averaged_and_a_trend_is_not_taken_for_rest():
     trend, *_ = iterates(noise + torch.linspace(5, 0, 4000))
     assert not trend.has_ended
     assert trend.lr_factor == 1
+
+
+def wanderer(values, losses_of, steps_per_epoch=25):
+    """The averages of a vector that wanders over `values` `[T, 2]`."""
+    parameter = torch.zeros(2)
+    averages = IterateAverages(
+        UntilConverged(),
+        [parameter],
+        lambda: losses_of(parameter.double()),
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=0.0,
+    )
+    for step, value in enumerate(values):
+        parameter.copy_(value)
+        averages.after_step()
+        if (step + 1) % steps_per_epoch == 0:
+            averages.after_epoch()
+            if averages.lr_factor == 1:
+                assert torch.equal(parameter, value)  # a look leaves them as they are
+        if averages.has_ended:
+            break
+    return averages, parameter
+
+
+def test_directions_that_mean_nothing_to_the_loss_need_not_come_to_rest(monkeypatch):
+    """As those of a network's weights; the twin, R̂ alone, waits for them forever."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(4000, 2, generator=generator)
+    values = noise + torch.arange(4000.0).unsqueeze(1) * torch.tensor([0.0, 0.1])
+
+    def losses(z):
+        return z[0].square().expand(16)
+
+    averages, parameter = wanderer(values, losses)
+    assert averages.has_ended
+    assert abs(parameter[0].item()) < 0.02
+    monkeypatch.setattr(averaging, "_LOOKS_AT_REST", math.inf)
+    assert not wanderer(values, losses)[0].has_ended
+
+
+def test_a_loss_that_falls_does_not_rest_though_its_noise_is_larger(monkeypatch):
+    """Heavy tails hide a trend from a mean and its standard error, the twin, not from a median."""
+    generator = torch.Generator().manual_seed(0)
+    values = 0.01 * torch.randn(2000, 2, generator=generator)
+    values += torch.linspace(3, 1, 2000)[:, None]
+    scales = torch.tensor([1.0] * 15 + [1e4], dtype=torch.float64)
+
+    def losses(z):
+        return z[0] * scales
+
+    assert not wanderer(values, losses)[0].lr_factor < 1
+
+    def lenient(self, before, after):
+        here = self._now()
+        gain = self._losses_at(before) - self._losses_at(after)
+        self._put(here)
+        return (gain.mean() - 2 * gain.std() / 4).item()
+
+    monkeypatch.setattr(IterateAverages, "_gain", lenient)
+    assert wanderer(values, losses)[0].lr_factor < 1
+
+
+def test_what_training_ends_with_is_an_average_only_if_that_is_better():
+    values = torch.linspace(4, 0, 400)[:, None].expand(-1, 2)
+    averages, parameter = wanderer(values, lambda z: z[0].square().expand(16))
+    averages.settle()  # a trend: the last iterate is better than any average
+    assert torch.equal(parameter, values[-1])
+    noise = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    noise[-1] = 3.0
+    averages, parameter = wanderer(noise, lambda z: z[0].square().expand(16))
+    averages.settle()
+    assert abs(parameter[0].item()) < 0.3
 
 
 def test_a_bias_that_falls_with_the_learning_rate_is_seen():

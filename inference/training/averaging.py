@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _LARGEST_R_HAT = 1.1  # on average: some directions of some guides mean nothing
-_LOOKS_AT_REST = 3  # in a row
+_LOOKS_AT_REST = 3
 _RATIO = 0.3  # of a learning rate to the one before
 _STEPS_PER_BLOCK = 25  # at least, in whole epochs: over one, what minibatches add cancels
 _FEWEST_BLOCKS, _MOST_BLOCKS = 8, 32
@@ -36,12 +36,16 @@ class Nats(NamedTuple):
 class UntilConverged:
     """Average the iterates at ever smaller learning rates, until no smaller one would gain.
 
-    At each learning rate: once the iterates are stationary (R̂ of the halves of a window, below 1.1
-    on average over the parameters) they are averaged until the noise of the average costs less than
-    `tolerance`. Then the rate falls to 30%, until two averages in a row are less than four times as
-    much apart. The last average becomes the parameters. All costs are in nats of the ELBO, so that
-    no scale of any parameter matters, by second differences of the objective under common random
-    numbers.
+    At each learning rate: once the iterates are stationary they are averaged until the noise of the
+    average costs less than `tolerance`. Then the rate falls to 30%, until two averages in a row are
+    less than four times as much apart. The last average becomes the parameters. All costs are in
+    nats of the ELBO, so that no scale of any parameter matters, by second differences of the
+    objective under common random numbers.
+
+    Stationary are iterates whose R̂, of the halves of a window, is below 1.1 on average over the
+    parameters; or, as weights of networks wander where the objective does not change, a loss that
+    falls by less than `tolerance` from the average of one half to that of the other, three times
+    in a row.
 
     References: M. Welandawe, M. R. Andersen, A. Vehtari, J. H. Huggins, "A Framework for Improving
     the Reliability of Black-box Variational Inference", 2024,
