@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, options: Any) -> None:
     # The module of a command bears its name, and holds the function of that name.
     command = getattr(importlib.import_module(f"evidence.experiments.commands.{name}"), name)
-    with terminal.own_pictures(), terminal.own_dtype(), terminal.plain_warnings():
+    with terminal.own_settings():
         command(options)
     if sys.stdout is not None:
         sys.stdout.flush()

@@ -10,6 +10,7 @@ Start = Literal["prior", "guide"]
 Dtype = Literal["auto", "float32", "float64"]
 Compilation = Literal["auto", "on", "off"]
 Split = Literal["auto", "test", "validation", "all"]
+Launcher = Literal["none", "local", "ray"]
 
 # The least and the most that an option may be, wherever it stands. What else must hold of them is
 # said by whoever uses them. A seed is numpy's, and some are added to it.
@@ -23,6 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_every": (0, 10**9),
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1000)),
     "seeds": (1, 1000),
+    "jobs": (1, 10_000),
 }
 
 
@@ -201,7 +203,33 @@ class Estimation(Options):
 
 
 @dataclass(kw_only=True)
-class Compare(Experiment, Estimation):
+class Launching(Options):
+    """Where the parts of a command run that need nothing of each other. The numbers are the same.
+
+    Args:
+        launcher: none, one after the other in this process; local, in processes of this machine;
+            or ray, as tasks of Ray (`pip install 'evidence[ray]'`). These have one thread each,
+            unless the environment's OMP_NUM_THREADS asks for more; what dies is started again and
+            goes on from its checkpoint.
+        jobs: so many at once [default: as many as there are cores].
+        ray_address: of a Ray cluster whose nodes share this file system, such as auto or
+            10.0.0.1:6379 [default: one on this machine, for as long as the command runs].
+    """
+
+    launcher: Launcher = "none"
+    jobs: int | None = None
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs is not None and self.launcher == "none":
+            raise ValueError(f"--jobs {self.jobs} needs --launcher local, or ray")
+        if self.ray_address is not None and self.launcher != "ray":
+            raise ValueError(f"--ray_address {self.ray_address} needs --launcher ray")
+
+
+@dataclass(kw_only=True)
+class Compare(Experiment, Estimation, Launching):
     """Train several guides and compare their ELBO and evidence; goes on if it was interrupted.
 
     With the estimator bdmc the data are annealed too, as with ais.
@@ -418,7 +446,7 @@ class Marginal(Options):
 
 
 @dataclass
-class Bench(Options):
+class Bench(Launching):
     """Try estimators on problems whose evidence is known: is the number right, and is its ± true?
 
     Writes bench.json, bench.md and bench.png; trials that are done already are not done again.
@@ -459,7 +487,7 @@ _MAY_DIFFER = {
     "Train": _ANYWHERE | {"num_epochs", "max_steps", "resume", "frozen_model"},
     "Compare": _ANYWHERE
     | {"guides", "models", "seeds", "max_steps", "reference"}
-    | {option.name for option in fields(Estimation)},
+    | {option.name for option in (*fields(Estimation), *fields(Launching))},
 }
 
 

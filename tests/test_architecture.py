@@ -31,7 +31,17 @@ ORDERS = {
         "model_choice",
         "diagnostics",
     ),
-    "experiments": ("config", "storage", "own", "setup", "reports", "commands", "cli", "zoo"),
+    "experiments": (
+        "config",
+        "storage",
+        "own",
+        "setup",
+        "reports",
+        "launching",
+        "commands",
+        "cli",
+        "zoo",
+    ),
 }
 
 

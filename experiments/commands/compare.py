@@ -1,6 +1,7 @@
 """`evidence compare`: several guides on one model, with ELBO, evidence and error bars."""
 
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from evidence.experiments.config import (
     Reference,
     Train,
 )
+from evidence.experiments.launching.base import AbstractLauncher, Task
+from evidence.experiments.launching.choice import launched
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.fits import over_fits, summary
 from evidence.experiments.reports.pictures import draw_comparison, draw_planes
@@ -58,9 +61,10 @@ def compare(config: Compare) -> None:
     check_options(config)
     pairs = _expect_guides(config)
     folder = RunFolder(config.out or run_name("compare", config.model, config.data))
-    with folder.opened(config, resume=True):
-        _announce(config, folder.path, pairs)
-        rows = [row for fit in range(config.seeds) for row in _fit(config, fit, folder.path)]
+    with launched(config) as launcher, folder.opened(config, resume=True):
+        fits = _fits(config, folder.path)
+        _announce(config, fits, pairs, launcher)
+        rows = _run_fits(fits, launcher)
         found, joined = comparisons(rows), over_fits(rows)
         text = "\n\n".join(
             [table(joined)]
@@ -115,37 +119,80 @@ def _expect_guides(config: Compare) -> dict[str, Assembly]:
     return pairs
 
 
-def _announce(config: Compare, path: Path, pairs: dict[str, Assembly]) -> None:
-    """Say about how long it will take to train and evaluate what is not there yet."""
-    left = [
-        (number, guide)
-        for number in range(config.seeds)
-        for guide in pairs
-        if _row_of(_place(config, number, path) / _folder_name(guide)) is None
+@dataclass(frozen=True)
+class _Fit:
+    """A guide to be fitted with one seed, which needs no other fit.
+
+    Args:
+        config: the comparison, with this seed alone.
+        guide: which one.
+        path: where the fits of this seed lie.
+    """
+
+    config: Compare
+    guide: str
+    path: Path
+
+    @property
+    def out(self) -> Path:
+        """Its run folder."""
+        return self.path / _folder_name(self.guide)
+
+    @property
+    def model(self) -> Path:
+        """The run folder of the model that all guides of this seed share, if they do."""
+        return self.path / "model"
+
+    def task(self, call: Callable[["_Fit"], None], what: str) -> Task:
+        """A call with this fit."""
+        return Task(f"{what}, seed {self.config.seed}", call, (self,), self.config.device)
+
+
+def _fits(config: Compare, path: Path) -> list[_Fit]:
+    """Every guide with every seed; those of the first lie in the folder, as if it were alone."""
+    return [
+        _Fit(
+            replace(config, seed=seed, seeds=1),
+            guide,
+            path / f"seed-{seed}" if seed > config.seed else path,
+        )
+        for seed in range(config.seed, config.seed + config.seeds)
+        for guide in config.guides
     ]
-    wanted = dict.fromkeys(guide for _, guide in left)
+
+
+def _announce(
+    config: Compare, fits: list[_Fit], pairs: dict[str, Assembly], launcher: AbstractLauncher
+) -> None:
+    """Say about how long it will take to train and evaluate what is not there yet."""
+    left = [fit for fit in fits if _row_of(fit.out) is None]
+    wanted = dict.fromkeys(fit.guide for fit in left)
     found = fit_seconds({guide: pairs[guide] for guide in wanted}, config)
     if not left or found is None:
         return
-    seconds = [found[guide] for _, guide in left]
+    seconds = [found[fit.guide] for fit in left]
     if config.decoder == "frozen":  # the first guide trains the model, once for each seed
         training, _ = next(iter(found.values()))
-        seconds += [(training, (0.0, 0.0))] * len({number for number, _ in left})
+        seconds += [(training, (0.0, 0.0))] * len({fit.config.seed for fit in left})
     least, most = (sum(span[end] for spans in seconds for span in spans) for end in (0, 1))
-    print(told(f"training and evaluating {len(left)} fits", (least, most)), flush=True)
+    at_once = min(launcher.width or 1, len(left))
+    together = f", {at_once} at a time," if at_once > 1 else ""
+    what = f"training and evaluating {len(left)} fits{together}"
+    print(told(what, (least / at_once, most / at_once)), flush=True)
 
 
-def _place(config: Compare, number: int, path: Path) -> Path:
-    """Where the fits of a seed lie: the first in the folder itself, as if it were alone."""
-    return path / f"seed-{config.seed + number}" if number > 0 else path
+def _run_fits(fits: list[_Fit], launcher: AbstractLauncher) -> list[Row]:
+    """Train and evaluate what is not there yet, wherever that is; returns what is there then.
 
-
-def _fit(config: Compare, number: int, path: Path) -> list[Row]:
-    """Every guide, with one seed."""
-    path = _place(config, number, path)
-    config = replace(config, seed=config.seed + number)
-    frozen = _train_model(config, path) if config.decoder == "frozen" else None
-    return [_run_guide(config, guide, path, frozen) for guide in config.guides]
+    Raises:
+        ValueError: a fit failed.
+    """
+    if fits[0].config.decoder == "frozen":
+        firsts = {fit.path: fit for fit in reversed(fits)}
+        models = [first.task(_train_model, "the model") for first in reversed(firsts.values())]
+        list(launcher.run(models, unit="model"))
+    list(launcher.run([fit.task(_run_guide, fit.guide) for fit in fits], unit="fit"))
+    return [row for fit in fits if (row := _row_of(fit.out)) is not None]
 
 
 def _by_seed(rows: list[Row]) -> list[Row]:
@@ -155,17 +202,17 @@ def _by_seed(rows: list[Row]) -> list[Row]:
     return [replace(row, label=f"{row.label}, seed {row.seed}") for row in rows]
 
 
-def _train_model(config: Compare, path: Path) -> str:
-    """Train the model that all guides share, with the first of them; returns its run folder."""
-    out = str(path / "model")
-    train_run(_train_config(config, config.guides[0], out))
-    return out
+def _train_model(fit: _Fit) -> None:
+    """Train the model that all guides share, with the first of them."""
+    train_run(_train_config(fit.config, fit.guide, str(fit.model)))
 
 
-def _run_guide(config: Compare, guide: str, path: Path, frozen: str | None) -> Row:
-    out = path / _folder_name(guide)
-    train_run(replace(_train_config(config, guide, str(out)), frozen_model=frozen), label=guide)
-    return _evaluated(config, out)
+def _run_guide(fit: _Fit) -> None:
+    """Train and evaluate one guide."""
+    wanted = _train_config(fit.config, fit.guide, str(fit.out))
+    frozen = str(fit.model) if fit.config.decoder == "frozen" else None
+    train_run(replace(wanted, frozen_model=frozen), label=fit.guide)
+    _evaluate(fit.config, fit.out)
 
 
 def _reading(config: Compare) -> Reading:
@@ -173,7 +220,8 @@ def _reading(config: Compare) -> Reading:
     return Reading(data_root=config.data_root, device=config.device, trust=True)
 
 
-def _evaluated(config: Compare, out: Path) -> Row:
+def _evaluate(config: Compare, out: Path) -> None:
+    """Evaluate what was trained, unless it is done."""
     options = {field.name: getattr(config, field.name) for field in fields(Estimation)}
     wanted = Evaluate(run=str(out), **asdict(_reading(config)), **options)
     on_data = replace(wanted, estimator="ais") if config.estimator == "bdmc" else wanted
@@ -184,7 +232,6 @@ def _evaluated(config: Compare, out: Path) -> Row:
         row = bracket_run(wanted)
     for details in (row.annealing, row.bracket):
         remove_snapshots_of(RunFolder(out), details)
-    return row
 
 
 def _row_of(out: Path) -> Row | None:

@@ -50,6 +50,21 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
     return "".join(_SPELLED.get(character, "?") for character in odd), error.end
 
 
+class _NoTerminal(io.TextIOWrapper):
+    """A stream that is no terminal, wherever it leads."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+def hide_terminal() -> None:
+    """Show no progress bars in this process, where those of others would run into them."""
+    stream = sys.stderr
+    if isinstance(stream, io.TextIOWrapper):  # whose buffer `sys.__stderr__` keeps open
+        options: dict[str, Any] = {"encoding": stream.encoding, "errors": stream.errors}
+        sys.stderr = _NoTerminal(stream.buffer, line_buffering=True, **options)
+
+
 @contextmanager
 def signals_as_interrupts() -> Generator[None]:
     """End at SIGTERM and SIGHUP as at Ctrl-C, unless somebody else handles or ignores them."""
@@ -73,6 +88,13 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 def signal_of(interrupt: KeyboardInterrupt) -> int:
     """The number of the signal that made an interrupt."""
     return interrupt.number if isinstance(interrupt, _SignalError) else signal.SIGINT
+
+
+@contextmanager
+def own_settings() -> Generator[None]:
+    """What a command finds and leaves: its own pictures and dtype, warnings of one line."""
+    with own_pictures(), own_dtype(), plain_warnings():
+        yield
 
 
 @contextmanager

@@ -1,0 +1,133 @@
+"""Tasks in processes of this machine, a new process for each."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess, parent_process
+
+from evidence.experiments.launching.base import (
+    AbstractLauncher,
+    Outcome,
+    Task,
+    died,
+    perform,
+    threads_per_task,
+)
+from evidence.experiments.reports import terminal
+
+_SECONDS_TO_END = 10
+# A server that has imported what tasks need forks a process in no time; Windows has none.
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+class LocalLauncher(AbstractLauncher):
+    """Runs tasks in processes of this machine, which share its devices.
+
+    Args:
+        jobs: processes at once [default: one for each core that this process may use, over the
+            threads that each has].
+    """
+
+    def __init__(self, jobs: int | None = None) -> None:
+        super().__init__(width=jobs or max(1, num_cores() // threads_per_task()))
+
+    def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Of every task, in the order in which they end."""
+        waiting = deque((task, 1) for task in tasks)
+        workers: dict[Connection, _Worker] = {}
+        try:
+            while waiting or workers:
+                while waiting and len(workers) < (self.width or 1):
+                    worker = _start(*waiting.popleft())
+                    workers[worker.pipe] = worker
+                for pipe in wait(list(workers)):
+                    worker = workers.pop(pipe)  # ty: ignore[invalid-argument-type]
+                    outcome = worker.outcome()
+                    if outcome is None:
+                        waiting.appendleft((worker.task, worker.attempt + 1))
+                    else:
+                        yield outcome
+        finally:
+            for worker in workers.values():
+                worker.process.terminate()
+            for worker in workers.values():
+                worker.end()
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A process at work on a task, and the pipe by which its outcome comes."""
+
+    task: Task
+    attempt: int
+    process: BaseProcess
+    pipe: Connection
+
+    def outcome(self) -> Outcome | None:
+        """What it sent, or that it died too often; None if the task is to be started again."""
+        try:
+            outcome: Outcome = pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            self.process.join()
+            failure = died(self.task.name, _how(self.process.exitcode), self.attempt)
+            return failure and Outcome(self.task, failure=failure)
+        finally:
+            self.end()
+        return outcome
+
+    def end(self) -> None:
+        """Wait until it is gone."""
+        self.process.join(_SECONDS_TO_END)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.pipe.close()
+
+
+def _start(task: Task, attempt: int) -> _Worker:
+    context = multiprocessing.get_context(_METHOD)
+    if _METHOD == "forkserver":
+        context.set_forkserver_preload([task.call.__module__])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(task, threads_per_task(), theirs))
+    process.start()
+    theirs.close()  # else its end would not be seen here
+    return _Worker(task, attempt, process, ours)
+
+
+def _work(task: Task, num_threads: int, pipe: Connection) -> None:
+    """What a worker does: one task, without progress bars, and not for longer than its parent."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    terminal.hide_terminal()
+    try:
+        with terminal.forgiving_streams(), terminal.signals_as_interrupts():
+            pipe.send_bytes(pickle.dumps(perform(task, num_threads)))
+    except KeyboardInterrupt as interrupt:
+        sys.exit(128 + terminal.signal_of(interrupt))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _how(exit_code: int | None) -> str:
+    with suppress(ValueError, TypeError):
+        return signal.Signals(-exit_code).name  # ty: ignore[unsupported-operator]
+    return f"exit code {exit_code}"
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    of_process = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(of_process(0)) if of_process else os.cpu_count() or 1
