@@ -415,7 +415,7 @@ class Sample(Reading):
 
 
 @dataclass
-class Marginal(Options):
+class Marginal(Launching):
     """Find the marginal likelihood of models, their Bayes factors, and what the priors have in it.
 
     Every number is confirmed by an estimate of another kind, or not claimed. Writes results.json,

@@ -1,15 +1,13 @@
 """`evidence bench`: estimators on problems whose evidence is known."""
 
-import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from evidence.experiments.config import Bench
+from evidence.experiments.launching.base import Task
+from evidence.experiments.launching.choice import launched
 from evidence.experiments.own.code import OwnCode, own_code
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.bench import bench_table, claimed_against_true
@@ -43,23 +41,25 @@ def bench(config: Bench) -> None:
     problems = config.problems or list(PROBLEMS)
     for name in problems:
         expect_choice("problem", name, list(PROBLEMS))
+    with own_code() as code:
+        names = list(_runs(config, code))
     folder = RunFolder(config.out)
     folder.path.mkdir(parents=True, exist_ok=True)
-    with own_code() as code, folder.locked():
-        runs = _runs(config, code)
+    with launched(config) as launcher, folder.locked():
         done = _read(folder.path / _NAME)
-        left = [
+        asked = [
             (problem, name, seed)
             for problem in problems
-            for name in runs
+            for name in names
             for seed in range(config.seed, config.seed + config.seeds)
-            if (problem, name, seed) not in done
         ]
-        for problem, name, seed in _progress(left):
-            done[problem, name, seed] = trial(PROBLEMS[problem], name, runs[name], seed)
-            _write(folder, list(done.values()))
-        asked = {(p, n) for p in problems for n in runs}
-        cards = _cards([one for one in done.values() if (one.problem, one.estimator) in asked])
+        order = [*done, *(key for key in asked if key not in done)]
+        tasks = [_task(config, *key) for key in asked if key not in done]
+        for _, found in launcher.run(tasks, unit="trial"):
+            done[found.problem, found.estimator, found.seed] = found
+            _write(folder, [done[key] for key in order if key in done])
+        wanted = {(problem, name) for problem in problems for name in names}
+        cards = _cards([done[key] for key in order if key[:2] in wanted])
         text = bench_table(cards)
         print(text, flush=True)
         folder.write_text("bench.md", text + "\n")
@@ -74,11 +74,14 @@ def _runs(config: Bench, code: OwnCode) -> dict[str, Run]:
     return own | {f"iw, {guide}": weighted_by(guide, code) for guide in config.guides}
 
 
-def _progress(left: list[tuple[str, str, int]]) -> Iterator[tuple[str, str, int]]:
-    with tqdm(left, unit="trial", disable=not sys.stderr.isatty()) as bar:
-        for problem, name, seed in bar:
-            bar.set_description(f"{problem}, {name}")
-            yield problem, name, seed
+def _task(config: Bench, problem: str, name: str, seed: int) -> Task:
+    return Task(f"{name} on {problem}, seed {seed}", _tried, (config, problem, name, seed))
+
+
+def _tried(config: Bench, problem: str, name: str, seed: int) -> Trial:
+    """A trial, with the user's files run for it alone."""
+    with own_code() as code:
+        return trial(PROBLEMS[problem], name, _runs(config, code)[name], seed)
 
 
 def _cards(trials: list[Trial]) -> Cards:

@@ -94,6 +94,9 @@ def _of_models(config: Compare) -> Marginal:
         data_root=config.data_root,
         out=config.out,
         target_se=wanted,
+        launcher=config.launcher,
+        jobs=config.jobs,
+        ray_address=config.ray_address,
     )
 
 
@@ -190,8 +193,9 @@ def _run_fits(fits: list[_Fit], launcher: AbstractLauncher) -> list[Row]:
     if fits[0].config.decoder == "frozen":
         firsts = {fit.path: fit for fit in reversed(fits)}
         models = [first.task(_train_model, "the model") for first in reversed(firsts.values())]
-        list(launcher.run(models, unit="model"))
-    list(launcher.run([fit.task(_run_guide, fit.guide) for fit in fits], unit="fit"))
+        list(launcher.run(models, unit="model", have_bars=True))
+    tasks = [fit.task(_run_guide, fit.guide) for fit in fits]
+    list(launcher.run(tasks, unit="fit", have_bars=True))
     return [row for fit in fits if (row := _row_of(fit.out)) is not None]
 
 

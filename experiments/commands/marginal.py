@@ -1,12 +1,14 @@
 """`evidence marginal`: marginal likelihoods of models, Bayes factors, prior sensitivity."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evidence.experiments.config import Marginal, Train
+from evidence.experiments.launching.base import Task
+from evidence.experiments.launching.choice import launched
 from evidence.experiments.own.code import own_code
 from evidence.experiments.reports import plots
 from evidence.experiments.reports.marginal import (
@@ -35,6 +37,19 @@ class _Loaded:
     sha256: str
 
 
+@dataclass(frozen=True)
+class _Question:
+    """Which marginal likelihood is asked for: of a model, or of it with one prior stretched."""
+
+    name: str
+    site: str | None = None
+    factor: float = 1.0
+
+    def __str__(self) -> str:
+        stretched = "" if self.site is None else f", {self.site} × {self.factor:g}"
+        return f"{self.name}{stretched}"
+
+
 def marginal(config: Marginal) -> None:
     """Estimate, print the tables, then write them and the picture."""
     if not config.models or len(set(config.models)) < len(config.models):
@@ -45,13 +60,12 @@ def marginal(config: Marginal) -> None:
     folder = _folder(config)
     loaded = [_load(config, name) for name in config.models]
     _expect_same_data(loaded)
-    met = {scale.site: _with_site(scale, loaded) for scale in scales}
-    found = {one.name: _estimate(one.model, one, config) for one in loaded}
+    met = {scale: _with_site(scale, loaded) for scale in scales}
+    found, stretched = _estimates(config, loaded, met)
     size = len(loaded[0].data)
     texts = [marginal_table(found, config.data, size)]
     if len(found) > 1:
         texts.append(factors_text(found))
-    stretched = {one.site: _stretched(one, met[one.site], found, config) for one in scales}
     texts += [scale_table(site, grid) for site, grid in stretched.items()]
     text = "\n\n".join(texts)
     print(text, flush=True)
@@ -105,7 +119,42 @@ def _expect_same_data(loaded: list[_Loaded]) -> None:
         raise ValueError(f"expected models of the same data, got of {sizes}")
 
 
-def _estimate(model: Callable[..., Any], one: _Loaded, config: Marginal) -> Found:
+def _estimates(
+    config: Marginal, loaded: Sequence[_Loaded], met: Mapping[PriorScales, Sequence[_Loaded]]
+) -> tuple[dict[str, Found], dict[str, dict[float, dict[str, Found]]]]:
+    """All models as they are and, by site and factor, with a prior stretched.
+
+    Args:
+        config: the options.
+        loaded: the models.
+        met: those that have the site of a prior; without it, a model stays as it is.
+    """
+    questions = [_Question(one.name) for one in loaded]
+    questions += [
+        _Question(one.name, scale.site, factor)
+        for scale, with_site in met.items()
+        for factor in scale.factors
+        if factor != 1
+        for one in with_site
+    ]
+    tasks = [Task(str(one), _answer, (config, one)) for one in dict.fromkeys(questions)]
+    with launched(config) as launcher:
+        done = launcher.run(tasks, unit="estimate", have_bars=True)
+        answers = {task.arguments[1]: found for task, found in done}
+    found = {one.name: answers[_Question(one.name)] for one in loaded}
+
+    def stretched(site: str, factor: float) -> dict[str, Found]:
+        return {n: answers.get(_Question(n, site, factor), one) for n, one in found.items()}
+
+    grids = {scale.site: {f: stretched(scale.site, f) for f in scale.factors} for scale in met}
+    return found, grids
+
+
+def _answer(config: Marginal, question: _Question) -> Found:
+    one = _load(config, question.name)
+    model = one.model
+    if question.site is not None:
+        model = ScaledPrior(question.site, question.factor)(model)
     return marginal_likelihood(
         model,
         one.data,
@@ -130,16 +179,3 @@ def _with_site(scales: PriorScales, loaded: list[_Loaded]) -> list[_Loaded]:
             f"no model has a latent {scales.site!r} (--prior_scale): expected the name of a site"
         )
     return found
-
-
-def _stretched(
-    scales: PriorScales, with_site: list[_Loaded], found: dict[str, Found], config: Marginal
-) -> dict[float, dict[str, Found]]:
-    """By factor, the estimates of every model; without the site, that of the model as it is."""
-    grid = {}
-    for factor in scales.factors:
-        grid[factor] = dict(found)
-        for one in with_site if factor != 1 else ():
-            model = ScaledPrior(scales.site, factor)(one.model)
-            grid[factor][one.name] = _estimate(model, one, config)
-    return grid

@@ -60,7 +60,7 @@ class AbstractLauncher(ABC):
         width: how many tasks run at once; None where only a cluster knows.
     """
 
-    has_bar: ClassVar[bool] = True  # tasks elsewhere show no progress bars of their own
+    is_here: ClassVar[bool] = False  # in this process
 
     def __init__(self, width: int | None) -> None:
         self.width = width
@@ -69,21 +69,25 @@ class AbstractLauncher(ABC):
     def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Of every task, in the order in which they end."""
 
-    def run(self, tasks: Sequence[Task], *, unit: str) -> Iterator[tuple[Task, Any]]:
+    def run(
+        self, tasks: Sequence[Task], *, unit: str, have_bars: bool = False
+    ) -> Iterator[tuple[Task, Any]]:
         """Every task with what it returned, in the order in which they end.
 
         Args:
             tasks: in the order in which they begin.
             unit: what one of them is called.
+            have_bars: whether they show progress bars of their own, in this process.
 
         Raises:
             ValueError: some failed; all others are done by then.
         """
         failed = []
-        is_shown = self.has_bar and sys.stderr.isatty()
+        is_shown = sys.stderr.isatty() and not (have_bars and self.is_here)
         with tqdm(total=len(tasks), unit=unit, disable=not is_shown) as bar:
             for outcome in self.outcomes(tasks):
                 bar.update()
+                bar.set_description(outcome.task.name)
                 if outcome.failure is None:
                     yield outcome.task, outcome.value
                 else:
@@ -97,7 +101,7 @@ class AbstractLauncher(ABC):
 class InProcess(AbstractLauncher):
     """Makes the calls one after the other in this process; an error is not caught."""
 
-    has_bar = False
+    is_here = True
 
     def __init__(self) -> None:
         super().__init__(width=1)
