@@ -150,7 +150,7 @@ def test_tasks_end_in_any_order_and_failures_are_told_at_the_end(tmp_path, capsy
         *(Task(f"good {number}", succeed, (number,)) for number in range(3)),
     ]
     run, found = LocalLauncher(jobs=2).run(tasks, unit="thing"), {}
-    with pytest.raises(ValueError, match="^2 of 5 things failed: bad: KeyError in ") as told:
+    with pytest.raises(ValueError, match=r"^2 of 5 things failed: bad: KeyError in ") as told:
         found.update((task.name, value) for task, value in run)
     assert f"deadly: its process died {ATTEMPTS} times (SIGKILL)" in str(told.value)
     assert found == {f"good {number}": (number, 1) for number in range(3)}
