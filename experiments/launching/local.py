@@ -78,7 +78,7 @@ class _Worker:
         except (EOFError, ConnectionError):
             self.process.join()
             failure = died(self.task.name, _how(self.process.exitcode), self.attempt)
-            return failure and Outcome(self.task, failure=failure)
+            return None if failure is None else Outcome(self.task, failure=failure)
         finally:
             self.end()
         return outcome
@@ -97,7 +97,8 @@ def _start(task: Task, attempt: int) -> _Worker:
     if _METHOD == "forkserver":
         context.set_forkserver_preload([task.call.__module__])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(task, threads_per_task(), theirs))
+    arguments = (task, threads_per_task(), theirs)
+    process = context.Process(target=_work, args=arguments)  # ty: ignore[missing-attribute]
     process.start()
     theirs.close()  # else its end would not be seen here
     return _Worker(task, attempt, process, ours)

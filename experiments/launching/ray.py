@@ -1,6 +1,7 @@
 """Tasks on Ray: a cluster on this machine for the time of a command, or one that others keep."""
 
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -93,7 +94,7 @@ class RayLauncher(AbstractLauncher):
             _expect_reachable(self.address)
         try:
             with _signals_kept():
-                ray.init(logging_level="ERROR", **options)
+                ray.init(logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"no Ray cluster at {self.address or 'this machine'}: {error}"
