@@ -69,6 +69,7 @@ from evidence.inference.training.averaging import UntilConverged
 from evidence.inference.training.fit import fit
 from evidence.inference.training.history import EpochRecord, History, NotConvergedWarning
 from evidence.inference.training.non_finite import NonFiniteLossError
+from evidence.inference.training.ranks import RankLostError, Ranks
 from evidence.inference.training.restarts import best_start
 from evidence.inference.training.snapshots import Snapshot, restore_tensors
 from evidence.inference.training.stopping import UntilFlat
@@ -105,6 +106,8 @@ __all__ = [
     "ModelProbability",
     "NonFiniteLossError",
     "NotConvergedWarning",
+    "RankLostError",
+    "Ranks",
     "Reference",
     "Renyi",
     "ReweightedWakeSleep",

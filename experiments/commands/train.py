@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from evidence.experiments.config import Train
+from evidence.experiments.launching.torchrun import ranks_of_torchrun
 from evidence.experiments.reports.pictures import draw_run
 from evidence.experiments.reports.report import table, training_row
 from evidence.experiments.setup import catalogue
@@ -23,7 +24,14 @@ from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.guides import Unamortized
-from evidence.inference import History, NotConvergedWarning, Snapshot, fit
+from evidence.inference import (
+    History,
+    NotConvergedWarning,
+    RankLostError,
+    Ranks,
+    Snapshot,
+    fit,
+)
 from evidence.inference.programs.evaluation import no_training
 
 Announce = Callable[[Assembly, Row], None]
@@ -31,8 +39,21 @@ Announce = Callable[[Assembly, Row], None]
 
 def train(config: Train) -> None:
     """Train a pair into its run folder, draw its pictures and print its row."""
-    row = train_run(config, announce=_announce)
+    with ranks_of_torchrun(config.device) as ranks:
+        if not ranks.is_first:
+            _follow(config, ranks)
+            return
+        row = train_run(config, announce=_announce, ranks=ranks)
     print(f"\nwrote {row.folder}")
+
+
+def _follow(config: Train, ranks: Ranks) -> None:
+    """Take the steps of the first process along with it; that one alone writes the folder."""
+    try:
+        ranks.wait()  # until the folder is open, and the options are known to be good
+    except RankLostError:
+        sys.exit(2)  # the first says why
+    fit_assembly(assemble(config), _folder(config), ranks=ranks)
 
 
 def _announce(assembly: Assembly, row: Row) -> None:
@@ -45,6 +66,7 @@ def train_run(
     *,
     label: str | None = None,
     announce: Announce | None = None,
+    ranks: Ranks | None = None,
 ) -> Row:
     """Train a pair, or go on with it.
 
@@ -52,6 +74,7 @@ def train_run(
         config: the options.
         label: how tables call the guide, if not by its name.
         announce: called with the pair and its row before anything of it is written.
+        ranks: the processes that train it together, of which this is the first.
 
     Returns:
         The row of results.json.
@@ -66,11 +89,12 @@ def train_run(
             f"{config.guide} has no encoder to train a model with: train the model with another "
             "guide and fit this one to it with --frozen_model RUN, or compare with --decoder frozen"
         )
-    out = config.out or run_name(Spec.parse(config.model).name, config.guide, config.data)
-    folder = RunFolder(out)
+    folder = _folder(config)
     with folder.opened(assembly.config, resume=config.resume):
         before = folder.read_results()  # what is wrong with it shows before anything is trained
-        history = fit_assembly(assembly, folder)
+        if ranks is not None:
+            ranks.wait()
+        history = fit_assembly(assembly, folder, ranks=ranks)
         folder.set_aside()
         row = training_row(assembly, history, folder.path, label=label or config.guide)
         if announce is not None:
@@ -82,16 +106,22 @@ def train_run(
     return row
 
 
+def _folder(config: Train) -> RunFolder:
+    default = run_name(Spec.parse(config.model).name, config.guide, config.data)
+    return RunFolder(config.out or default)
+
+
 def _trains_model(assembly: Assembly) -> bool:
     return isinstance(assembly.guide, Unamortized) or any(
         parameter.requires_grad for parameter in assembly.model.parameters()
     )
 
 
-def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
+def fit_assembly(assembly: Assembly, folder: RunFolder, *, ranks: Ranks | None = None) -> History:
     """Run `fit` with checkpoints into the folder, from the newest one if there is any."""
     config = assembly.config
     context = {"config": asdict(config), **assembly.fingerprint()}
+    has_log = config.tensorboard and (ranks is None or ranks.is_first)
     is_first = True
 
     def save(snapshot: Snapshot) -> None:
@@ -102,7 +132,7 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
         is_first = False
 
     with (
-        _tensorboard(folder.path if config.tensorboard else None) as writer,
+        _tensorboard(folder.path if has_log else None) as writer,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", NotConvergedWarning)  # every table says it
@@ -131,6 +161,7 @@ def fit_assembly(assembly: Assembly, folder: RunFolder) -> History:
             resume_from=_snapshot_to_resume(assembly, folder) if config.resume else None,
             on_snapshot=save,
             snapshot_every=config.checkpoint_every,
+            ranks=ranks,
         )
 
 

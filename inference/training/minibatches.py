@@ -50,16 +50,28 @@ def data_dims(model: Program, total: int, batch: Batch, traces: Traces) -> froze
     """
     if len(batch) >= total or not shares_latents(traces, len(batch)):
         return frozenset()
-    dims = _dims_of(traces.model, len(batch))
-    larger = trace_of_one_more(model, batch)
-    if larger is not None:
-        dims &= _dims_of(larger, len(batch) + 1)  # plates of another kind do not grow along
+    dims = dims_of_data(model, batch, traces)
     if not dims:
         raise ValueError(
             f"the data share latents, and no plate over the {len(batch)} data of a batch tells "
             f"what to scale by {total}/{len(batch)}: put what is of each datum inside `with "
             f'pyro.plate("data", len(x)):`, or train on all data at once (batch_size={total})'
         )
+    return dims
+
+
+def dims_of_data(model: Program, batch: Batch, traces: Traces) -> frozenset[int]:
+    """The dims of the model's plates over the data, of which a batch is some.
+
+    Args:
+        model: called with a batch; scores it.
+        batch: of data.
+        traces: of the pair on the batch.
+    """
+    dims = _dims_of(traces.model, len(batch))
+    larger = trace_of_one_more(model, batch)
+    if larger is not None:
+        dims &= _dims_of(larger, len(batch) + 1)  # plates of another kind do not grow along
     return frozenset(dims)
 
 

@@ -30,6 +30,7 @@ from evidence.inference.training.non_finite import (
 )
 from evidence.inference.training.optimizer import JointOptim
 from evidence.inference.training.options import TrainingOptions
+from evidence.inference.training.ranks import Ranks
 from evidence.inference.training.snapshots import Saver, Snapshot
 from evidence.inference.training.state import Position, TrainingState
 from evidence.inference.training.step import TrainingStep, Weights
@@ -55,6 +56,7 @@ class TrainingRun:
         makers: Makers,
         writer: ScalarWriter | None,
         first: Traces,
+        ranks: Ranks,
     ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
         self.data, self.options, self.makers, self.writer = data, options, makers, writer
@@ -72,7 +74,14 @@ class TrainingRun:
             divisors=fan_ins(model, guide) if options.averages else None,
         )
         self.step = TrainingStep(
-            model, guide, data, objective, self.optim, batch_size=options.batch_size, first=first
+            model,
+            guide,
+            data,
+            objective,
+            self.optim,
+            batch_size=options.batch_size,
+            first=first,
+            ranks=ranks,
         )
         self.averages: IterateAverages | None = None
         if options.averages and isinstance(options.until, UntilConverged):

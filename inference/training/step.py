@@ -23,8 +23,15 @@ from evidence.inference.programs.traces import Program, Traces, takes_subsamples
 from evidence.inference.programs.validation import in_one_line, validated
 from evidence.inference.training.data import TrainingData
 from evidence.inference.training.first_steps import NUM_WATCHED, GradientWatch
-from evidence.inference.training.minibatches import ScaleData, data_dims
+from evidence.inference.training.minibatches import (
+    ScaleData,
+    data_dims,
+    dims_of_data,
+    shares_latents,
+)
 from evidence.inference.training.optimizer import JointOptim
+from evidence.inference.training.ranks import Ranks
+from evidence.inference.training.shared_draws import ShareDraws
 from evidence.inference.training.support import CheckSupport
 from evidence.inference.training.tempering import TemperLatents, TemperLikelihood
 
@@ -46,6 +53,7 @@ class TrainingStep:
         optim: of all parameters.
         batch_size: data per step.
         first: traces of the pair on the first batch.
+        ranks: the processes that take every step together.
     """
 
     def __init__(
@@ -58,9 +66,10 @@ class TrainingStep:
         *,
         batch_size: int,
         first: Traces,
+        ranks: Ranks,
     ) -> None:
         self.model, self.guide, self.data, self.objective = model, guide, data, objective
-        self.optim, self.batch_size = optim, batch_size
+        self.optim, self.batch_size, self.ranks = optim, batch_size, ranks
         batch = data.x_train[:batch_size]
         self.gradients = GradientWatch(_to_be_trained(optim.parameters, objective, first.guide))
         self.is_watched = True
@@ -69,6 +78,9 @@ class TrainingStep:
         )
         self._plate_total = _plate_total(first.model, len(batch))
         self._data_dims = data_dims(model, len(data), batch, first)
+        self._dims = frozenset() if ranks.size == 1 else dims_of_data(model, batch, first)
+        if ranks.size > 1 and shares_latents(first, len(batch)):  # a share of all data is scaled
+            self._data_dims = self._dims
         self._takes_subsamples = takes_subsamples(first.model, batch)
 
     def take(self, x: Batch, *, number: int, is_first_epoch: bool, weights: "Weights") -> float:
@@ -100,27 +112,65 @@ class TrainingStep:
         Parameters are hidden from SVI, which would look for them in Pyro's store by name, where
         two modules can meet; `JointOptim` knows them all.
         """
-        parameters = self.optim.parameters
-        num_data = self._plate_total or (len(self.data) if self._data_dims else len(x))
-        with poutine.block(hide_types=["param"]), self._scaled(len(x)):
-            if isinstance(self.objective, Compiled):
-                loss = self.objective.mean_loss_and_grads(num_data, model, guide, x)
-            elif not isinstance(self.objective, Differentiable):
-                loss = self.objective.loss_and_grads(model, guide, x) / num_data
-                for parameter in parameters.values():
-                    if parameter.grad is not None:
-                        parameter.grad /= num_data
-            else:
-                surrogate = self.objective.differentiable_loss(model, guide, x) / num_data
-                loss = surrogate.item()
-                if math.isfinite(loss):
-                    surrogate.backward()
+        loss = self._shared(self.ranks, model, guide, x)
         if not math.isfinite(loss):
             self.optim.zero_grad()
             raise FloatingPointError(f"the loss is {loss}")
         if self.is_watched:
-            self.gradients.observe(parameters, x)
+            self.gradients.observe(self.optim.parameters, x)
         return loss
+
+    def _shared(self, ranks: Ranks, model: Program, guide: Program, x: Batch) -> float:
+        """The loss of a batch, of which every process takes a share, and its gradients."""
+        total, parameters = len(x), self.optim.parameters.values()
+        part = x if ranks.size == 1 else x[ranks.share(total)]
+        num_data = self._plate_total or (len(self.data) if self._data_dims else len(part))
+        draws = ShareDraws(self._dims, ranks.share(total), total) if ranks.size > 1 else None
+        with (
+            poutine.block(hide_types=["param"]),
+            self._scaled(len(part)),
+            draws or nullcontext(),
+        ):
+            if isinstance(self.objective, Compiled):
+                loss = self.objective.mean_loss_and_grads(num_data, model, guide, part)
+            elif not isinstance(self.objective, Differentiable):
+                loss = self.objective.loss_and_grads(model, guide, part) / num_data
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad /= num_data
+            else:
+                surrogate = self.objective.differentiable_loss(model, guide, part) / num_data
+                loss = surrogate.item()
+                if math.isfinite(loss):
+                    surrogate.backward()
+        loss = ranks.mean(loss, total)
+        if math.isfinite(loss):  # of all processes, or of none
+            ranks.average(parameters, total)
+        return loss
+
+    def expect_shares_to_add_up(self, x: Batch) -> None:
+        """Check on a batch that what the processes do together is what one does.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self.ranks.size == 1:
+            return
+        found = []
+        for ranks in (Ranks(), self.ranks):
+            with isolated_rng(device=x.device), in_one_line(x):
+                self._shared(ranks, self.model, self.guide, x)
+            gradients = [p.grad for p in self.optim.parameters.values() if p.grad is not None]
+            found.append(torch.cat([gradient.flatten().double() for gradient in gradients]))
+            dtype = gradients[0].dtype
+            self.optim.zero_grad()
+        whole, shared = found
+        if not (whole - shared).norm() <= torch.finfo(dtype).eps ** 0.5 * whole.norm():
+            raise ValueError(
+                "the gradients of shares of a minibatch do not add up to those of all of it, as "
+                "they do where every datum is scored by itself, inside the plate over the data "
+                "(batch normalization and dropout are not): train it in one process"
+            )
 
     @torch.no_grad()
     def loss(self, x: Batch, seed: int) -> float:
