@@ -9,6 +9,7 @@ from torch import nn
 
 from evidence import guides
 from evidence.inference import Ranks, fit
+from evidence.inference.training.ranks import ALONE
 from evidence.models import VAE
 
 
@@ -37,18 +38,26 @@ class Normed(guides.MeanField):
         self.encoder = nn.Sequential(nn.BatchNorm1d(12), self.encoder)
 
 
+class Dropped(guides.MeanField):
+    """Whose encoder draws outside of every site."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.encoder = nn.Sequential(nn.Dropout(0.5), self.encoder)
+
+
 def pair_of(name):
     """A pair in float64, its data, and the transform of its minibatches."""
     pyro.set_rng_seed(0)
     if name == "regression":
         x = torch.randn(50, 3, dtype=torch.float64)
         return regression, regression_guide, (x, x.sum(1)), None
-    family = Normed if name == "Normed" else getattr(guides, name)
+    family = {"Normed": Normed, "Dropped": Dropped}.get(name) or getattr(guides, name)
     pair = VAE(12, 4, hidden_dims=[16]).double(), family(4, 12, hidden_dims=[16]).double()
     return *pair, torch.rand(80, 12, dtype=torch.float64), torch.bernoulli
 
 
-def trained(name, batch_size, ranks=None):
+def trained(name, batch_size, ranks=ALONE):
     """Losses and parameters after 100 steps."""
     model, guide, data, transform = pair_of(name)
     with warnings.catch_warnings():

@@ -53,10 +53,11 @@ def test_several_processes_take_the_steps_of_one(name, batch_size, size, tmp_pat
             assert (theirs[key] == found[0][1][key]).all()  # of each other, bit for bit
 
 
-def test_data_that_see_each_other_are_not_shared_out(tmp_path):
-    """A planted error: batch normalization by each process's own rows."""
+@pytest.mark.parametrize("name", ["Normed", pytest.param("Dropped", marks=pytest.mark.slow)])
+def test_data_that_see_each_other_are_not_shared_out(name, tmp_path):
+    """Planted errors: batch normalization and dropout by each process's own rows."""
     with pytest.raises(ValueError, match="do not add up to those of all of it"):
-        by_processes("Normed", 30, 2, tmp_path)
+        by_processes(name, 30, 2, tmp_path)
 
 
 def test_draws_by_what_cannot_be_shared_out_are_refused():

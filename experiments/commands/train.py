@@ -33,6 +33,7 @@ from evidence.inference import (
     fit,
 )
 from evidence.inference.programs.evaluation import no_training
+from evidence.inference.training.ranks import ALONE
 
 Announce = Callable[[Assembly, Row], None]
 
@@ -53,7 +54,9 @@ def _follow(config: Train, ranks: Ranks) -> None:
         ranks.wait()  # until the folder is open, and the options are known to be good
     except RankLostError:
         sys.exit(2)  # the first says why
-    fit_assembly(assemble(config), _folder(config), ranks=ranks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first tells these, too
+        fit_assembly(assemble(config), _folder(config), ranks=ranks)
 
 
 def _announce(assembly: Assembly, row: Row) -> None:
@@ -66,7 +69,7 @@ def train_run(
     *,
     label: str | None = None,
     announce: Announce | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> Row:
     """Train a pair, or go on with it.
 
@@ -92,8 +95,7 @@ def train_run(
     folder = _folder(config)
     with folder.opened(assembly.config, resume=config.resume):
         before = folder.read_results()  # what is wrong with it shows before anything is trained
-        if ranks is not None:
-            ranks.wait()
+        ranks.wait()
         history = fit_assembly(assembly, folder, ranks=ranks)
         folder.set_aside()
         row = training_row(assembly, history, folder.path, label=label or config.guide)
@@ -117,11 +119,11 @@ def _trains_model(assembly: Assembly) -> bool:
     )
 
 
-def fit_assembly(assembly: Assembly, folder: RunFolder, *, ranks: Ranks | None = None) -> History:
+def fit_assembly(assembly: Assembly, folder: RunFolder, *, ranks: Ranks = ALONE) -> History:
     """Run `fit` with checkpoints into the folder, from the newest one if there is any."""
     config = assembly.config
     context = {"config": asdict(config), **assembly.fingerprint()}
-    has_log = config.tensorboard and (ranks is None or ranks.is_first)
+    has_log = config.tensorboard and ranks.is_first
     is_first = True
 
     def save(snapshot: Snapshot) -> None:

@@ -37,7 +37,7 @@ from evidence.inference.training.identity import Makers
 from evidence.inference.training.minibatches import shares_latents
 from evidence.inference.training.optimizer import MakeOptimizer, MakeScheduler, fused_adam
 from evidence.inference.training.options import USUAL, TrainingOptions
-from evidence.inference.training.ranks import Ranks
+from evidence.inference.training.ranks import ALONE, Ranks
 from evidence.inference.training.run import ScalarWriter, TrainingRun
 from evidence.inference.training.snapshots import Snapshot
 from evidence.inference.training.stopping import UntilFlat
@@ -78,7 +78,7 @@ def fit(
     resume_from: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
     snapshot_every: int = 500,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> History:
     """Fit model and guide to `x_train` with `pyro.infer.SVI`, until nothing more is gained.
 
@@ -138,7 +138,8 @@ def fit(
             without one, and at the end.
         snapshot_every: steps between snapshots.
         ranks: the processes that each call `fit` with the same arguments and take a share of every
-            minibatch, for the steps that one would take. The first alone shows, logs and saves.
+            minibatch, for the steps that one would take. The first alone shows, logs and saves;
+            nothing is compiled.
 
     Returns:
         The history, one record per epoch, in nats per datum.
@@ -154,9 +155,6 @@ def fit(
             each take a share.
         RankLostError: another of the `ranks` has ended.
     """
-    ranks = ranks or Ranks()
-    if not ranks.is_first:
-        progress, writer, on_snapshot = False, None, None
     rows = _checked(x_train, "x_train").detach()  # simulated ones remember their parameters
     judged = (x_test, "x_test"), (held_out, "held_out")
     batch_size = _batch_size_of(rows, batch_size)
@@ -200,10 +198,8 @@ def fit(
         makers = Makers(optimizer, scheduler)
         objective = _objective_for(traces, objective, averages=options.averages)
         num_steps = options.known_steps(len(data))
-        compile = compile if ranks.size == 1 else False  # a graph remembers its draws' shapes
         objective = compiled_where_it_pays(objective, compile, model, guide, x, num_calls=num_steps)
         run = TrainingRun(model, guide, data, options, objective, makers, writer, traces, ranks)
-        run.step.expect_shares_to_add_up(x)
         if resume_from is not None:
             data.expect_resumable()
             run.restore(resume_from)

@@ -95,6 +95,9 @@ class Ranks:
                 gradient.copy_(part.view_as(gradient))
 
 
+ALONE = Ranks()
+
+
 def _all_reduce(tensor: Tensor) -> None:
     try:
         there = tensor.to(_device(), copy=True) if _device() != tensor.device.type else tensor

@@ -59,7 +59,8 @@ class TrainingRun:
         ranks: Ranks,
     ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
-        self.data, self.options, self.makers, self.writer = data, options, makers, writer
+        self.data, self.options, self.makers, self.ranks = data, options, makers, ranks
+        self.writer = writer if ranks.is_first else None
         self.steps_per_epoch = data.num_batches(options.batch_size)
         self.parameters = trainable_parameters(model, guide)
         if not self.parameters:
@@ -83,15 +84,7 @@ class TrainingRun:
             first=first,
             ranks=ranks,
         )
-        self.averages: IterateAverages | None = None
-        if options.averages and isinstance(options.until, UntilConverged):
-            self.averages = IterateAverages(
-                options.until,
-                self.parameters.values(),
-                self.step.losses,
-                steps_per_epoch=self.steps_per_epoch,
-                warmup_epochs=options.warmup_epochs,
-            )
+        self.averages = self._averages()
         self.state = TrainingState(model, guide, self.optim, self.averages, data.device)
         self.rate = self._rate()
         self.last_batch: Batch | None = None
@@ -101,7 +94,9 @@ class TrainingRun:
 
     def train(self, progress: bool, on_snapshot: Callable[[Snapshot], None] | None) -> History:
         """Take every step that is left."""
-        saver = Saver(on_snapshot, every=self.options.snapshot_every)
+        wanted = on_snapshot if self.ranks.is_first else None
+        saver = Saver(wanted, every=self.options.snapshot_every)
+        progress = progress and self.ranks.is_first
         max_epochs = self.options.max_epochs(self.steps_per_epoch)
         total = None if self.options.is_until else max_epochs * self.steps_per_epoch
         total = self.options.num_steps or total
@@ -144,6 +139,19 @@ class TrainingRun:
     def steps_done(self) -> int:
         """Training steps since the start of the run."""
         return self.position.epoch * self.steps_per_epoch + self.position.step
+
+    def _averages(self) -> IterateAverages | None:
+        """Of the iterates, if training ends with one."""
+        options = self.options
+        if not (options.averages and isinstance(options.until, UntilConverged)):
+            return None
+        return IterateAverages(
+            options.until,
+            self.parameters.values(),
+            self.step.losses,
+            steps_per_epoch=self.steps_per_epoch,
+            warmup_epochs=options.warmup_epochs,
+        )
 
     def _rate(self) -> LearningRate:
         """The learning rate after the epochs behind."""

@@ -30,7 +30,7 @@ from evidence.inference.training.minibatches import (
     shares_latents,
 )
 from evidence.inference.training.optimizer import JointOptim
-from evidence.inference.training.ranks import Ranks
+from evidence.inference.training.ranks import ALONE, Ranks
 from evidence.inference.training.shared_draws import ShareDraws
 from evidence.inference.training.support import CheckSupport
 from evidence.inference.training.tempering import TemperLatents, TemperLikelihood
@@ -78,6 +78,7 @@ class TrainingStep:
         )
         self._plate_total = _plate_total(first.model, len(batch))
         self._data_dims = data_dims(model, len(data), batch, first)
+        self._adds_up = ranks.size == 1
         self._dims = frozenset() if ranks.size == 1 else dims_of_data(model, batch, first)
         if ranks.size > 1 and shares_latents(first, len(batch)):  # a share of all data is scaled
             self._data_dims = self._dims
@@ -96,6 +97,9 @@ class TrainingStep:
             FloatingPointError: loss or gradient is not finite; nothing was updated.
             InvalidArgumentError: a distribution refused its parameters; nothing was updated.
         """
+        if not self._adds_up:
+            self._expect_shares_to_add_up(x)
+            self._adds_up = True
         self.is_watched = number < NUM_WATCHED
         is_due = is_first_epoch or number % _STEPS_PER_CHECK == 0
         is_unseen = self._takes_subsamples or (self.data.is_unseen and is_due)
@@ -125,11 +129,12 @@ class TrainingStep:
         total, parameters = len(x), self.optim.parameters.values()
         part = x if ranks.size == 1 else x[ranks.share(total)]
         num_data = self._plate_total or (len(self.data) if self._data_dims else len(part))
-        draws = ShareDraws(self._dims, ranks.share(total), total) if ranks.size > 1 else None
+        is_shared = self.ranks.size > 1  # also where one alone takes all
+        draws = ShareDraws(self._dims, ranks.share(total), total) if is_shared else nullcontext()
         with (
             poutine.block(hide_types=["param"]),
             self._scaled(len(part)),
-            draws or nullcontext(),
+            draws,
         ):
             if isinstance(self.objective, Compiled):
                 loss = self.objective.mean_loss_and_grads(num_data, model, guide, part)
@@ -148,16 +153,14 @@ class TrainingStep:
             ranks.average(parameters, total)
         return loss
 
-    def expect_shares_to_add_up(self, x: Batch) -> None:
+    def _expect_shares_to_add_up(self, x: Batch) -> None:
         """Check on a batch that what the processes do together is what one does.
 
         Raises:
             ValueError: it is not.
         """
-        if self.ranks.size == 1:
-            return
         found = []
-        for ranks in (Ranks(), self.ranks):
+        for ranks in (ALONE, self.ranks):
             with isolated_rng(device=x.device), in_one_line(x):
                 self._shared(ranks, self.model, self.guide, x)
             gradients = [p.grad for p in self.optim.parameters.values() if p.grad is not None]
