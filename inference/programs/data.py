@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -92,16 +93,16 @@ def as_data(data: Any) -> Batch:
 
     Args:
         data: a tensor or array; a tuple or list of them, `model(*data)`; or a mapping such as a
-            dict or a pandas data frame, `model(**data)`; `()` for a program without arguments.
-            Floating-point arrays become tensors of torch's default dtype. A dataset or a loader of
-            `torch.utils.data` is read at once, see `as_rows`.
+            dict or a pandas data frame, `model(**data)`; a number, `model(number)`; `()` for a
+            program without arguments. Floating-point arrays become tensors of torch's default
+            dtype. A dataset or a loader of `torch.utils.data` is read at once, see `as_rows`.
 
     Raises:
         ValueError: a dataset without a length, or with items that make no batch.
     """
     if isinstance(data, Dataset | DataLoader):
         return as_rows(data)[:]
-    if isinstance(data, Data | Tensor):
+    if isinstance(data, Data):
         return data
     if isinstance(data, Mapping):
         return Data(kwargs={str(name): _as_tensor(value) for name, value in data.items()})
@@ -109,7 +110,10 @@ def as_data(data: Any) -> Batch:
         return Data(kwargs={str(name): _as_tensor(data[name]) for name in data.columns})
     if isinstance(data, Sequence) and not isinstance(data, str):
         return Data(tuple(_as_tensor(value) for value in data))
-    return _as_tensor(data)
+    value = _as_tensor(data)
+    # A number has no rows: it is an argument like any other that is passed as it is.
+    is_number = isinstance(value, Number | np.generic) or (isinstance(value, Tensor) and not value.ndim)
+    return Data((value,)) if is_number else value
 
 
 def as_rows(data: Any) -> "Batch | StoredData":
