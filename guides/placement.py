@@ -15,6 +15,7 @@ from torch import Tensor
 from evidence.guides.relative import Relative, is_of_location_and_scale, is_of_scales
 from evidence.guides.transforms.base import AbstractTransform
 from evidence.inference.programs.data import Data
+from evidence.inference.programs.enumeration import undrawn
 from evidence.inference.programs.latents import Latents
 from evidence.inference.programs.sites import sites_of
 from evidence.inference.programs.traces import Layout
@@ -172,7 +173,7 @@ class Placement:
         """The sites with their values: as one run of the model had them, or as they are now."""
         if self._model:
             with poutine.block(), poutine.trace() as tracer, Given(dict(known)), assignment:
-                self._model[0](*data.args, **data.kwargs)
+                undrawn(self._model[0])(*data.args, **data.kwargs)
             sites = sites_of(tracer.trace)
             return {name: sites[name] for name in (*self.sites, *self.imputed)}
         sites = {name: dict(site) for name, site in self.sites.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 from evidence.inference.paths.inversion import solved
 from evidence.inference.paths.log_joint import AbstractPath, PriorPath, Way, latents_of
 from evidence.inference.programs.data import Batch
+from evidence.inference.programs.enumeration import undrawn
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import has_narrow_image, reaches_beyond
 from evidence.inference.programs.traces import Program, layout_of, random_sites
@@ -136,7 +137,7 @@ class GuidePath(AbstractPath):
 
     def _unconstrained(self, values: dict[str, Tensor], plate: int | None) -> Tensor:
         """The model's latents, by its own bijections: `[C, B, Z]`."""
-        return self.latents.pack(self._scored(values, plate), plate or 1, len(self.x))
+        return self.latents.pack(self._given(values, plate), plate or 1, len(self.x))
 
     def _made_of(self, rows: dict[str, Tensor], plate: int | None) -> Tensor:
         """The same, of what the guide makes of u."""
@@ -150,8 +151,13 @@ class GuidePath(AbstractPath):
         way = Way.ONE_BY_ONE if len(z) == 1 else self.way
         return self._by(way, self._made_of, {"u": z})
 
+    def _given(self, values: dict[str, Tensor], plate: int | None) -> dict[str, Site]:
+        """The model's sites, given values of its latents, for what their densities have no part in."""
+        with Given(values):
+            return self._run(undrawn(self.model), plate)
+
     def _scored(self, values: dict[str, Tensor], plate: int | None) -> dict[str, Site]:
-        """The model's sites, given values of its latents."""
+        """The model's sites, given values of its latents, with the discrete ones summed out."""
         with Given(values):
             return self._run(self.model, plate, sum_out=True)
 
@@ -197,8 +203,8 @@ class GuidePath(AbstractPath):
 
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
         sites, _ = self._guide_sites(z, plate)
-        scored = self._scored(_values_of(sites), plate)
-        return self.latents.values(scored, plate or 1, len(self.x))
+        given = self._given(_values_of(sites), plate)
+        return self.latents.values(given, plate or 1, len(self.x))
 
     def _check_scores(self, otherwise: str) -> None:
         """Score draws that the guide has forgotten."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from evidence.inference.paths.hmc import weighted_sum
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
-from evidence.inference.programs.enumeration import is_enumerated, prior_of
+from evidence.inference.programs.enumeration import is_enumerated, prior_of, undrawn
 from evidence.inference.programs.mapping import AsVmapNeeds
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import latent_sites
@@ -177,6 +177,10 @@ class AbstractPath(ABC):
         """The model's latents at `z` `[C, B, Z]` by site name, `[C, B, *plates, *event_shape]`."""
         if self.way is Way.PLATE:
             return self._values(z, len(z))
+        if self.way is Way.VMAP:
+            with AsVmapNeeds():
+                together = torch.vmap(lambda row: self._values(row.unsqueeze(0), None))(z)
+            return {name: value.squeeze(1) for name, value in together.items()}
         rows = [self._values(row.unsqueeze(0), None) for row in z]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
@@ -258,7 +262,8 @@ class PriorPath(AbstractPath):
 
     def _locate(self, values: dict[str, Tensor], plate: int | None) -> Tensor:
         with Given(values):
-            return self.packing.pack(self._run(self.model, plate), plate or 1, len(self.x))
+            sites = self._run(undrawn(self.model), plate)
+        return self.packing.pack(sites, plate or 1, len(self.x))
 
     def _terms(self, z: Tensor, plate: int | None) -> PriorTerms:
         with Assignment(self.packing, z, has_chains=plate is not None) as assignment:
@@ -277,7 +282,7 @@ class PriorPath(AbstractPath):
 
     def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
         with Assignment(self.packing, z, has_chains=plate is not None):
-            sites = self._run(self.model, plate)
+            sites = self._run(undrawn(self.model), plate)
         return self.packing.values(sites, plate or 1, len(self.x))
 
 

@@ -13,6 +13,7 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.einsum import torch_log
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from evidence.inference.programs.checks import check_support
@@ -86,6 +87,25 @@ def prior_of(model: Program) -> Program:
     return poutine.block(
         model, hide_fn=lambda site: site.get("is_observed", False) or is_enumerated(site)
     )
+
+
+def undrawn(model: Program, *, which: int = 0) -> Program:
+    """The model with the latents that it enumerates at their first values, or others; none drawn.
+
+    For what does not depend on them: the values and supports of the other latents, which may then
+    be asked for under `torch.vmap`, too.
+    """
+    return _Undrawn(which)(model)
+
+
+class _Undrawn(Messenger):
+    def __init__(self, which: int) -> None:
+        super().__init__()
+        self.which = which
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if is_enumerated(msg) and msg["value"] is None and msg["fn"].has_enumerate_support:
+            msg["value"] = msg["fn"].enumerate_support()[self.which]
 
 
 def trace_summed_out(model: Program, x: Batch, latents: Trace | None = None) -> Trace:

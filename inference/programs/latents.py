@@ -12,12 +12,13 @@ from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch, Program
+from evidence.inference.programs.enumeration import undrawn
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import dim_of, latent_sites, plates_of, random_sites
 from evidence.inference.programs.supports import entry_of
 from evidence.inference.programs.traces import Layout, common_dims, trace_of_one_more
-from evidence.inference.programs.unconstrained import Assignment, Packing, Site
+from evidence.inference.programs.unconstrained import Assignment, Given, Packing, Site
 
 _FEW = 64  # data: enough to see where every datum has latents of its own
 
@@ -32,7 +33,7 @@ class Latents:
         local: those of each datum, inside the plate over the data, where the data share others.
         data_dim: of that plate; None where there is no such latent.
         imputed: what `obs_mask` leaves unobserved, which has no likelihood: no part of `sites`.
-        dependent: those whose location or scale depends on other latents.
+        dependent: those whose location or scale depends on other latents, and on no discrete one.
         is_enumerated: whether the model has others, discrete, that are summed out.
         supports_vary: whether a support depends on other latents, or on the rows of a batch.
         x: the data that the run was on.
@@ -78,11 +79,13 @@ def latents_of(model: Program, x: Batch) -> Latents:
     data_dim = layout.data_dim
     if layout.is_joint:
         data_dim = max(set().union(*dims.values()), default=None)
+    imputed = {name: site for name, site in latents.items() if _is_imputed(name, trace)}
     local = frozenset(name for name in sites if data_dim in dims[name])
     dependent = frozenset(name for name, site in sites.items() if _depends(site, again[name]))
-    vary = any(_varies(site, again[name], name in local) for name, site in sites.items())
-    imputed = {name: site for name, site in latents.items() if _is_imputed(name, trace)}
     enumerated = len(sites) + len(imputed) < len(latents)
+    if enumerated:
+        dependent -= _dependent_on_discrete(model, few, sites)
+    vary = any(_varies(site, again[name], name in local) for name, site in sites.items())
     return Latents(sites, layout, local, data_dim, imputed, dependent, enumerated, vary, few)
 
 
@@ -165,6 +168,14 @@ def _depends(site: Site, again: Site) -> bool:
         for name in ("loc", "scale", "scale_tril")
         if isinstance(getattr(one, name, None), Tensor)
     )
+
+
+def _dependent_on_discrete(model: Program, x: Batch, sites: dict[str, Site]) -> frozenset[str]:
+    """Those whose prior moves with latents that are summed out, which no guide knows."""
+    with Given({name: site["value"] for name, site in sites.items()}):
+        first, last = (prior_trace(undrawn(model, which=which), x) for which in (0, -1))
+    ends = [random_sites(trace) for trace in (first, last)]
+    return frozenset(name for name in sites if _depends(*(end[name] for end in ends)))
 
 
 def _varies(site: Site, again: Site, is_local: bool) -> bool:
