@@ -4,11 +4,13 @@ import dataclasses
 import math
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
+from scipy.special import logsumexp
 
 from evidence.experiments.own.program import default_dtype
 from evidence.guides import FullRank
@@ -22,6 +24,7 @@ from evidence.inference import (
 )
 from evidence.inference.model_choice import marginal_likelihood as marginal_module
 from evidence.inference.model_choice.mixture_proposal import Mixture, MixtureProposal, _fitted
+from evidence.inference.paths.log_joint import PriorPath
 from evidence.models.problems import PROBLEMS
 from tests.test_bayes_factors import record
 
@@ -168,3 +171,43 @@ def test_the_number_of_components_is_found():
         assert len(mixture.locs) == 2
         assert mixture.log_shares.exp().min().item() == pytest.approx(0.25, abs=1e-3)
     assert len(_fitted(near, seed=0)[0].locs) == 1
+
+
+COUNTS = torch.tensor([2.0, 5.0, 0.0, 9.0, 1.0, 3.0])
+
+
+def overdispersed(counts):
+    """A rate of exp(spread · effect) is infinite in float32 from 89 on, and its density NaN."""
+    spread = pyro.sample("spread", dist.HalfNormal(1.0))
+    with pyro.plate("sites", len(counts)):
+        effect = pyro.sample("effect", dist.Normal(1.0, 1.0))
+        pyro.sample("counts", dist.Poisson((spread * effect).exp()), obs=counts)
+
+
+def overdispersed_evidence():
+    """Every site by Gauss-Hermite, the log of the spread by the trapezoidal rule."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    log_weights = np.log(weights / weights.sum())
+    log_spread = np.linspace(-9, 2, 801)[:, None]
+    log_rate = np.exp(log_spread) * (1 + nodes)
+    log_p = stats.halfnorm.logpdf(np.exp(log_spread)) + log_spread
+    for count in COUNTS.numpy():
+        log_pmf = count * log_rate - np.exp(log_rate) - math.lgamma(count + 1)
+        log_p = log_p + logsumexp(log_pmf + log_weights, axis=1, keepdims=True)
+    return logsumexp(log_p) + math.log(log_spread[1, 0] - log_spread[0, 0])
+
+
+def test_tails_of_the_proposal_may_reach_where_the_log_joint_overflows():
+    path = PriorPath(overdispersed, COUNTS)
+    u = torch.full((1, 1, path.dim), 3.5)  # the planted NaN, far out in the tails of the spread
+    with torch.no_grad():
+        assert path(u)[1].isnan().all()
+    found = marginal_likelihood(overdispersed, COUNTS, **QUICK)
+    assert found.not_reliable is None, found
+    assert abs(found.log_ml - overdispersed_evidence()) < 4 * found.se
+    assert abs(found.log_ml - overdispersed_evidence() - 0.5) > 4 * found.se
+    wide = Mixture(torch.zeros(1), u[0], 3 * torch.eye(path.dim).unsqueeze(0), 5.0)
+    proposal = MixtureProposal(path, path.sample(200), 0)
+    log_w = proposal._log_weights(wide, 200)
+    assert not log_w.isnan().any()
+    assert log_w.isneginf().any()

@@ -21,6 +21,8 @@ from evidence.inference import (
     importance_weighted_evidence,
     log_weights,
 )
+from evidence.inference.programs.traces import random_sites
+from evidence.inference.soundness.auxiliary import _fixed_points
 from evidence.models import EightSchools
 from tests.conftest import make_oracle
 
@@ -401,3 +403,30 @@ def test_what_is_checked_leaves_no_trace():
     torch.set_rng_state(state)
     assert torch.equal(importance_weighted_evidence(oracle, guide, x, 10).log_px, first)
     assert guide.training
+
+
+def location_and_scale(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+
+def fixed_in_part(x):
+    """A point that no draw moves, beside an auxiliary draw that makes the other latent."""
+    pyro.sample("loc", dist.Delta(x.new_tensor(0.3)))
+    u = pyro.sample("u", dist.Normal(x.new_tensor(0.0), 0.1), infer={"is_auxiliary": True})
+    pyro.sample("scale", dist.Delta(u.exp(), log_density=-u))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_seed_makes_what_is_drawn_look_like_a_fixed_point(seed):
+    """A run that draws the numbers of the one before does: the state is the seed's in both."""
+    x = torch.tensor([0.4, -1.0, 0.8, 0.1])
+    guide = AutoNormal(location_and_scale)
+    fit(location_and_scale, guide, x, num_steps=1, seed=seed, progress=False)
+    for program, fixed in ((guide, set()), (fixed_in_part, {"loc"})):  # the twin has one
+        pyro.set_rng_seed(seed)
+        sites = random_sites(poutine.trace(program).get_trace(x))
+        pyro.set_rng_seed(seed)
+        assert set(_fixed_points(program, sites, x)) == fixed

@@ -96,7 +96,11 @@ class MixtureProposal:
         self.mixture = next(m for m, ess in zip(candidates, shares, strict=True) if ess >= enough)
 
     def log_weights(self, num_draws: int) -> Tensor:
-        """Log p(x, u) − log q(u) at draws `[S, 1]`, in nats."""
+        """Log p(x, u) − log q(u) at draws `[S, 1]`, in nats.
+
+        Far out in heavy tails a log joint overflows, and is no number: it counts as zero there, as
+        in annealing, whose draws must agree.
+        """
         return self._log_weights(self.mixture, num_draws)
 
     def _log_weights(self, mixture: Mixture, num_draws: int) -> Tensor:
@@ -111,7 +115,8 @@ class MixtureProposal:
         terms: Any = self.path(u)
         log_q = mixture.log_prob(u.squeeze(1).double()).unsqueeze(1) + math.log1p(-share)
         log_q = torch.logaddexp(log_q, terms.log_p_z.double() + math.log(share))
-        return terms.log_p_xz.double() - log_q
+        log_w = terms.log_p_xz.double() - log_q
+        return torch.where(log_w.isnan(), -torch.inf, log_w)
 
     def _pilot_ess(self, mixture: Mixture) -> float:
         log_w = self._log_weights(mixture, _PILOT)

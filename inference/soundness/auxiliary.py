@@ -108,8 +108,10 @@ def _fixed_points(guide: Program, sites: dict[str, Site], x: Batch) -> Collectio
     points = {name: site for name, site in sites.items() if is_bare_point(site)}
     if not points:
         return ()
-    with isolated_rng(1, x.device):
-        return unmoved(points, poutine.trace(guide).get_trace(x))
+    with isolated_rng(device=x.device):
+        for _ in range(2):  # one run might draw the very numbers that these are made of
+            points = unmoved(points, poutine.trace(guide).get_trace(x))
+    return points
 
 
 def _near_edge(sites: dict[str, Site], num_data: int, layout: Layout) -> Tensor:
