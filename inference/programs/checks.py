@@ -4,7 +4,14 @@ import inspect
 from collections.abc import Callable, Mapping
 
 import torch
-from pyro.distributions import Bernoulli, Delta, ImproperUniform, TorchDistribution, constraints
+from pyro.distributions import (
+    Bernoulli,
+    Delta,
+    ImproperUniform,
+    Multinomial,
+    TorchDistribution,
+    constraints,
+)
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -12,6 +19,7 @@ from evidence.inference.programs.data import Batch, Data
 from evidence.inference.programs.sites import Site, is_deterministic, sites_of
 
 _ENDS = ("lower_bound", "upper_bound")  # of an interval
+_COUNTS = constraints.independent(constraints.nonnegative_integer, 1)
 
 
 def check_data(x: Batch, name: str = "x") -> None:
@@ -80,6 +88,8 @@ def has_fixed_support(fn: TorchDistribution) -> bool:
     """
     if type(fn).__name__ == "SummedOut":
         return True
+    if isinstance(base_distribution(fn), Multinomial):
+        return True
     support = inspect.getattr_static(base_distribution(fn), "support", None)
     return isinstance(support, constraints.Constraint) and not constraints.is_dependent(support)
 
@@ -94,6 +104,8 @@ def check_site_support(name: str, fn: TorchDistribution, value: Tensor) -> None:
     entry = getattr(base, "support", None)
     if support is None or entry is None or entry is constraints.real:
         return  # that all numbers are finite was checked before
+    if isinstance(base, Multinomial):  # total_count is for draws alone: any total has a density
+        entry, support = constraints.nonnegative_integer, _COUNTS
     if support.check(value).all():
         return
     elementwise = entry.check(value)

@@ -20,9 +20,17 @@ class AsVmapNeeds(TorchFunctionMode):
         if func is torch.Tensor.new_tensor:
             like = {"dtype": args[0].dtype, "device": args[0].device}
             return torch.tensor(args[1], **like | kwargs)
+        if func is torch.Tensor.__setitem__ and _is_mask(args[1], args[0]):  # of `Multinomial`
+            return args[0].masked_fill_(args[1], args[2])
         if func is torch.Tensor.normal_ and len(args) == 1 and not kwargs:  # of `Normal.rsample`
             return torch.randn(args[0].shape, dtype=args[0].dtype, device=args[0].device)
         return func(*args, **kwargs)
+
+
+def _is_mask(index: Any, values: Tensor) -> bool:
+    """Whether an index says of every entry whether it is meant."""
+    is_mask = isinstance(index, Tensor) and index.dtype is torch.bool
+    return is_mask and index.shape == values.shape
 
 
 def mapped(draw: Callable[[], Tensor], num_particles: int) -> Tensor:
