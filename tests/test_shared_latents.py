@@ -16,6 +16,7 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from scipy import stats
 from scipy.special import betaln, gammaln, logsumexp
 
 from evidence.guides import FullRank
@@ -184,6 +185,24 @@ def test_data_by_name(data):
     assert "nats, ± " in str(evidence)
     assert "(a data set of 12)" in str(evidence)
     assert math.isnan(evidence.data_se)
+
+
+def scale(guess):
+    """Pyro's first tutorial: what a scale shows, and a weight that is guessed before."""
+    weight = pyro.sample("weight", dist.Normal(guess, 1.0))
+    return pyro.sample("measurement", dist.Normal(weight, 0.75))
+
+
+@pytest.mark.parametrize("guess", [8.5, np.float64(8.5), torch.tensor(8.5)], ids=str)
+def test_a_number_is_all_of_the_data(guess):
+    model = pyro.condition(scale, data={"measurement": torch.tensor(9.5)})
+    guide = FullRank.for_model(model, guess)
+    assert check(model, guide, guess) == []
+    evidence = importance_weighted_evidence(model, guide, guess, 20)
+    exact = stats.norm.logpdf(9.5, 8.5, math.hypot(1.0, 0.75))
+    assert evidence.unit == "data set"
+    assert abs(evidence.mean - exact) < 1e-3  # every weight of a posterior that is normal
+    assert abs(evidence.mean - stats.norm.logpdf(9.5, 8.5, 0.75)) > 1e-2  # the twin: no prior
 
 
 def test_adaptive_numbers_of_particles_for_the_data_set():

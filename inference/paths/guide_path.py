@@ -152,7 +152,7 @@ class GuidePath(AbstractPath):
         return self._by(way, self._made_of, {"u": z})
 
     def _given(self, values: dict[str, Tensor], plate: int | None) -> dict[str, Site]:
-        """The model's sites, given values of its latents, for what their densities have no part in."""
+        """The model's sites, given values of its latents, of which no density is asked."""
         with Given(values):
             return self._run(undrawn(self.model), plate)
 

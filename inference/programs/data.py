@@ -111,9 +111,14 @@ def as_data(data: Any) -> Batch:
     if isinstance(data, Sequence) and not isinstance(data, str):
         return Data(tuple(_as_tensor(value) for value in data))
     value = _as_tensor(data)
-    # A number has no rows: it is an argument like any other that is passed as it is.
-    is_number = isinstance(value, Number | np.generic) or (isinstance(value, Tensor) and not value.ndim)
-    return Data((value,)) if is_number else value
+    return Data((value,)) if _is_number(value) else value
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it has no rows, and is passed as it is like any other argument."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0
+    return isinstance(value, Number | np.generic)
 
 
 def as_rows(data: Any) -> "Batch | StoredData":
