@@ -447,4 +447,5 @@ assert min(bf - 5 * se for bf, se in found) > 10
 # 1. Write eight schools with a Student-t population in place of the normal. What does the Bayes
 #    factor say?
 # 2. Do not centre density, in `regression`. Which guide suffers, and does log p(y) change?
-# 3. On the command line: `evidence marginal --model FILE.py:regression --data pines.csv`.
+# 3. On the command line, with columns x and y in `pines.csv`:
+#    `evidence marginal --models FILE.py:regression FILE.py:without_slope --data pines.csv`.

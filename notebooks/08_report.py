@@ -272,7 +272,7 @@ iw = records["FullRank"]["iw"]
 print(f"exact log p(x) {truth:.4f}; IW {iw.mean:.4f} ± {iw.mc_se:.4f} nats per datum")
 assert abs(iw.mean - truth) < 5 * iw.mc_se + 1e-3
 
-# %% [markdown]
+# %% [markdown] points=10
 # ### Hand in
 #
 # Your own data, model and guide in the places marked by ►, the page above, and answers to these:

@@ -7,6 +7,7 @@ A source marks what students write themselves, in code and in text, with the lin
     ### END SOLUTION
 
 and the cell that checks it by `points=N` in its header: `# %% points=2`. The hint may be left out.
+A text is worth one point, or `# %% [markdown] points=10`, which are given by hand.
 As a source is text, the notebooks that are made of it have no outputs.
 """
 
@@ -74,8 +75,8 @@ def has_solution(cell: NotebookNode) -> bool:
 
 
 def points_of(cell: NotebookNode) -> int:
-    """What a cell is worth; 0 if it checks nothing."""
-    return int(cell.metadata.get("points", 0))
+    """What a check is worth; 0 if a cell is none."""
+    return int(cell.metadata.get("points", 0)) if cell.cell_type == "code" else 0
 
 
 def student_version(notebook: NotebookNode) -> NotebookNode:
@@ -108,7 +109,7 @@ def nbgrader_version(notebook: NotebookNode, name: str) -> NotebookNode:
     for number, cell in enumerate(notebook.cells):
         expect_pairs(cell)
         points, is_text = points_of(cell), cell.cell_type == "markdown"
-        cell.metadata.pop("points", None)
+        worth = int(cell.metadata.pop("points", 1))
         if not points and not has_solution(cell):
             continue
         graded = points > 0 or is_text
@@ -119,7 +120,7 @@ def nbgrader_version(notebook: NotebookNode, name: str) -> NotebookNode:
             "solution": has_solution(cell),
             "locked": not has_solution(cell),
             "task": False,
-        } | ({"points": points or 1} if graded else {})
+        } | ({"points": worth} if graded else {})
         if has_solution(cell):
             cell.source = _replaced(cell, _code_marked, _text_marked)
     return notebook
@@ -128,10 +129,13 @@ def nbgrader_version(notebook: NotebookNode, name: str) -> NotebookNode:
 def otter_version(notebook: NotebookNode, name: str, executed: NotebookNode) -> NotebookNode:
     """A source for `otter assign`: each solution, and the cells up to its check, are a question.
 
-    Otter compares what a check prints with what it printed when the solution was executed.
+    Otter compares what a check prints with what it printed when the solution was executed. The
+    check stands there for students as well, so that they see its message and need no Otter.
     """
     notebook = copy.deepcopy(notebook)
     for cell, run in zip(notebook.cells, executed.cells, strict=True):
+        if cell.cell_type == "markdown":  # Otter would leave the answers there
+            cell.source = _replaced(cell, _code_for_otter, _text_blank)
         if points_of(cell):
             cell.outputs = [output for output in run.outputs if output.output_type == "stream"]
     cells = [_raw("# ASSIGNMENT CONFIG", f"name: {name}", "export_cell: false", "init_cell: false")]
@@ -235,9 +239,10 @@ def _question(group: list[NotebookNode]) -> list[NotebookNode]:
     *solution, check = group
     name = re.sub(r"\W+", "_", check.source.split("(")[0].split(".")[-1]).strip("_")
     for cell in solution:
-        cell.source = _replaced(cell, _code_for_otter, str)
+        cell.source = _replaced(cell, _code_for_otter, _text_blank)
+    config = f"name: {name}", f"points: {points_of(check)}", "check_cell: false"
     return [
-        _raw("# BEGIN QUESTION", f"name: {name}", f"points: {points_of(check)}"),
+        _raw("# BEGIN QUESTION", *config),
         _raw("# BEGIN SOLUTION"),
         *solution,
         _raw("# END SOLUTION"),
@@ -245,6 +250,7 @@ def _question(group: list[NotebookNode]) -> list[NotebookNode]:
         check,
         _raw("# END TESTS"),
         _raw("# END QUESTION"),
+        nbformat.v4.new_code_cell(check.source),
     ]
 
 

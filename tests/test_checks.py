@@ -1,6 +1,7 @@
 """The checks of the course: right answers pass however written, wrong ones are named."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -420,6 +421,10 @@ def blank(mu, logsigma):
     raise NotImplementedError("sum over the last dimension")
 
 
+def blank_of_nbgrader(mu, logsigma):
+    raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
@@ -427,6 +432,9 @@ def blank(mu, logsigma):
         (through_numpy, "no gradient with respect to"),
         (half_detached, "no gradient with respect to logsigma"),
         (blank, "still blank. Hint: sum over the last dimension"),
+        (blank_of_nbgrader, "still blank. The hint is above it"),
+        (lambda mu, s: list(checks.KL_divergence.right(mu, s)), "; torch.stack makes it of tensor"),
+        (lambda mu, s: checks.KL_divergence.right(mu, s).numpy(), "leave out item(), float(), len"),
         (lambda mu, logsigma: None, "returns nothing"),
         (lambda mu, logsigma: mu @ logsigma, "fails for mu [7, 5], logsigma [7, 5]: RuntimeError"),
         (lambda mu: mu, "expected KL_divergence(mu, logsigma): other arguments are taken"),
@@ -437,6 +445,20 @@ def blank(mu, logsigma):
 )
 def test_what_is_wrong_with_any_function_is_said(answer, expected):
     assert expected in message(checks.KL_divergence, answer)
+
+
+def test_a_hidden_float32_is_told_from_a_wrong_value():
+    """A wrong value agrees not even in float32; the advice, followed, makes the answer pass."""
+
+    def segment(start, end, num_points, dtype=None, slip=0.0):
+        shares = torch.linspace(0, 1, num_points, dtype=dtype or start.dtype)[:, None]
+        return start + shares * (end - start) + slip
+
+    hidden = message(checks.segment, partial(segment, dtype=torch.float32))
+    assert "give tensors that you make the dtype of the arguments" in hidden
+    assert "add no small constants" in message(checks.segment, partial(segment, slip=1e-6))
+    assert "dtype" not in message(checks.segment, partial(segment, slip=0.1))
+    checks.segment(segment)
 
 
 def test_a_constant_or_another_exercise_never_passes():

@@ -3,6 +3,7 @@
 `make test-graders` installs both in an environment of their own; elsewhere this is left out.
 """
 
+import copy
 import csv
 import json
 import shutil
@@ -75,7 +76,11 @@ def test_otter_gives_the_points_of_the_checks(course):
     folder = course / "otter"
     run("otter", "assign", "1_test.ipynb", "dist", folder=folder)
     released = nbformat.read(folder / "dist" / "student" / "1_test.ipynb", 4)
-    assert "(kl - log_p_x)" not in "".join(cell.source for cell in released.cells)
+    text = "".join(cell.source for cell in released.cells)
+    assert "(kl - log_p_x)" not in text
+    assert "Learning rates" not in text  # the answer to the question for discussion
+    with pytest.raises(execution.CellError, match=r"still blank. Hint: −\(log-likelihood"):
+        execution.execute(copy.deepcopy(released), "what a student sees")
     (zipped,) = Path(folder / "dist" / "autograder").glob("*.zip")
     for answer, points in {RIGHT: 3.0, WRONG: 0.0, None: 0.0}.items():
         nbformat.write(submission(released, answer), folder / "submission.ipynb")

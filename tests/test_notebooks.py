@@ -101,10 +101,21 @@ def test_every_format_of_an_exercise(folder, capsys):
 
     otter = cells("course/otter/1_test.ipynb")
     raw = [source(c) for c in otter if c["cell_type"] == "raw"]
-    assert raw[1] == "# BEGIN QUESTION\nname: negative_elbo\npoints: 3"
+    assert raw[1] == "# BEGIN QUESTION\nname: negative_elbo\npoints: 3\ncheck_cell: false"
     assert raw[-1] == "# END QUESTION"
     check = next(c for c in otter if source(c).startswith("checks."))
     assert "✓ negative_elbo" in "".join(check["outputs"][0]["text"])
+    assert "Learning rates" not in "\n".join(map(source, otter))
+
+
+def test_a_report_is_worth_more_than_a_question(folder):
+    write(folder, EXERCISE.replace("[markdown]", "[markdown] points=10"))
+    assert build.main(["--out", "course"]) == 0
+    report = cells("course/nbgrader/source/1_test/1_test.ipynb")[-1]
+    assert report["metadata"]["nbgrader"]["points"] == 10
+    assert "| 1_test     | 3        |" in Path("course/timings.md").read_text()
+    raw = [source(c) for c in cells("course/otter/1_test.ipynb") if c["cell_type"] == "raw"]
+    assert sum("BEGIN QUESTION" in text for text in raw) == 1
 
 
 def test_without_a_place_to_install_from_a_notebook_asks(folder):

@@ -96,6 +96,7 @@ def manifold(model: AbstractModel, shape: ImageShape, *, size: int = 15) -> Figu
 def latent_codes(codes: Tensor, labels: Tensor, *, title: str) -> Figure:
     """Codes `[N, Z]` coloured by label `[N]`; more than two dimensions by their two main axes.
 
+    Each point is its label: ten colours are not told apart by every eye, or from the last row.
     Where all have one label, as data without labels do, colours and legend say nothing.
     """
     figure, axes = _figure(7, 6)
@@ -104,12 +105,13 @@ def latent_codes(codes: Tensor, labels: Tensor, *, title: str) -> Figure:
     for number, label in enumerate(classes):
         chosen = labels.cpu().numpy() == label
         colour = f"C{number}" if len(classes) <= 10 else None
-        axes.scatter(*points[chosen].T, s=9, alpha=0.7, color=colour, label=str(label))
+        mark: dict[str, Any] = {"marker": f"${label}$", "s": 42} if len(classes) > 1 else {"s": 9}
+        axes.scatter(*points[chosen].T, alpha=0.8, color=colour, label=str(label), **mark)
     axes.set_xlabel(names[0], fontdict=_FONT)
     axes.set_ylabel(names[1], fontdict=_FONT)
     axes.set_title(title, fontdict=_FONT)
     if len(classes) > 1:
-        axes.legend(title="label", markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(title="label", markerscale=1.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

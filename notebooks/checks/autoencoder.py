@@ -38,6 +38,24 @@ loss = Exercise(
         "the constant is that of one pixel; it belongs to each of the D": (
             lambda x, x_hat: _squares(x, x_hat).sum(-1) / 2 + _LOG_2_PI / 2
         ),
+        "the constant has lost its factor ½: it is ½ D log 2π": (
+            lambda x, x_hat: _squares(x, x_hat).sum(-1) / 2 + 2 * _CONSTANT
+        ),
+        "the constant is in another logarithm: nats take the natural one, math.log": (
+            lambda x, x_hat: _squares(x, x_hat).sum(-1) / 2 + _CONSTANT / math.log(10)
+        ),
+        "D is the number of pixels, x.shape[-1], not the number of images": (
+            lambda x, x_hat: _squares(x, x_hat).sum(-1) / 2 + len(x) / 2 * _LOG_2_PI
+        ),
+        "D is the number of pixels of x, x.shape[-1]; 64 is that of the digits alone": (
+            lambda x, x_hat: _squares(x, x_hat).sum(-1) / 2 + 32 * _LOG_2_PI
+        ),
+        "the norm is not squared: −log N is quadratic in x − x̂": (
+            lambda x, x_hat: (x - x_hat).norm(dim=-1) / 2 + _CONSTANT
+        ),
+        "this sums over the batch: pixels are the last dimension": (
+            lambda x, x_hat: _squares(x, x_hat).sum(0) / 2 + _CONSTANT
+        ),
         "this is log p(x | z); the loss is its negative": (
             lambda x, x_hat: -_squares(x, x_hat).sum(-1) / 2 - _CONSTANT
         ),
@@ -155,6 +173,9 @@ fitted_gaussian = Exercise(
         ),
         "the covariances are left out: off the diagonal the matrix is not zero": (
             lambda codes: (codes.mean(0), torch.diag(codes.var(0)))
+        ),
+        "these are standard deviations: a covariance matrix is expected": (
+            lambda codes: (codes.mean(0), torch.diag(codes.std(0)))
         ),
         "the sum is not divided by N − 1": (
             lambda codes: (codes.mean(0), _covariance(codes) * (len(codes) - 1))

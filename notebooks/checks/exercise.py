@@ -84,10 +84,11 @@ class Exercise:
         generator = torch.Generator().manual_seed(seed)
         return [self.cases(generator, dtype) for _ in range(_NUM_CASES)]
 
-    def _differs(self, out: Any, function: Function, case: Case) -> bool:
+    def _differs(self, out: Any, function: Function, case: Case, *, float32: bool = False) -> bool:
         """Whether an output is another than a function's, in shape or by more than rounding."""
         right = function(*_doubled(case).values())
-        tolerance = max(_TOLERANCES[value.dtype] for value in case.values() if _is_float(value))
+        dtypes = [value.dtype for value in case.values() if _is_float(value)]
+        tolerance = _TOLERANCES[torch.float32] if float32 else max(_TOLERANCES[d] for d in dtypes)
         return _distance(out, right) > tolerance * (1 + _size(right))
 
     def _diagnosis(self, theirs: Sequence[Any], cases: Sequence[Case]) -> str:
@@ -96,6 +97,12 @@ class Exercise:
         for message, wrong in self.mistakes.items():
             if not any(self._differs(out, wrong, case) for out, case in pairs):
                 return f"{self.name}: {message}"
+        if not any(self._differs(out, self.right, case, float32=True) for out, case in pairs):
+            return (
+                f"{self.name}: right in float32, but in float64 only to as many digits: give "
+                "tensors that you make the dtype of the arguments, such as "
+                "torch.linspace(0, 1, 9, dtype=x.dtype), and add no small constants"
+            )
         return next(
             self._off(*pair) for pair in pairs if self._differs(pair[0], self.right, pair[1])
         )
@@ -106,7 +113,7 @@ class Exercise:
         expected, got = shape_of(right), shape_of(out)
         if expected != got:
             shapes = ", ".join(f"{name} {shape_of(value)}" for name, value in case.items())
-            return f"{self.name}: expected {expected} for {shapes}, got {got}"
+            return f"{self.name}: expected {expected} for {shapes}, got {got}{_remedy(out, right)}"
         return f"{self.name}: {_largest_error(out, right)}"
 
     def _compare_gradients(self, answer: Function, case: Case) -> None:
@@ -137,7 +144,8 @@ def called(name: str, answer: Function, case: Case) -> Any:
     try:
         out = answer(*arguments.values())
     except NotImplementedError as error:
-        raise WrongAnswerError(f"{name} is still blank. Hint: {error}") from None
+        hint = f"Hint: {error}" if str(error) else "The hint is above it"  # as nbgrader writes
+        raise WrongAnswerError(f"{name} is still blank. {hint}") from None
     except WrongAnswerError:
         raise
     except Exception as error:  # whatever it is, it is the student's
@@ -191,6 +199,16 @@ def shape_of(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "(" + ", ".join(shape_of(part) for part in value) + ")"
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _remedy(out: Any, right: Any) -> str:
+    """What makes tensors of the type that an answer returns; nothing if these are tensors."""
+    if isinstance(right, Tensor) and isinstance(out, list | tuple):
+        return ": one tensor is expected; torch.stack makes it of tensors, torch.tensor of numbers"
+    if any(isinstance(part, int | float) or hasattr(part, "__array_interface__")
+           for part in _parts(out)):  # fmt: skip
+        return ": tensors are expected; leave out item(), float(), len() and NumPy"
+    return ""
 
 
 def _distance(out: Any, right: Any) -> float:

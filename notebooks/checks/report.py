@@ -52,8 +52,16 @@ def _intervals(generator: torch.Generator, dtype: torch.dtype) -> Case:
 
 
 def _covered(draws: Tensor, truth: Tensor, low: float, high: float) -> Tensor:
-    inside = (draws.quantile(low, 0) <= truth) & (truth <= draws.quantile(high, 0))
-    return inside.to(draws).mean()
+    return _inside(draws, truth, low, high).mean()
+
+
+def _inside(draws: Tensor, truth: Tensor, low: float, high: float) -> Tensor:
+    return ((draws.quantile(low, 0) <= truth) & (truth <= draws.quantile(high, 0))).to(draws)
+
+
+def _normal_interval(draws: Tensor, truth: Tensor, mass: float) -> Tensor:
+    width = 2**0.5 * torch.erfinv(torch.tensor(mass)).to(draws)
+    return ((truth - draws.mean(0)).abs() <= width * draws.std(0)).to(draws).mean()
 
 
 coverage = Exercise(
@@ -72,6 +80,23 @@ coverage = Exercise(
             lambda draws, truth, mass: _covered(
                 draws, truth, min(1 - mass, mass), max(1 - mass, mass)
             )
+        ),
+        "the quantiles are 1 − mass and mass: half of 1 − mass is left out on each side": (
+            lambda draws, truth, mass: _covered(draws, truth, 1 - mass, mass)
+        ),
+        "this is a normal interval: the quantiles of the draws hold for any posterior": (
+            _normal_interval
+        ),
+        "the quantiles are those of all draws together: each datum has its own, dimension 0": (
+            lambda draws, truth, mass: _covered(
+                draws.reshape(-1, 1), truth, (1 - mass) / 2, (1 + mass) / 2
+            )
+        ),
+        "this says of each datum whether it is covered: expected their share": (
+            lambda draws, truth, mass: _inside(draws, truth, (1 - mass) / 2, (1 + mass) / 2)
+        ),
+        "this is a percentage: expected a share between 0 and 1": (
+            lambda draws, truth, mass: 100 * _covered(draws, truth, (1 - mass) / 2, (1 + mass) / 2)
         ),
         "this is the share that is missed": (
             lambda draws, truth, mass: 1 - _covered(draws, truth, (1 - mass) / 2, (1 + mass) / 2)
@@ -115,6 +140,12 @@ gap_parts = Exercise(
         ),
         "both signs are flipped: gaps are positive": (
             lambda log_px, best, elbo: ((best - log_px).mean(), (elbo - best).mean())
+        ),
+        "the sign of the approximation gap is flipped: both gaps are positive": (
+            lambda log_px, best, elbo: ((best - log_px).mean(), (best - elbo).mean())
+        ),
+        "the sign of the amortization gap is flipped: both gaps are positive": (
+            lambda log_px, best, elbo: ((log_px - best).mean(), (elbo - best).mean())
         ),
         "the first is the total gap: the approximation gap stops at the ELBO of q*": (
             lambda log_px, best, elbo: ((log_px - elbo).mean(), (best - elbo).mean())
