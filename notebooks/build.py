@@ -40,6 +40,7 @@ from notebooks.exercises import (
 )
 
 _TIMINGS = "timings.md"
+_GRADING = ("submitted", "gradebook.db")  # of nbgrader
 _NBGRADER_CONFIG = '''"""Configuration of nbgrader for this course."""
 
 c = get_config()  # noqa: F821
@@ -76,10 +77,16 @@ def build(sources: Sequence[Path], out: Path, *, install: str | None = None, job
         The table of timings.
 
     Raises:
-        BuildError: names the notebook and what is wrong with it; or the folder holds other files.
+        BuildError: names the notebook and what is wrong with it; or the folder holds other files,
+            or what students handed in.
     """
     if out.exists() and any(out.iterdir()) and not (out / _TIMINGS).exists():
         raise BuildError(f"{out} holds files of others: expected an earlier course, or no folder")
+    if grading := [name for name in _GRADING if (out / "nbgrader" / name).exists()]:
+        raise BuildError(
+            f"{out / 'nbgrader'} holds {' and '.join(grading)}, which a new course would delete: "
+            f"move {out} away first"
+        )
     with tempfile.TemporaryDirectory() as name:
         fresh = Path(name)
         formats = partial(_formats, folder=fresh, install=install)

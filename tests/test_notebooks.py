@@ -207,6 +207,17 @@ def test_a_folder_of_others_is_not_replaced(folder, capsys):
     assert Path("thesis/chapter.tex").exists()
 
 
+@pytest.mark.parametrize("name", ["submitted", "gradebook.db"])
+def test_what_students_handed_in_is_not_deleted(folder, capsys, name):
+    write(folder, "# %%\nx = 1\n")
+    place = Path("course/nbgrader", name)
+    place.mkdir(parents=True)
+    Path("course/timings.md").write_text("of an earlier course")
+    assert build.main(["--out", "course"]) == 1
+    assert f"holds {name}, which a new course would delete" in capsys.readouterr().err
+    assert place.exists()
+
+
 def test_unknown_names_are_refused(folder, capsys):
     write(folder, "# %%\nx = 1\n")
     assert build.main(["2_test"]) == 1

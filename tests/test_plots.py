@@ -76,7 +76,9 @@ def test_codes_of_any_size_are_shown_in_two_dimensions(latent_dim):
     assert sum(len(c.get_offsets()) for c in axes.collections) == 50
     assert len(axes.get_legend().get_texts()) == 10
     shapes = [c.get_paths()[0].vertices.tolist() for c in axes.collections]
-    assert all(a != b for i, a in enumerate(shapes) for b in shapes[:i])  # told apart without colours
+    assert all(
+        a != b for i, a in enumerate(shapes) for b in shapes[:i]
+    )  # told apart without colours
     assert ("variance" in axes.get_xlabel()) == (latent_dim > 2)
 
 
