@@ -47,11 +47,16 @@ def changes_at_start(path: AbstractPath, cloud: Particles) -> tuple[Tensor, Tens
         ValueError: it is NaN for more than one draw in a hundred, or +inf.
     """
     changes = path.log_ratio(cloud.log_probs)
-    is_unknown = changes.isnan()
-    if is_unknown.double().mean() > _MOST_UNKNOWN or (changes == torch.inf).any():
+    is_unknown, is_infinite = changes.isnan(), changes == torch.inf
+    if is_unknown.double().mean() > _MOST_UNKNOWN or is_infinite.any():
+        step, chain, _ = (is_unknown | is_infinite).nonzero()[0].tolist()
+        site = path.unsound_site(cloud.z[step, chain].unsqueeze(0))
+        by = "" if site is None else f", by site {site!r}"
         raise ValueError(
-            "the log joint is NaN or +inf at draws from where the path begins: the model or the "
-            "guide is not a density here"
+            f"the log joint is NaN or +inf at draws from where the path begins{by}: the model or "
+            "the guide is not a density here. Where a logarithm underflows, as log(cdf(x)) does, "
+            "write the function that does not, such as torch.special.log_ndtr; or compute in "
+            "float64"
         )
     on_edge = torch.stack([path.on_edge(z) for z in cloud.z]) | is_unknown
     return torch.where(is_unknown, -torch.inf, changes), on_edge

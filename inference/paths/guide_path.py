@@ -142,8 +142,7 @@ class GuidePath(AbstractPath):
     def _made_of(self, rows: dict[str, Tensor], plate: int | None) -> Tensor:
         """The same, of what the guide makes of u."""
         u = rows["u"].unsqueeze(0) if plate is None else rows["u"]
-        sites, _ = self._guide_sites(u, plate)
-        return self._unconstrained(_values_of(sites), plate)
+        return self.latents.pack(self._sites(u, plate), plate or 1, len(self.x))
 
     @torch.no_grad()
     def model_latents(self, z: Tensor) -> Tensor:
@@ -201,10 +200,9 @@ class GuidePath(AbstractPath):
     def _draw(self, plate: int | None) -> Tensor:
         return self.packing.pack(self._run(self.guide, plate), plate or 1, len(self.x))
 
-    def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
+    def _sites(self, z: Tensor, plate: int | None) -> dict[str, Site]:
         sites, _ = self._guide_sites(z, plate)
-        given = self._given(_values_of(sites), plate)
-        return self.latents.values(given, plate or 1, len(self.x))
+        return self._given(_values_of(sites), plate)
 
     def _check_scores(self, otherwise: str) -> None:
         """Score draws that the guide has forgotten."""

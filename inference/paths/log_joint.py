@@ -198,6 +198,14 @@ class AbstractPath(ABC):
                 found |= edge.reshape(*z.shape[:2], -1).any(-1)
         return found
 
+    @torch.no_grad()
+    def unsound_site(self, z: Tensor) -> str | None:
+        """The first site of the model whose density at one chain `[1, B, Z]` is NaN or infinite."""
+        for name, site in self._sites(z, None).items():
+            if not (site["fn"].log_prob(site["value"]) < torch.inf).all():
+                return name
+        return None
+
     # Below, `plate` is the number of chains under a plate, or None for one chain without a plate.
 
     @abstractmethod
@@ -210,7 +218,11 @@ class AbstractPath(ABC):
     def _draw(self, plate: int | None) -> Tensor: ...
 
     @abstractmethod
-    def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]: ...
+    def _sites(self, z: Tensor, plate: int | None) -> dict[str, Site]:
+        """Those of the model."""
+
+    def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
+        return self.latents.values(self._sites(z, plate), plate or 1, len(self.x))
 
     def _run(
         self, program: Program, plate: int | None, *, sum_out: bool = False
@@ -280,10 +292,9 @@ class PriorPath(AbstractPath):
     def _draw(self, plate: int | None) -> Tensor:
         return self.packing.pack(self._run(self.model, plate), plate or 1, len(self.x))
 
-    def _values(self, z: Tensor, plate: int | None) -> dict[str, Tensor]:
+    def _sites(self, z: Tensor, plate: int | None) -> dict[str, Site]:
         with Assignment(self.packing, z, has_chains=plate is not None):
-            sites = self._run(undrawn(self.model), plate)
-        return self.packing.values(sites, plate or 1, len(self.x))
+            return self._run(undrawn(self.model), plate)
 
 
 def latents_of(model: Program, x: Batch, layout: Layout) -> dict[str, Site]:
