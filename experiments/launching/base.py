@@ -130,6 +130,13 @@ def threads_per_task() -> int:
     return int(asked) if asked.isdecimal() and int(asked) > 0 else 1
 
 
+def tasks_at_once() -> int:
+    """One for each core of this machine that this process may use, over the threads of each."""
+    of_process = getattr(os, "sched_getaffinity", None)  # not on every system
+    num_cores = len(of_process(0)) if of_process else os.cpu_count() or 1
+    return max(1, num_cores // threads_per_task())
+
+
 def died(name: str, how: str, attempt: int) -> str | None:
     """Say that a task is started again; or, when it was too often already, why it failed.
 

@@ -19,6 +19,7 @@ from evidence.experiments.launching.base import (
     Task,
     died,
     perform,
+    tasks_at_once,
     threads_per_task,
 )
 from evidence.experiments.reports import terminal
@@ -37,7 +38,7 @@ class LocalLauncher(AbstractLauncher):
     """
 
     def __init__(self, jobs: int | None = None) -> None:
-        super().__init__(width=jobs or max(1, num_cores() // threads_per_task()))
+        super().__init__(width=jobs or tasks_at_once())
 
     def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Of every task, in the order in which they end."""
@@ -126,9 +127,3 @@ def _how(exit_code: int | None) -> str:
     with suppress(ValueError, TypeError):
         return signal.Signals(-exit_code).name  # ty: ignore[unsupported-operator]
     return f"exit code {exit_code}"
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    of_process = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(of_process(0)) if of_process else os.cpu_count() or 1

@@ -17,9 +17,9 @@ from evidence.experiments.launching.base import (
     Task,
     died,
     perform,
+    tasks_at_once,
     threads_per_task,
 )
-from evidence.experiments.launching.local import num_cores
 
 
 class RayLauncher(AbstractLauncher):
@@ -36,8 +36,7 @@ class RayLauncher(AbstractLauncher):
     """
 
     def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
-        local = max(1, num_cores() // threads_per_task())
-        super().__init__(width=jobs or (None if address else local))
+        super().__init__(width=jobs or (None if address else tasks_at_once()))
         self.address = address
 
     def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome]:

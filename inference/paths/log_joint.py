@@ -200,7 +200,7 @@ class AbstractPath(ABC):
 
     @torch.no_grad()
     def unsound_site(self, z: Tensor) -> str | None:
-        """The first site of the model whose density at one chain `[1, B, Z]` is NaN or infinite."""
+        """The first site of the model whose density at one chain `[1, B, Z]` is NaN or +inf."""
         for name, site in self._sites(z, None).items():
             if not (site["fn"].log_prob(site["value"]) < torch.inf).all():
                 return name
