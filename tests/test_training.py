@@ -452,6 +452,14 @@ def test_matrix_products_are_as_exact_as_before_and_the_setting_is_restored():
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("precision_name", ["medium", "highest"])
+def test_the_error_is_that_of_float32_whatever_the_default_type_is(precision_name):
+    """Else a process that computed in double would choose otherwise, and find other bits."""
+    before = precision.matmul_error(precision_name)
+    torch.set_default_dtype(torch.float64)
+    assert precision.matmul_error(precision_name) == before > 1e-8
+
+
 @pytest.mark.parametrize(("error", "chosen"), [(5e-7, "medium"), (4e-3, "highest")])
 def test_an_inexact_product_is_not_chosen(error, chosen, monkeypatch):
     """As on a CPU whose oneDNN rounds to bfloat16."""

@@ -49,7 +49,7 @@ def medium_is_exact() -> bool:
 def matmul_error(precision: str) -> float:
     """Largest error of a float32 product at this precision, relative to the largest entry."""
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, _SIZE, _SIZE, generator=generator)
+    a, b = torch.randn(2, _SIZE, _SIZE, generator=generator, dtype=torch.float32)
     exact = a.double() @ b.double()
     before = torch.get_float32_matmul_precision()
     try:
