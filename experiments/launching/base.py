@@ -4,9 +4,10 @@ import os
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -15,6 +16,8 @@ from evidence.experiments.reports import terminal
 
 ATTEMPTS = 3  # of a task whose worker dies
 _TOLD = 5  # failures at the most that one line tells of
+
+Job = TypeVar("Job", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,60 @@ class InProcess(AbstractLauncher):
         """Of every task, in their order."""
         for task in tasks:
             yield Outcome(task, task.call(*task.arguments))
+
+
+class WorkerDiedError(Exception):
+    """The process at work on a task is gone; the message says how, in words."""
+
+
+class AbstractWorkers(AbstractLauncher, Generic[Job]):
+    """Gives tasks to processes, and a task whose process died to another one.
+
+    A new kind implements `start`, `ended`, `outcome` and `stop`. A job is what it knows a task at
+    work by.
+    """
+
+    @abstractmethod
+    def start(self, task: Task) -> Job:
+        """Have a process work on it."""
+
+    @abstractmethod
+    def ended(self, jobs: Sequence[Job]) -> Job:
+        """One that has ended, once there is one."""
+
+    @abstractmethod
+    def outcome(self, job: Job) -> Outcome:
+        """Of a job that has ended.
+
+        Raises:
+            WorkerDiedError: it never came to an end.
+        """
+
+    @abstractmethod
+    def stop(self, jobs: Sequence[Job]) -> None:
+        """End those that are still at work."""
+
+    def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Of every task, in the order in which they end."""
+        waiting = deque((task, 1) for task in tasks)
+        running: dict[Job, tuple[Task, int]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < (self.width or len(tasks)):
+                    task, attempt = waiting.popleft()
+                    running[self.start(task)] = task, attempt
+                job = self.ended(list(running))
+                task, attempt = running.pop(job)
+                try:
+                    yield self.outcome(job)
+                except WorkerDiedError as death:
+                    failure = died(task.name, str(death), attempt)
+                    if failure is None:
+                        waiting.appendleft((task, attempt + 1))
+                    else:
+                        yield Outcome(task, failure=failure)
+        finally:
+            self.stop(list(running))
 
 
 def perform(task: Task, num_threads: int) -> Outcome:

@@ -6,18 +6,17 @@ import pickle
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
 
 from evidence.experiments.launching.base import (
-    AbstractLauncher,
+    AbstractWorkers,
     Outcome,
     Task,
-    died,
+    WorkerDiedError,
     perform,
     tasks_at_once,
     threads_per_task,
@@ -29,7 +28,7 @@ _SECONDS_TO_END = 10
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
-class LocalLauncher(AbstractLauncher):
+class LocalLauncher(AbstractWorkers["_Worker"]):
     """Runs tasks in processes of this machine, which share its devices.
 
     Args:
@@ -40,49 +39,47 @@ class LocalLauncher(AbstractLauncher):
     def __init__(self, jobs: int | None = None) -> None:
         super().__init__(width=jobs or tasks_at_once())
 
-    def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        """Of every task, in the order in which they end."""
-        waiting = deque((task, 1) for task in tasks)
-        workers: dict[Connection, _Worker] = {}
+    def start(self, task: Task) -> "_Worker":
+        """Have a new process work on it."""
+        context = multiprocessing.get_context(_METHOD)
+        if _METHOD == "forkserver":
+            context.set_forkserver_preload([task.call.__module__])
+        ours, theirs = context.Pipe(duplex=False)
+        arguments = (task, threads_per_task(), theirs)
+        process = context.Process(target=_work, args=arguments)  # ty: ignore[missing-attribute]
+        process.start()
+        theirs.close()  # else its end would not be seen here
+        return _Worker(process, ours)
+
+    def ended(self, jobs: Sequence["_Worker"]) -> "_Worker":
+        """One that has ended, once there is one."""
+        pipe = wait([worker.pipe for worker in jobs])[0]
+        return next(worker for worker in jobs if worker.pipe is pipe)
+
+    def outcome(self, job: "_Worker") -> Outcome:
+        """What it sent."""
         try:
-            while waiting or workers:
-                while waiting and len(workers) < (self.width or 1):
-                    worker = _start(*waiting.popleft())
-                    workers[worker.pipe] = worker
-                for pipe in wait(list(workers)):
-                    worker = workers.pop(pipe)  # ty: ignore[invalid-argument-type]
-                    outcome = worker.outcome()
-                    if outcome is None:
-                        waiting.appendleft((worker.task, worker.attempt + 1))
-                    else:
-                        yield outcome
+            return pickle.loads(job.pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            job.process.join()
+            raise WorkerDiedError(_how(job.process.exitcode)) from None
         finally:
-            for worker in workers.values():
-                worker.process.terminate()
-            for worker in workers.values():
-                worker.end()
+            job.end()
+
+    def stop(self, jobs: Sequence["_Worker"]) -> None:
+        """End those that are still at work."""
+        for worker in jobs:
+            worker.process.terminate()
+        for worker in jobs:
+            worker.end()
 
 
 @dataclass(frozen=True)
 class _Worker:
     """A process at work on a task, and the pipe by which its outcome comes."""
 
-    task: Task
-    attempt: int
     process: BaseProcess
     pipe: Connection
-
-    def outcome(self) -> Outcome | None:
-        """What it sent, or that it died too often; None if the task is to be started again."""
-        try:
-            outcome: Outcome = pickle.loads(self.pipe.recv_bytes())
-        except (EOFError, ConnectionError):
-            self.process.join()
-            failure = died(self.task.name, _how(self.process.exitcode), self.attempt)
-            return None if failure is None else Outcome(self.task, failure=failure)
-        finally:
-            self.end()
-        return outcome
 
     def end(self) -> None:
         """Wait until it is gone."""
@@ -91,18 +88,6 @@ class _Worker:
             self.process.kill()
             self.process.join()
         self.pipe.close()
-
-
-def _start(task: Task, attempt: int) -> _Worker:
-    context = multiprocessing.get_context(_METHOD)
-    if _METHOD == "forkserver":
-        context.set_forkserver_preload([task.call.__module__])
-    ours, theirs = context.Pipe(duplex=False)
-    arguments = (task, threads_per_task(), theirs)
-    process = context.Process(target=_work, args=arguments)  # ty: ignore[missing-attribute]
-    process.start()
-    theirs.close()  # else its end would not be seen here
-    return _Worker(task, attempt, process, ours)
 
 
 def _work(task: Task, num_threads: int, pipe: Connection) -> None:

@@ -6,23 +6,22 @@ import os
 import signal
 import socket
 import threading
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from evidence.experiments.launching.base import (
-    AbstractLauncher,
+    AbstractWorkers,
     Outcome,
     Task,
-    died,
+    WorkerDiedError,
     perform,
     tasks_at_once,
     threads_per_task,
 )
 
 
-class RayLauncher(AbstractLauncher):
+class RayLauncher(AbstractWorkers[Any]):
     """Runs tasks on Ray, each with as many CPUs as it has threads, and a GPU if it computes on one.
 
     Run folders are where the command's are: the nodes of a cluster share that file system.
@@ -41,40 +40,39 @@ class RayLauncher(AbstractLauncher):
 
     def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Of every task, in the order in which they end."""
-        ray = self._connected()
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-        waiting = deque((task, 1) for task in tasks)
-        running: dict[Any, tuple[Task, int]] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < (self.width or len(tasks)):
-                    task, attempt = waiting.popleft()
-                    running[self._start(ray, task, has_gpus=has_gpus)] = task, attempt
-                (ended,), _ = ray.wait(list(running), num_returns=1)
-                task, attempt = running.pop(ended)
-                try:
-                    yield ray.get(ended)
-                except ray.exceptions.RayError as error:
-                    failure = died(task.name, type(error).__name__, attempt)
-                    if failure is None:
-                        waiting.appendleft((task, attempt + 1))
-                    else:
-                        yield Outcome(task, failure=failure)
-        finally:
-            for ref in running:
-                ray.cancel(ref, force=True)
+        self._ray = self._connected()
+        return super().outcomes(tasks)
 
-    def _start(self, ray: Any, task: Task, *, has_gpus: bool) -> Any:
+    def start(self, task: Task) -> Any:
+        """Have Ray find a worker for it."""
         if ":" in task.device:
             raise ValueError(
                 f"--device {task.device} is of one machine, and Ray gives every task a GPU of its "
                 "own: expected --device cuda"
             )
+        has_gpus = self._ray.cluster_resources().get("GPU", 0) > 0
         on_gpu = task.device.startswith("cuda") or (task.device == "auto" and has_gpus)
         threads = threads_per_task()
-        # Retries are counted here, where they are told of.
-        remote = ray.remote(max_retries=0, num_cpus=threads, num_gpus=int(on_gpu))(_work)
-        return remote.remote(task, threads, os.getcwd())
+        # Retries are counted where they are told of.
+        options = {"max_retries": 0, "num_cpus": threads, "num_gpus": int(on_gpu)}
+        return self._ray.remote(**options)(_work).remote(task, threads, os.getcwd())
+
+    def ended(self, jobs: Sequence[Any]) -> Any:
+        """One that has ended, once there is one."""
+        (job,), _ = self._ray.wait(jobs, num_returns=1)
+        return job
+
+    def outcome(self, job: Any) -> Outcome:
+        """Of a job that has ended."""
+        try:
+            return self._ray.get(job)
+        except self._ray.exceptions.RayError as error:
+            raise WorkerDiedError(type(error).__name__) from error
+
+    def stop(self, jobs: Sequence[Any]) -> None:
+        """End those that are still at work."""
+        for job in jobs:
+            self._ray.cancel(job, force=True)
 
     def _connected(self) -> Any:
         """Ray, once there is a cluster: its first use starts one, or finds the one of the address.
