@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from evidence.inference.compilation.functions import Compile
 from evidence.inference.estimation import reliability
-from evidence.inference.estimation.defensive import defensive_log_weights
-from evidence.inference.estimation.modes import caveat_of_modes
+from evidence.inference.estimation.defensive import Defended, defensive_log_weights
+from evidence.inference.estimation.modes import Draws, caveat_of_modes
 from evidence.inference.programs import estimators
 from evidence.inference.programs.compiled_terms import CompiledTerms
 from evidence.inference.programs.data import Batch, as_rows, in_memory, takes
@@ -52,6 +52,7 @@ class Evidence:
         num_evaluations: what the record cost, in evaluations of the log joint, with or without its
             gradient, of one datum or of all that share latents; pilot runs count. None where it is
             not known.
+        defensive: the share of the draws that defend the guide; see `defensive_log_weights`.
     """
 
     estimator: Estimator
@@ -66,6 +67,7 @@ class Evidence:
     caveat: str | None = None
     data_set_size: int | None = None
     num_evaluations: int | None = None
+    defensive: float = 0.0
 
     @property
     def num_data(self) -> int:
@@ -202,7 +204,7 @@ class Evidence:
             variance = variance + torch.where(step.isfinite(), step.square() / 12, 0.0)
         record = dataclasses.replace(self, log_px_variance=variance, data_set_size=data_set_size)
         se = record.mc_se if math.isfinite(record.mc_se) else 0.0
-        caveat = reliability.edge_caveat(on_edge, se, self.dtype)
+        caveat = self.caveat or reliability.edge_caveat(on_edge, se, self.dtype)
         return dataclasses.replace(record, caveat=caveat)
 
     @property
@@ -289,7 +291,8 @@ def estimate_evidence(
             for `model(**x)`; or a dataset or loader of `torch.utils.data`, read some data at a time
             where they have latents of their own, in the dataset's order.
         num_particles: S, draws per datum, or for all data where these share latents.
-        defensive: the share α of draws that come from the prior; see `defensive_log_weights`.
+        defensive: the share α of draws that come from the guide stretched and from the prior; see
+            `defensive_log_weights`.
         chunk_size: see `log_weights`.
         search_modes: where data share latents, look for modes that the guide has missed; see
             `modes`. Data with latents of their own are not looked at so: it would cost too much.
@@ -297,7 +300,8 @@ def estimate_evidence(
         progress: called with the number of data done since the last call.
 
     Returns:
-        The records "elbo", of the guide's draws alone, "iw" and "psis".
+        The records "elbo", "iw" and "psis". That of the ELBO is of the guide's draws alone, and its
+        k̂ and ESS say how good the guide is, defended or not.
 
     Raises:
         ValueError: as `log_weights`.
@@ -309,13 +313,14 @@ def estimate_evidence(
     chunks: Iterable[Batch] = rows.split(_DATA_PER_REDUCTION) if whole is None else [whole]
     compiled = CompiledTerms(compile, num_particles * len(rows))
     parts: list[dict[str, Evidence]] = []
+    draws = None
     for chunk in chunks:
         if defensive:
-            log_w, of_guide = defensive_log_weights(
+            found = defensive_log_weights(
                 model, guide, chunk, num_particles, share=defensive, chunk_size=chunk_size
             )
-            elbo = from_log_weights(of_guide)["elbo"]
-            parts.append(from_log_weights(log_w) | {"elbo": elbo})
+            draws = Draws(found.log_ratio, found.log_w)
+            parts.append(_defended(found, defensive))
         else:
             log_w = unchecked_log_weights(
                 model, guide, chunk, num_particles, chunk_size=chunk_size, compiled=compiled
@@ -327,9 +332,29 @@ def estimate_evidence(
     size = None if whole is None else len(whole)
     records = {name: record.of(sound.on_edge, size) for name, record in records.items()}
     if whole is not None and search_modes:
-        caveat = caveat_of_modes(records["iw"], model, guide, whole)
+        caveat = caveat_of_modes(records["iw"], model, guide, whole, draws=draws)
         records["iw"] = dataclasses.replace(records["iw"], caveat=caveat)
     return records
+
+
+def _defended(found: Defended, share: float) -> dict[str, Evidence]:
+    """The records of weights under a mixture; "elbo" is the guide's, and so are its k̂ and ESS.
+
+    Components have fixed numbers of draws, and how far their means are apart is no Monte Carlo
+    error: without it a guide that needs no defence would pay for one, in a larger error bar.
+    """
+    records = from_log_weights(found.log_w)
+    within = estimators.share_within(found.log_w.double(), found.counts)
+    for name in ("iw", "psis"):
+        one = records[name]
+        records[name] = dataclasses.replace(
+            one,
+            log_px_variance=one.log_px_variance * within,
+            bias=None if one.bias is None else one.bias * within,
+            caveat=found.caveat,
+            defensive=share,
+        )
+    return records | {"elbo": from_log_weights(found.of_guide)["elbo"]}
 
 
 def importance_weighted_evidence(
@@ -355,8 +380,8 @@ def importance_weighted_evidence(
             for `model(**x)`; or a dataset or loader of `torch.utils.data`, read some data at a time
             where they have latents of their own, in the dataset's order.
         num_particles: S, draws per datum, or for all data where these share latents.
-        defensive: the share α of draws that come from the prior, such as 0.1, where the guide may
-            be too narrow; see `defensive_log_weights`.
+        defensive: the share α of draws that come from the guide stretched and from the prior, such
+            as 0.1, where the guide may be too narrow; see `defensive_log_weights`.
         chunk_size: see `log_weights`.
         search_modes: see `estimate_evidence`.
         compile: see `log_weights`.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from evidence.inference.estimation.places import place
 from evidence.inference.paths.guide_path import GuidePath
 from evidence.inference.paths.isolation import annealing_mode
 from evidence.inference.paths.log_joint import AbstractPath, PriorPath
@@ -33,7 +34,6 @@ _LARGEST_DIM = 200  # latents: of more, draws about a peak are far from the mass
 _SEEN_SELDOM = 0.1  # of the evidence, what one draw of the guide is worth there, at the least
 _FEWEST_NATS = 1e-3
 _LOOKS = (1, 4)  # times the usual number of draws: more of them, where the first leave it open
-_FEW = 3  # numbers of a latent that are told, and latents
 _REMEDY = "anneal from the prior (annealed_evidence, --estimator ais)"
 
 
@@ -107,7 +107,7 @@ def missed_modes(
                 return None
             if missed - 2 * math.hypot(there.se, seen.se) > least:
                 highest = torch.where(seldom, found.log_p_xz, -math.inf).argmax()
-                return _in_words(missed / (1 + missed), _place(path, found.z[highest]))
+                return _in_words(missed / (1 + missed), place(path, found.z[highest]))
     return None
 
 
@@ -160,11 +160,3 @@ def _seen(draws: Draws | None, level: float) -> _Share:
 
 def _mean(values: Tensor) -> _Share:
     return _Share(values.mean().item(), values.std().item() / math.sqrt(len(values)))
-
-
-def _place(path: AbstractPath, z: Tensor) -> str:
-    """Where `z` `[Z]` is among the latents, as far as it has few numbers."""
-    values = path.site_values(z.reshape(1, 1, -1))
-    few = {name: value.flatten() for name, value in values.items() if value.numel() <= _FEW}
-    words = [f"{name} = {', '.join(f'{v:.3g}' for v in value)}" for name, value in few.items()]
-    return f"near {'; '.join(words[:_FEW])}" if words else f"of {', '.join(values)}"

@@ -33,6 +33,10 @@ _REMEDIES = {
     "nested": "use more live points (num_live)",
 }
 _BY_GUIDE = ("iw", "psis")
+_DEFENCE = (
+    "weigh a mixture with wider tails than the guide (importance_weighted_evidence with "
+    "defensive=0.1, --defensive 0.1)"
+)
 _WITHOUT_TAIL = ("smc", "nested")  # whose weights are made alike by temperatures, or by levels
 # Chance of the drift of chains in equilibrium, below which it is none.
 _DRIFT_BY_CHANCE = 1e-2
@@ -95,7 +99,15 @@ def reason(evidence: "Evidence") -> str | None:
         what.append(f"k̂ is too large{_of(heavy, evidence)}")
     if several:
         what.append(f"a single weight dominates{_of(int(hang.sum()), evidence)}")
-    return f"{' and '.join(what)}: {_REMEDIES[evidence.estimator]}" if what else None
+    return f"{' and '.join(what)}: {_remedy(evidence)}" if what else None
+
+
+def _remedy(evidence: "Evidence") -> str:
+    """What helps; the cheapest first, where it has not been tried."""
+    remedy = _REMEDIES[evidence.estimator]
+    if _is_of_one(evidence) and not evidence.defensive:
+        return f"{_DEFENCE}; or {remedy}"
+    return remedy
 
 
 def _too_many_heavy(evidence: "Evidence") -> bool:

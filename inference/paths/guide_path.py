@@ -111,10 +111,39 @@ class GuidePath(AbstractPath):
         wanted = self._by(way, self._unconstrained, self._under(way, values))
         return solved(lambda u: self._by(way, self._made_of, {"u": u}), wanted, drawn)
 
+    @torch.no_grad()
+    def sample_prior(self, num_chains: int) -> Tensor:
+        """Draws from the model's prior, in the guide's coordinates: `[C, B, Z]`.
+
+        Raises:
+            ValueError: as `locate`.
+        """
+        plate = num_chains if self.way is Way.PLATE and num_chains > 1 else None
+        runs = [self._run(self.model, plate) for _ in range(1 if plate else num_chains)]
+        rows = [
+            self.latents.without_chains({n: run[n]["value"] for n in self.latents.dims}, plate or 1)
+            for run in runs
+        ]
+        return self.locate({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+
+    @torch.no_grad()
+    def parts(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log q(u | x), log p(u) and log p(x | u) at u `[C, B, Z]`, each `[C, B]`, in nats."""
+        self.num_evaluations += u.shape[0] * u.shape[1]
+
+        def compute(rows: dict[str, Tensor], plate: int | None) -> Tensor:
+            at = rows["u"].unsqueeze(0) if plate is None else rows["u"]
+            return torch.stack(self._parts(at, plate), -1)
+
+        log_q_z, log_p_z, log_p_x = self._by(self._way_for(u), compute, {"u": u}).unbind(-1)
+        return log_q_z, log_p_z, log_p_x
+
     def log_q(self, u: Tensor) -> Tensor:
         """Log q(u | x) `[C, B]`, differentiable in u and in the guide's parameters."""
-        way = Way.ONE_BY_ONE if len(u) == 1 else self.way
-        return self._by(way, self._log_q, {"u": u})
+        return self._by(self._way_for(u), self._log_q, {"u": u})
+
+    def _way_for(self, u: Tensor) -> Way:
+        return Way.ONE_BY_ONE if len(u) == 1 else self.way
 
     def _log_q(self, rows: dict[str, Tensor], plate: int | None) -> Tensor:
         u = rows["u"].unsqueeze(0) if plate is None else rows["u"]
@@ -147,8 +176,7 @@ class GuidePath(AbstractPath):
     @torch.no_grad()
     def model_latents(self, z: Tensor) -> Tensor:
         """The model's own latents at `z`, in the coordinates of `PriorPath`, both `[C, B, Z]`."""
-        way = Way.ONE_BY_ONE if len(z) == 1 else self.way
-        return self._by(way, self._made_of, {"u": z})
+        return self._by(self._way_for(z), self._made_of, {"u": z})
 
     def _given(self, values: dict[str, Tensor], plate: int | None) -> dict[str, Site]:
         """The model's sites, given values of its latents, of which no density is asked."""
@@ -174,19 +202,27 @@ class GuidePath(AbstractPath):
         return torch.stack(parts).sum(0)
 
     def _terms(self, z: Tensor, plate: int | None) -> GuideTerms:
+        log_q_z, log_p_z, log_p_x = self._parts(z, plate)
+        return GuideTerms(log_q_z, log_p_z + log_p_x)
+
+    def _parts(self, z: Tensor, plate: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Log q(u | x), log p(u) and log p(x | u), each `[C, B]`."""
         sites, assignment = self._guide_sites(z, plate)
-        log_q_z = log_p_xz = z.new_zeros(z.shape[:2])
+        log_q_z = log_p_z = log_p_x = z.new_zeros(z.shape[:2])
         for name, site in sites.items():
             log_q = self._log_prob(site, plate)
             if name in self._made:  # −log|det ∂z/∂u|
-                log_p_xz = log_p_xz - log_q
+                log_p_z = log_p_z - log_q
             else:
                 log_jacobian = self._log_jacobian(site, assignment, plate)
                 log_q_z = log_q_z + log_q + log_jacobian
-                log_p_xz = log_p_xz + log_jacobian
+                log_p_z = log_p_z + log_jacobian
         for site in self._scored(_values_of(sites), plate).values():
-            log_p_xz = log_p_xz + self._log_prob(site, plate)
-        return GuideTerms(log_q_z, log_p_xz)
+            if site["is_observed"]:
+                log_p_x = log_p_x + self._log_prob(site, plate)
+            else:
+                log_p_z = log_p_z + self._log_prob(site, plate)
+        return log_q_z, log_p_z, log_p_x
 
     def _guide_sites(self, z: Tensor, plate: int | None) -> tuple[dict[str, Site], Assignment]:
         assignment = Assignment(self.packing, z, has_chains=plate is not None)

@@ -105,6 +105,27 @@ def log_mean_variance(log_w: Tensor) -> Tensor:
     return torch.where(without.isneginf().any(0), math.inf, variance)
 
 
+def share_within(log_w: Tensor, counts: Sequence[int]) -> Tensor:
+    """Share of the weights' variance that is within strata, `[S, B] -> [B]`; 1 where there is none.
+
+    Of draws of which a fixed number comes from each component of a mixture, in this order, it is
+    the share by which the variance of their mean is smaller than that of as many draws of the
+    mixture. A single draw has no spread to be known by, and counts with its distance from the mean
+    of all.
+
+    Reference: A. B. Owen, "Monte Carlo theory, methods and examples", 2013,
+    https://artowen.su.domains/mc/, section 8.4.
+    """
+    shares = _expect_weights(log_w).softmax(0).nan_to_num(nan=1 / len(log_w))
+    off = shares - 1 / len(log_w)
+    total, within = off.square().sum(0), torch.zeros_like(off[0])
+    for part in off.split(list(counts)):
+        count = len(part)
+        squares = (part if count == 1 else part - part.mean(0)).square().sum(0)
+        within = within + squares * (count / max(count - 1, 1))
+    return torch.where(total > 0, within / total, 1.0).clamp(max=1.0)
+
+
 def k_hat(log_w: Tensor) -> Tensor:
     """Shape of the generalized Pareto tail of the weights: `[S, B] -> [B]`, float64.
 
