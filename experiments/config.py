@@ -21,6 +21,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_chains", "num_temperatures", "num_leapfrog_steps"), (1, 10**6)),
     **dict.fromkeys(("num_warmup", "max_steps"), (1, 10**9)),
     "max_rounds": (1, 10),
+    "defensive": (0, 0.99),
     "checkpoint_every": (0, 10**9),
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1000)),
     "seeds": (1, 1000),
@@ -175,6 +176,8 @@ class Estimation(Options):
         target_se: add importance weights until the Monte Carlo SE of every datum is this small, in
             nats [default: num_particles for all].
         max_particles: the most that one datum gets with target_se.
+        defensive: the share of importance weights, such as 0.1, that come from the guide stretched
+            and from the prior, where the guide may be too narrow.
         num_data: evaluate on so many data, chosen by the data_seed; with bdmc, simulate so many
             [default: all; 100 with bdmc].
         start: where ais, bdmc and smc begin, at the prior or at the guide.
@@ -192,6 +195,7 @@ class Estimation(Options):
     num_particles: int = 5000
     target_se: float | None = None
     max_particles: int = 100_000
+    defensive: float = 0.0
     num_data: int | None = None
     start: Start = "prior"
     num_chains: int | None = None

@@ -1,4 +1,4 @@
-"""Smoothed weights, and weights under a mixture of guide and prior, against exact evidences."""
+"""Smoothed weights, and weights under a mixture with the guide, against exact evidences."""
 
 import math
 
@@ -38,8 +38,8 @@ def z_of_mean(record):
     return abs((errors.mean() / errors.std() * math.sqrt(len(errors))).item())
 
 
-def test_a_guide_that_is_too_narrow_is_right_with_the_prior_beside_it():
-    """Of 100 repetitions: alone it is biased, and says so; with a tenth of the prior right."""
+def test_a_guide_that_is_too_narrow_is_right_in_a_mixture():
+    """Of 100 repetitions: alone it is biased, and says so; with a tenth of wider draws right."""
     alone, mixed = records()["iw"], records(defensive=0.1)["iw"]
     assert covered(alone) < 0.7
     assert "k̂ is too large" in alone.not_reliable
@@ -51,10 +51,11 @@ def test_a_guide_that_is_too_narrow_is_right_with_the_prior_beside_it():
 def test_draws_of_the_prior_weighted_by_the_guide_alone_are_wrong(monkeypatch):
     """The planted error: weights p/q for all draws, wherever they come from."""
 
-    def scored_by_guide(model, guide, x, num, **options):
-        _, of_guide = correct(model, guide, x, num, **options)
-        theirs = defensive._prior_terms(model, guide, x, num - len(of_guide), 10_000)
-        return torch.cat([of_guide, theirs["log_w"]]), of_guide
+    def scored_by_guide(*args, **options):
+        found = correct(*args, **options)
+        log_w = found.log_w.clone()
+        log_w[-found.counts[-1] :] = found.log_ratio[-found.counts[-1] :]
+        return found._replace(log_w=log_w)
 
     correct = defensive.defensive_log_weights
     monkeypatch.setattr(
@@ -65,20 +66,32 @@ def test_draws_of_the_prior_weighted_by_the_guide_alone_are_wrong(monkeypatch):
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 def test_no_weight_is_above_the_best_likelihood_over_the_share(share):
-    log_w, of_guide = defensive.defensive_log_weights(
+    """A fifth of which is the prior's; as many draws as are asked for, all told."""
+    found = defensive.defensive_log_weights(
         NORMAL.model, narrow, X[:20], 500, share=share, chunk_size=10_000
     )
     best = dist.Normal(0.0, 0.5).log_prob(torch.tensor(0.0)).item()
-    assert log_w.shape == (500, 20)
-    assert len(of_guide) == round(500 * (1 - share))
-    assert log_w.max() <= best - math.log(share) + 1e-9
-    assert of_guide.max() > log_w[: len(of_guide)].max() or share < 0.1
+    assert found.log_w.shape == found.log_ratio.shape == (500, 20)
+    assert sum(found.counts) == 500
+    assert abs(found.counts[0] - 500 * (1 - share)) <= 3
+    assert found.log_w.max() <= best - math.log(found.counts[-1] / 500) + 1e-9
+    assert found.of_guide.max() > found.log_w[: found.counts[0]].max() or share < 0.1
+
+
+def test_scales_shrink_with_the_dimension():
+    """Stretched by the least scale, typical draws cost about a nat, whatever the dimension."""
+    assert defensive.stretches(1) == pytest.approx([1.5, 2.25, 3.375])
+    for dim in (4, 25, 400):
+        scale, *others = defensive.stretches(dim)
+        assert others == pytest.approx([scale**2, scale**3])
+        cost = dim * (math.log(scale) - (1 - scale**-2) / 2)  # E log q/q_c of a Gaussian
+        assert 0.5 < cost < 1
 
 
 def test_the_elbo_stays_that_of_the_guide():
     pyro.set_rng_seed(1)
     mixed = records(defensive=0.5)["elbo"]
-    assert mixed.num_particles == 1000
+    assert mixed.num_particles == 999  # 200 draws of the prior, and three times 267
     alone = records()["elbo"]
     assert abs(mixed.mean - alone.mean) < 5 * math.hypot(mixed.mc_se, alone.mc_se)
 
@@ -162,5 +175,5 @@ BAD = {
 def test_bad_input_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         records(**options)
-    with pytest.raises(ValueError, match="two or more particles of a mixture, got 1"):
-        importance_weighted_evidence(NORMAL.model, narrow, X, 1, defensive=0.1)
+    with pytest.raises(ValueError, match="expected 5 or more particles of a mixture, got 4"):
+        importance_weighted_evidence(NORMAL.model, narrow, X, 4, defensive=0.1)

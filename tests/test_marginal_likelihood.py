@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from functools import partial
 
 import numpy as np
@@ -22,7 +23,9 @@ from evidence.inference import (
     marginal_likelihood,
     nested_evidence,
 )
+from evidence.inference.estimation.unknown import Unknown
 from evidence.inference.model_choice import marginal_likelihood as marginal_module
+from evidence.inference.model_choice import mixture_proposal
 from evidence.inference.model_choice.mixture_proposal import Mixture, MixtureProposal, _fitted
 from evidence.inference.paths.log_joint import PriorPath
 from evidence.models.problems import PROBLEMS
@@ -207,7 +210,25 @@ def test_tails_of_the_proposal_may_reach_where_the_log_joint_overflows():
     assert abs(found.log_ml - overdispersed_evidence()) < 4 * found.se
     assert abs(found.log_ml - overdispersed_evidence() - 0.5) > 4 * found.se
     wide = Mixture(torch.zeros(1), u[0], 3 * torch.eye(path.dim).unsqueeze(0), 5.0)
-    proposal = MixtureProposal(path, path.sample(200), 0)
-    log_w = proposal._log_weights(wide, 200)
+    proposal, unknown = MixtureProposal(path, path.sample(200), 0), Unknown(path)
+    log_w = proposal._log_weights(wide, 200, unknown)
     assert not log_w.isnan().any()
     assert log_w.isneginf().any()
+    assert unknown.number >= log_w.isneginf().sum() > 2
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_proposal_many_of_whose_draws_are_no_number_is_not_relied_on(monkeypatch, is_told):
+    """How many, and where; untold, the planted error, their weights pass for zeros."""
+    fitted = mixture_proposal._fitted
+
+    def far_out(z, seed):
+        """The mixtures fitted, moved to where a part of the draws overflows."""
+        return [dataclasses.replace(one, locs=one.locs + 2.5) for one in fitted(z, seed)]
+
+    monkeypatch.setattr(mixture_proposal, "_fitted", far_out)
+    if not is_told:
+        monkeypatch.setattr(Unknown, "caveat", lambda self, num_draws: None)
+    record = marginal_likelihood(overdispersed, COUNTS, max_rounds=1, **QUICK).estimates["iw"]
+    said = r"NaN by site 'counts' at [0-9,]+ of [0-9,]+ draws \([0-9.]+%; near spread = "
+    assert bool(re.search(said, str(record.not_reliable))) == is_told

@@ -109,5 +109,7 @@ def weighted(assembly: Assembly, x: Batch, config: Evaluate) -> list[Evidence]:
                 progress=bar.update,
             )
             return [estimate_evidence(*pair, x, _ELBO_PARTICLES)["elbo"], iw]
-        records = estimate_evidence(*pair, x, config.num_particles, progress=bar.update)
+        records = estimate_evidence(
+            *pair, x, config.num_particles, defensive=config.defensive, progress=bar.update
+        )
     return [records["elbo"]] if config.estimator == "elbo" else [records["elbo"], records["iw"]]

@@ -150,6 +150,12 @@ def check_options(config: Estimation) -> None:
         raise ValueError(
             "--target_se adds importance weights, and --estimator elbo has none: leave out one"
         )
+    if config.defensive and (config.target_se is not None or config.estimator in ("elbo", "bdmc")):
+        other = "--target_se" if config.target_se is not None else f"--estimator {config.estimator}"
+        raise ValueError(
+            f"--defensive {config.defensive:g} is for a fixed number of importance weights, not "
+            f"for {other}: leave out one"
+        )
 
 
 def settings(config: Evaluate) -> dict[str, Any]:
@@ -157,6 +163,8 @@ def settings(config: Evaluate) -> dict[str, Any]:
     names = ["estimator", "num_particles", "num_data", "dtype"]
     if config.target_se is not None:
         names += ["target_se", "max_particles"]
+    if config.defensive:
+        names += ["defensive"]
     names += OPTIONS_OF.get(config.estimator, ())
     return {name: getattr(config, name) for name in names}
 

@@ -14,6 +14,7 @@ from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.precision import fast_matmul
 
 _NUM_STRETCHED = 3
+_OF_PRIOR = 0.2  # of the share: more of the stretched guide makes the tails of the weights lighter
 _WIDEST_STEP = 1.5
 _PILOT = 200  # draws of the guide, whose median is the centre that it is stretched about
 _OTHERWISE = "leave the guide undefended (defensive=0)"
@@ -51,10 +52,10 @@ def defensive_log_weights(
 ) -> Defended:
     """Log p(x, z) less the log-density of a mixture with the guide, of which it is 1 − α.
 
-    Half of α is the prior's. A guide that is too narrow has weights without a bound, and of
-    infinite variance where it is narrower by √2; these are at most 2 max_z p(x | z)/α, whatever
+    A fifth of α is the prior's. A guide that is too narrow has weights without a bound, and of
+    infinite variance where it is narrower by √2; these are at most 5 max_z p(x | z)/α, whatever
     the guide. But where the posterior is far narrower than the prior, no draw of the prior comes
-    near it. The other half are therefore draws u of the guide moved away from their centre m, to
+    near it. The rest are therefore draws u of the guide moved away from their centre m, to
     m + c (u − m), of density c^−D q(m + (u − m)/c): scales c > 1 mixed make tails as heavy as a
     Student's t. Stretching all of D dimensions by more than they need costs about D log²c nats, so
     that scales are powers of 1 + 1/√D, or of 1.5 where that is less. All in unconstrained
@@ -105,11 +106,11 @@ def _counts(num_particles: int, share: float) -> tuple[int, ...]:
         raise ValueError(
             f"expected {_NUM_STRETCHED + 2} or more particles of a mixture, got {num_particles}"
         )
-    of_prior = max(1, round(share / 2 * num_particles))
-    of_each = max(1, round(share / 2 * num_particles / _NUM_STRETCHED))
+    of_prior = max(1, round(_OF_PRIOR * share * num_particles))
+    of_each = max(1, round((1 - _OF_PRIOR) * share * num_particles / _NUM_STRETCHED))
     of_guide = num_particles - of_prior - _NUM_STRETCHED * of_each
-    if of_guide < 1:  # by rounding, of a share near one
-        of_prior, of_guide = of_prior + of_guide - 1, 1
+    while of_guide < 1:  # by rounding, of a share near one
+        of_each, of_guide = of_each - 1, of_guide + _NUM_STRETCHED
     return (of_guide, *[of_each] * _NUM_STRETCHED, of_prior)
 
 

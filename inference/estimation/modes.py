@@ -22,7 +22,7 @@ from torch import Tensor
 from evidence.inference.estimation.places import place
 from evidence.inference.paths.guide_path import GuidePath
 from evidence.inference.paths.isolation import annealing_mode
-from evidence.inference.paths.log_joint import AbstractPath, PriorPath
+from evidence.inference.paths.log_joint import PriorPath
 from evidence.inference.paths.mode_search import search, weighed
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.traces import Program

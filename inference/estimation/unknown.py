@@ -38,10 +38,12 @@ class Unknown:
             return None
         row, datum = self._first
         site = self.path.unsound_site(row)
-        by = "" if site is None else f" by site {site!r}"
+        what = f"the log joint is NaN by site {site!r}"
+        if site is None:
+            what = "the log joint or the density of the proposal is NaN"
         where = place(self.path, row[0, 0]) if row.shape[1] == 1 else f"of datum {datum}"
         return (
-            f"the log joint is NaN{by} at {self.number:,} of {num_draws:,} draws "
+            f"{what} at {self.number:,} of {num_draws:,} draws "
             f"({self.number / num_draws:.1%}; {where}), which count as zero: write it so that it "
             "is a number there, or compute in double (model.double(), x.double(); "
             "--dtype float64)"

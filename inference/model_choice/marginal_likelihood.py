@@ -227,12 +227,13 @@ class _Measured:
             draws = PosteriorDraws(self.sampled.draws, path)
             u = draws.located(path).flatten(0, 1)[:: _every(self.sampled.num_particles)]
             proposal = MixtureProposal(path, u, self.seed)
-            pilot = proposal.log_weights(_PILOT)
+            pilot, _ = proposal.log_weights(_PILOT)
             count = _enough(pilot, self.target_se)
-            record = from_log_weights(proposal.log_weights(count))["iw"]
+            log_w, caveat = proposal.log_weights(count)
+            record = from_log_weights(log_w)["iw"]
             on_edge = draws.share_on_edge
         spent = proposal.num_evaluations + _PILOT + count
-        record = dataclasses.replace(record, num_evaluations=spent, dtype=u.dtype)
+        record = dataclasses.replace(record, num_evaluations=spent, dtype=u.dtype, caveat=caveat)
         return record.of(on_edge, len(self.x))
 
     def _by_guide(self, guide: Program) -> Evidence:

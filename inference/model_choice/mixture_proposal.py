@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evidence.inference.estimation.unknown import Unknown
 from evidence.inference.paths.log_joint import PriorPath
 from evidence.inference.programs import estimators
 
@@ -95,31 +96,33 @@ class MixtureProposal:
         enough = max(shares) * _WORTH_OF_TAILS
         self.mixture = next(m for m, ess in zip(candidates, shares, strict=True) if ess >= enough)
 
-    def log_weights(self, num_draws: int) -> Tensor:
-        """Log p(x, u) − log q(u) at draws `[S, 1]`, in nats.
+    def log_weights(self, num_draws: int) -> tuple[Tensor, str | None]:
+        """Log p(x, u) − log q(u) at draws `[S, 1]`, in nats, and what speaks against them, or None.
 
-        Far out in heavy tails a log joint overflows, and is no number: it counts as zero there, as
-        in annealing, whose draws must agree.
+        Far out in heavy tails a log joint overflows, and is no number: it counts as zero there,
+        which may not come about often; see `Unknown`.
         """
-        return self._log_weights(self.mixture, num_draws)
+        unknown = Unknown(self.path)
+        log_w = self._log_weights(self.mixture, num_draws, unknown)
+        return log_w, unknown.caveat(num_draws)
 
-    def _log_weights(self, mixture: Mixture, num_draws: int) -> Tensor:
+    def _log_weights(self, mixture: Mixture, num_draws: int, unknown: Unknown) -> Tensor:
         """A share of the draws, not of a coin's throwing, is of the prior: that is as unbiased."""
         of_prior = max(1, round(_PRIOR_SHARE * num_draws))
         own = mixture.sample(num_draws - of_prior).to(self._dtype).unsqueeze(1)
         u = torch.cat([self.path.sample(of_prior).to(own), own])
         share = of_prior / num_draws
-        return torch.cat([self._weigh(mixture, some, share) for some in u.split(_AT_ONCE)])
+        parts = [(self._weigh(mixture, some, share), some) for some in u.split(_AT_ONCE)]
+        return torch.cat([unknown.zeroed(log_w, some) for log_w, some in parts])
 
     def _weigh(self, mixture: Mixture, u: Tensor, share: float) -> Tensor:
         terms: Any = self.path(u)
         log_q = mixture.log_prob(u.squeeze(1).double()).unsqueeze(1) + math.log1p(-share)
         log_q = torch.logaddexp(log_q, terms.log_p_z.double() + math.log(share))
-        log_w = terms.log_p_xz.double() - log_q
-        return torch.where(log_w.isnan(), -torch.inf, log_w)
+        return terms.log_p_xz.double() - log_q
 
     def _pilot_ess(self, mixture: Mixture) -> float:
-        log_w = self._log_weights(mixture, _PILOT)
+        log_w = self._log_weights(mixture, _PILOT, Unknown(self.path))
         return estimators.ess(log_w).nan_to_num(0.0).item()
 
 
