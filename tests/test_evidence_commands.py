@@ -192,6 +192,9 @@ def test_every_datum_is_written_and_read_back(trained):
         (["--num_chains", "0"], "expected --num_chains of at least 1, got 0"),
         (["--estimator", "elbo", "--target_se", "0.1"], "leave out one"),
         (["--target_se", "-1"], "expected a finite target_se > 0"),
+        (["--defensive", "1"], "expected --defensive of at most 0.99, got 1"),
+        (["--defensive", "0.1", "--target_se", "0.1"], "not for --target_se: leave out one"),
+        (["--defensive", "0.1", "--estimator", "bdmc"], "not for --estimator bdmc: leave out"),
         (["--estimator", "nuts"], "nuts"),
     ],
 )
@@ -446,3 +449,16 @@ def test_every_estimator_that_can_be_asked_for_is_known_to_reports():
     asked = set(get_args(Estimator)) - {"bdmc"}
     assert asked == set(ESTIMATORS) - {"exact", "nested"}
     assert asked >= set(OPTIONS_OF) - {"bdmc"}
+
+
+def test_a_part_of_the_weights_defends_a_narrow_guide(trained, capsys):
+    """What it was is with the evaluation, and nothing of it with one that has none."""
+    run("evaluate", trained, "--num_particles", 200, "--defensive", "0.2")
+    assert row_of(trained)["evaluation"]["defensive"] == 0.2
+    found = estimates(trained)
+    assert found["elbo"]["num_particles"] == 160  # 13 are of the prior, and three times 9 wider
+    iw, exact = found["iw"], found["exact"]
+    assert abs(iw["nats"] - exact["nats"]) < 5 * iw["mc_se"]
+    run("evaluate", trained, "--num_particles", 200)
+    assert "defensive" not in row_of(trained)["evaluation"]
+    assert estimates(trained)["elbo"]["num_particles"] == 200

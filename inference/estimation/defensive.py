@@ -14,7 +14,9 @@ from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.precision import fast_matmul
 
 _NUM_STRETCHED = 3
-_OF_PRIOR = 0.2  # of the share: more of the stretched guide makes the tails of the weights lighter
+# Of the share: where a posterior has the prior's tails, as a funnel does, more of it makes those of
+# the weights lighter; elsewhere more of the stretched guide does.
+_OF_PRIOR = 1 / 3
 _WIDEST_STEP = 1.5
 _PILOT = 200  # draws of the guide, whose median is the centre that it is stretched about
 _OTHERWISE = "leave the guide undefended (defensive=0)"
@@ -52,8 +54,8 @@ def defensive_log_weights(
 ) -> Defended:
     """Log p(x, z) less the log-density of a mixture with the guide, of which it is 1 − α.
 
-    A fifth of α is the prior's. A guide that is too narrow has weights without a bound, and of
-    infinite variance where it is narrower by √2; these are at most 5 max_z p(x | z)/α, whatever
+    A third of α is the prior's. A guide that is too narrow has weights without a bound, and of
+    infinite variance where it is narrower by √2; these are at most 3 max_z p(x | z)/α, whatever
     the guide. But where the posterior is far narrower than the prior, no draw of the prior comes
     near it. The rest are therefore draws u of the guide moved away from their centre m, to
     m + c (u − m), of density c^−D q(m + (u − m)/c): scales c > 1 mixed make tails as heavy as a
