@@ -16,6 +16,7 @@ from evidence.inference import estimate_evidence, fit, importance_weighted_evide
 from evidence.inference.estimation import defensive, unknown
 from evidence.inference.estimation.defensive import _Mixture
 from evidence.inference.programs import estimators
+from tests.test_enumeration import ENUMERATED, X, mixture_evidence, mixture_guide
 
 NUM = 20  # of repetitions
 DOUBLE = {"dtype": torch.float64}
@@ -226,6 +227,15 @@ def test_every_datum_has_a_centre_of_its_own():
     assert abs(z.mean() * math.sqrt(len(z))) < 4
     assert records["elbo"].k_hat.median() > 0.5  # still says what the guide is
     assert found.k_hat.median() < 0.3
+
+
+def test_discrete_latents_that_are_summed_out():
+    torch.manual_seed(0)
+    exact = mixture_evidence(X)
+    found = importance_weighted_evidence(ENUMERATED, mixture_guide, X, 4000, defensive=0.3)
+    assert found.not_reliable is None
+    assert abs(found.mean - exact) < 4 * found.mc_se
+    assert abs(found.mean - exact + 0.3) > 4 * found.mc_se
 
 
 def test_the_error_bar_is_that_of_strata():
