@@ -381,7 +381,7 @@ def importance_weighted_evidence(
             where they have latents of their own, in the dataset's order.
         num_particles: S, draws per datum, or for all data where these share latents.
         defensive: the share α of draws that come from the guide stretched and from the prior, such
-            as 0.1, where the guide may be too narrow; see `defensive_log_weights`.
+            as 0.2, where the guide may be too narrow; see `defensive_log_weights`.
         chunk_size: see `log_weights`.
         search_modes: see `estimate_evidence`.
         compile: see `log_weights`.
