@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -20,8 +21,15 @@ SEEDS = range(20)
 
 
 def in_a_loop(function):
-    """One datum at a time."""
-    return lambda *args: torch.stack([function(*row) for row in zip(*args, strict=True)])
+    """One datum at a time, whatever dimensions stand in front."""
+
+    def answer(*args):
+        args = torch.broadcast_tensors(*args)
+        rows = zip(*(arg.reshape(-1, arg.shape[-1]) for arg in args), strict=True)
+        out = torch.stack([function(*row) for row in rows])
+        return out.reshape(args[0].shape[:-1] + out.shape[1:])
+
+    return answer
 
 
 def regression(x, y):
@@ -51,10 +59,11 @@ def regression_by_factor(x, y):
 def bound_by_density(z0, mu, logsigma, layers, log_likelihood):
     z, log_q = z0, MultivariateNormal(mu, scale_tril=torch.diag_embed(logsigma.exp())).log_prob(z0)
     for b, u_hat, w in layers:
-        inner = torch.einsum("nz,nz->n", w, z)[:, None] + b
-        log_q = log_q - torch.log1p(torch.einsum("nz,nz->n", u_hat, w) / inner[:, 0].cosh() ** 2)
+        inner = torch.einsum("...z,...z->...", w, z)[..., None] + b
+        slope = torch.einsum("...z,...z->...", u_hat, w)
+        log_q = log_q - torch.log1p(slope / inner[..., 0].cosh() ** 2)
         z = z + u_hat * inner.tanh()
-    prior = -(z**2).sum(1) / 2 - z.shape[1] / 2 * math.log(2 * math.pi)
+    prior = -(z**2).sum(-1) / 2 - z.shape[-1] / 2 * math.log(2 * math.pi)
     return prior + log_likelihood(z) - log_q
 
 
@@ -128,8 +137,10 @@ def planar_by_autograd(z, b, u_hat, w):
     def f(z, b, u_hat, w):
         return z + u_hat * torch.tanh(w @ z + b)
 
-    jacobian = torch.func.vmap(torch.func.jacrev(f))(z, b, u_hat, w)
-    return torch.func.vmap(f)(z, b, u_hat, w), torch.linalg.slogdet(jacobian).logabsdet
+    rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (z, b, u_hat, w)]
+    jacobian = torch.func.vmap(torch.func.jacrev(f))(*rows)
+    log_det = torch.linalg.slogdet(jacobian).logabsdet
+    return torch.func.vmap(f)(*rows).reshape(z.shape), log_det.reshape(z.shape[:-1])
 
 
 def covariance_by_loop(codes):
@@ -164,7 +175,7 @@ def covered_in_a_loop(draws, truth, mass):
 # Each right answer in two more ways than that of the check itself.
 OTHER_WAYS = {
     "loss": (
-        lambda x, x_hat: -Normal(x_hat, torch.ones_like(x)).log_prob(x).sum(1),
+        lambda x, x_hat: -Normal(x_hat, torch.ones_like(x)).log_prob(x).sum(-1),
         in_a_loop(lambda x, y: 0.5 * (x - y) @ (x - y) + len(x) * math.log(math.sqrt(2 * math.pi))),
     ),
     "pca_reconstruction": (pca_by_covariance, pca_by_left_vectors),
@@ -180,10 +191,10 @@ OTHER_WAYS = {
         lambda x, mu, s: MultivariateNormal(mu, scale_tril=torch.diag_embed(s.exp())).log_prob(x),
     ),
     "KL_divergence": (
-        lambda mu, s: 0.5 * (s.exp().pow(2) + mu.pow(2) - 1 - s.exp().pow(2).log()).sum(1),
+        lambda mu, s: 0.5 * (s.exp().pow(2) + mu.pow(2) - 1 - s.exp().pow(2).log()).sum(-1),
         lambda mu, s: kl_divergence(
             MultivariateNormal(mu, scale_tril=torch.diag_embed(s.exp())),
-            MultivariateNormal(torch.zeros_like(mu), torch.eye(mu.shape[1]).to(mu)),
+            MultivariateNormal(torch.zeros_like(mu), torch.eye(mu.shape[-1]).to(mu)),
         ),
     ),
     "negative_elbo": (
@@ -193,7 +204,7 @@ OTHER_WAYS = {
     "corrected": (
         lambda u, w: (
             u
-            + ((1 + (w * u).sum(-1).exp()).log() - 1 - (w * u).sum(-1))[:, None]
+            + ((1 + (w * u).sum(-1).exp()).log() - 1 - (w * u).sum(-1))[..., None]
             * w
             / w.norm(dim=-1, keepdim=True) ** 2
         ),
@@ -303,7 +314,8 @@ def test_a_right_answer_passes_however_it_is_written(name, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_right_answer_passes_with_every_seed(name):
     for seed in SEEDS:
-        getattr(checks, name)(OTHER_WAYS[name][0], seed=seed)
+        for answer in (*own_answer(name), *OTHER_WAYS[name]):
+            getattr(checks, name)(answer, seed=seed)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in PROGRAMS])
@@ -312,6 +324,15 @@ def test_every_mistake_is_named(name):
     assert len(check.mistakes) >= 4
     for expected, wrong in check.mistakes.items():
         for seed in (0, 7):
+            assert message(check, wrong, seed) == f"{name}: {expected}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in PROGRAMS])
+def test_every_mistake_is_named_with_every_seed(name):
+    check = getattr(checks, name)
+    for expected, wrong in check.mistakes.items():
+        for seed in SEEDS:
             assert message(check, wrong, seed) == f"{name}: {expected}"
 
 
@@ -409,8 +430,12 @@ def squared_in_place(mu, logsigma):
     return ((2 * logsigma).exp() + mu - 1 - 2 * logsigma).sum(-1) / 2
 
 
-def through_numpy(mu, logsigma):
+def detached(mu, logsigma):
     return checks.KL_divergence.right(mu.detach(), logsigma.detach())
+
+
+def through_numpy(mu, logsigma):
+    return torch.from_numpy(np.asarray(checks.KL_divergence.right(mu, logsigma).numpy()))
 
 
 def half_detached(mu, logsigma):
@@ -429,17 +454,27 @@ def blank_of_nbgrader(mu, logsigma):
     ("answer", "expected"),
     [
         (squared_in_place, "changes its argument mu in place"),
-        (through_numpy, "no gradient with respect to"),
+        (detached, "no gradient with respect to"),
+        (
+            through_numpy,
+            "gradients fail, by a way through NumPy or a change in place: RuntimeError",
+        ),
         (half_detached, "no gradient with respect to logsigma"),
         (blank, "still blank. Hint: sum over the last dimension"),
         (blank_of_nbgrader, "still blank. The hint is above it"),
         (lambda mu, s: list(checks.KL_divergence.right(mu, s)), "; torch.stack makes it of tensor"),
         (lambda mu, s: checks.KL_divergence.right(mu, s).numpy(), "leave out item(), float(), len"),
         (lambda mu, logsigma: None, "returns nothing"),
-        (lambda mu, logsigma: mu @ logsigma, "fails for mu [7, 5], logsigma [7, 5]: RuntimeError"),
+        (
+            lambda mu, logsigma: mu @ logsigma,
+            "RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+        ),
         (lambda mu: mu, "expected KL_divergence(mu, logsigma): other arguments are taken"),
         (lambda mu, logsigma: torch.ones(len(mu)), "expected "),
-        (lambda mu, logsigma: 1.0, "expected [7] for mu [7, 5], logsigma [7, 5], got float"),
+        (
+            lambda mu, logsigma: 1.0,
+            "got float: this is differentiated, and only tensors have gradients",
+        ),
         (torch.tensor(1.0), "expected the function KL_divergence, got Tensor"),
     ],
 )

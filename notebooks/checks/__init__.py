@@ -23,9 +23,9 @@ from evidence.notebooks.checks.models import (
     log_bayes_factor,
     log_bf_of_a_mean,
     model_probabilities,
-    regression,
 )
 from evidence.notebooks.checks.planar_flows import bound, corrected, planar
+from evidence.notebooks.checks.regression import regression
 from evidence.notebooks.checks.report import coverage, gap_parts, rank
 from evidence.notebooks.checks.sampling import Sampler
 from evidence.notebooks.checks.vae import (

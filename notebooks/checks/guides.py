@@ -4,17 +4,20 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from pyro.distributions import MultivariateStudentT
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Laplace, Normal, StudentT
+from torch.distributions import Independent, Laplace, Normal, StudentT
 
-from evidence.notebooks.checks.exercise import Case, Exercise, Function, WrongAnswerError, shape_of
-
-_SIZE = 24
+from evidence.notebooks.checks.cases import size
+from evidence.notebooks.checks.comparison import shape_of
+from evidence.notebooks.checks.diagnosis import FLOAT32_DIGITS
+from evidence.notebooks.checks.exercise import Case, Exercise, Function, WrongAnswerError
 
 
 def _grid(generator: torch.Generator, dtype: torch.dtype) -> Case:
     """A density p up to a constant, and a normalized q, at the cells of a square."""
-    axis = torch.linspace(-3.0, 3.0, _SIZE, dtype=dtype)
+    axis = torch.linspace(-3.0, 3.0, size(generator, 20, 28), dtype=dtype)
     z = torch.cartesian_prod(axis, axis)
     area = float((axis[1] - axis[0]) ** 2)
     means = torch.randn(2, 2, generator=generator, dtype=dtype) / 2
@@ -46,7 +49,50 @@ def _forward(log_p: Tensor, log_q: Tensor, area: float) -> Tensor:
 def _mistakes(right: Function, other: Function, which: str) -> dict[str, Function]:
     is_reverse = right is _reverse
     weights = (lambda p, q: q) if is_reverse else (lambda p, q: p)
+
+    def unnormalized(p: Tensor, q: Tensor, area: float) -> Tensor:
+        """As if log p were normalized."""
+        return _kl(q, p, area) if is_reverse else _kl(p, q, area)
+
+    def minus_log(p: Tensor, q: Tensor, a: float) -> Tensor:
+        """The expectation of −log of the density that does not weigh."""
+        p = _normalized(p, a)
+        return -(q.exp() * p if is_reverse else p.exp() * q).sum() * a
+
+    def weighted(values: Tensor, p: Tensor, q: Tensor, a: float) -> Tensor:
+        return (weights(_normalized(p, a), q).exp() * values).sum() * a
+
     return {
+        "this is the mean of both divergences: expected one of them": (
+            lambda *a: (right(*a) + other(*a)) / 2
+        ),
+        "this is the sum of both divergences: expected one of them": (
+            lambda *a: right(*a) + other(*a)
+        ),
+        "log_p is normalized without the cell area: subtract log(cell_area) too": (
+            lambda p, q, a: unnormalized(p - p.logsumexp(0), q, a)
+        ),
+        "log(cell_area) is added to log_p: it is subtracted, so that exp(log_p) · area sums to "
+        "one": lambda p, q, a: unnormalized(p - p.logsumexp(0) + math.log(a), q, a),
+        "log_p is divided by its largest value, not by its integral": (
+            lambda p, q, a: unnormalized(p - p.max(), q, a)
+        ),
+        "this is the cross-entropy: the entropy of the density that weighs is missing": minus_log,
+        "this is the entropy of the density that weighs: the other density is missing": (
+            lambda p, q, a: minus_log(p, q, a) - right(p, q, a)
+        ),
+        "the cell area is there twice": lambda p, q, a: right(p, q, a) * a,
+        "this is the difference of the densities: expected that of their logs": (
+            lambda p, q, a: weighted(
+                (q.exp() - _normalized(p, a).exp()) * (1 if is_reverse else -1), p, q, a
+            )
+        ),
+        "the difference of the logs has lost its sign: leave out abs()": (
+            lambda p, q, a: weighted((q - _normalized(p, a)).abs(), p, q, a)
+        ),
+        "this is the total variation: expected an expectation of log-densities": (
+            lambda p, q, a: (q.exp() - _normalized(p, a).exp()).abs().sum() * a / 2
+        ),
         f"this is the other divergence: {which}": other,
         "the sign is flipped: a KL divergence is never negative": lambda *a: -right(*a),
         "log_p is not normalized: subtract its log-sum-exp over the cells, and log(cell_area)": (
@@ -96,7 +142,7 @@ forward_kl = Exercise(
 
 
 def _densities(generator: torch.Generator, dtype: torch.dtype) -> Case:
-    axis = torch.linspace(-3.0, 3.0, _SIZE, dtype=dtype)
+    axis = torch.linspace(-3.0, 3.0, size(generator, 20, 28), dtype=dtype)
     z = torch.cartesian_prod(axis, axis)
     noise = 1 + 0.3 * torch.rand(len(z), generator=generator, dtype=dtype)
     share = 0.3 + 0.6 * torch.rand((), generator=generator).item()
@@ -119,6 +165,9 @@ mass_level = Exercise(
         "mass": lambda density, share: density.sort(descending=True).values[
             int(share * len(density))
         ],
+        "this is the quantile 1 − share of the heights: it counts cells, not their mass": (
+            lambda density, share: density.quantile(1 - share)
+        ),
         "this counts cells from below: torch.quantile(density, share) knows nothing of mass": (
             lambda density, share: density.quantile(share)
         ),
@@ -131,27 +180,63 @@ mass_level = Exercise(
         "this is 1 − share of the maximum's height, whatever mass lies above": (
             lambda density, share: (1 - share) * density.max()
         ),
+        "this is one cell too low: stop at the first that reaches the share": (
+            lambda density, share: density[density < _level(density, share)].max()
+        ),
+        "this is one cell too high: the cell that reaches the share belongs to it": (
+            lambda density, share: density[density > _level(density, share)].min()
+        ),
+        "the running sum is not divided by the sum of all: the share is one of the mass": (
+            lambda density, share: density.sort(descending=True).values[
+                int((density.sort(descending=True).values.cumsum(0) < share).sum())
+            ]
+        ),
+        "the cells are not sorted: add up from the highest down": (
+            lambda density, share: density[
+                int(torch.searchsorted(density.cumsum(0) / density.sum(), share))
+            ]
+        ),
+        "this is the number of the cell: expected its height": (
+            lambda density, share: (density > _level(density, share)).sum().to(density)
+        ),
+        "this is the mass above the contour: expected the height of the contour": (
+            lambda density, share: density[density >= _level(density, share)].sum() / density.sum()
+        ),
+        "the heights are divided by their sum: expected a height of the density as it came": (
+            lambda density, share: _level(density, share) / density.sum()
+        ),
+        "softmax of the heights is no density: divide by their sum": (
+            lambda density, share: density.sort(descending=True).values[
+                int(
+                    torch.searchsorted(
+                        density.sort(descending=True).values.softmax(0).cumsum(0), share
+                    )
+                )
+            ]
+        ),
+        "this is the mean height, whatever the share is": lambda density, share: density.mean(),
+        "this says of each cell whether it lies above the contour: expected one height": (
+            lambda density, share: density >= _level(density, share)
+        ),
         "this is the number of cells above the contour; expected the height of the contour": (
             lambda density, share: (density >= _level(density, share)).sum().to(density)
         ),
     },
 )
 
-_NUM_DATA, _NUM_LATENTS = 5, 3
-
 
 def _bells(generator: torch.Generator, dtype: torch.dtype) -> Case:
-    shape = (_NUM_DATA, _NUM_LATENTS)
+    shape = size(generator, 4, 8), size(generator, 2, 6)
     loc, log_scale = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(2))
     return {"loc": loc, "log_scale": log_scale / 2}
 
 
 def _density(out: Any, case: Case) -> Tensor:
     """Its log-density at fixed places `[N, Z]`."""
-    if not isinstance(out, Distribution) and not hasattr(out, "log_prob"):
+    if isinstance(out, type) or not hasattr(out, "log_prob"):
         raise WrongAnswerError(
             f"student_t: expected a distribution, got {shape_of(out)}: return the distribution "
-            "itself, not a draw of it"
+            "itself, not a draw of it, its density or its class"
         )
     loc = case["loc"]
     shift = torch.linspace(-2.0, 2.0, loc.numel(), dtype=loc.dtype).reshape(loc.shape)
@@ -171,8 +256,8 @@ student_t = Exercise(
     "student_t",
     right=_of(lambda loc, s: StudentT(4.0, loc, s.exp())),
     cases=_bells,
-    has_gradients=False,
     read=_density,
+    tolerance=FLOAT32_DIGITS,  # torch.tensor(4.0) is a float32
     mistakes={
         "one density per latent: their product is .to_event(1)": (
             lambda loc, s: _density(StudentT(4.0, loc, s.exp()), {"loc": loc})
@@ -197,5 +282,31 @@ student_t = Exercise(
             lambda loc, s: StudentT(1.0, loc, s.exp())
         ),
         "location and scale are swapped": _of(lambda loc, s: StudentT(4.0, s, loc.abs())),
+        "the degrees of freedom are 3; expected 4": _of(lambda loc, s: StudentT(3.0, loc, s.exp())),
+        "the degrees of freedom are the number of latents; expected 4": _of(
+            lambda loc, s: StudentT(float(loc.shape[-1]), loc, s.exp())
+        ),
+        "the scale is exp(2 log_scale), a variance: StudentT takes exp(log_scale)": _of(
+            lambda loc, s: StudentT(4.0, loc, (2 * s).exp())
+        ),
+        "the scale is exp(−log_scale): expected exp(log_scale)": _of(
+            lambda loc, s: StudentT(4.0, loc, (-s).exp())
+        ),
+        "the scale comes from softplus: expected log_scale.exp()": _of(
+            lambda loc, s: StudentT(4.0, loc, F.softplus(s))
+        ),
+        "the scale is made that of a standard deviation, by √2: StudentT takes exp(log_scale)": _of(
+            lambda loc, s: StudentT(4.0, loc, s.exp() / math.sqrt(2))
+        ),
+        "this is a multivariate Student-t, whose latents share their tails: expected independent "
+        "ones": lambda loc, s: _density(
+            MultivariateStudentT(
+                torch.tensor(4.0, dtype=loc.dtype), loc, torch.diag_embed(s.exp())
+            ),
+            {"loc": loc},
+        ),
+        "the data are added up too, by .to_event(2): expected .to_event(1)": (
+            lambda loc, s: _density(Independent(StudentT(4.0, loc, s.exp()), 2), {"loc": loc})
+        ),
     },
 )

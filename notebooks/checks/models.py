@@ -1,153 +1,34 @@
-"""Exercises of notebook 7: a model in Pyro, Bayes factors, and what a wide prior costs."""
+"""Exercises of notebook 7: Bayes factors, and what a wide prior costs."""
 
 import math
-from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro import poutine
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal
 
-from evidence.notebooks.checks.exercise import (
-    Case,
-    Exercise,
-    Function,
-    WrongAnswerError,
-)
-
-_NUM_DATA = 12
-
-
-def _line(generator: torch.Generator, dtype: torch.dtype) -> Case:
-    x, y = (torch.randn(_NUM_DATA, generator=generator, dtype=dtype) for _ in range(2))
-    return {"x": x, "y": 2 + y}
-
-
-def _values(like: Tensor) -> dict[str, Tensor]:
-    """Where the log joint is looked at."""
-    at = {"intercept": 0.7, "slope": -1.2, "sigma": 0.8}
-    return {name: torch.tensor(value, dtype=like.dtype) for name, value in at.items()}
-
-
-def _log_joint(model: Function, x: Tensor, y: Tensor) -> Tensor:
-    """Log p(y, latents) of a Pyro program at given latents, if it is made of the right sites."""
-    with pyro.validation_enabled(False), torch.no_grad():
-        conditioned = poutine.condition(model, data=_values(y))
-        trace = poutine.trace(conditioned).get_trace(x, y)
-        _expect_sites(trace, list(_values(y)))
-        return torch.as_tensor(trace.log_prob_sum())
-
-
-def _expect_sites(trace: poutine.Trace, latents: list[str]) -> None:
-    """Check that latents are shared by the data, and the data observed in a plate."""
-    sites = {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
-    }
-    for name in latents:
-        if name not in sites:
-            raise WrongAnswerError(
-                f"regression: no latent {name!r}: expected intercept, slope and sigma; a latent is "
-                "pyro.sample(name, distribution)"
-            )
-        if sites[name]["cond_indep_stack"]:
-            raise WrongAnswerError(
-                "regression: a latent is inside the plate over the data: there is one intercept, "
-                "one slope and one sigma for all data, not one per datum"
-            )
-    observed = [site for n, site in sites.items() if site["is_observed"] and n not in latents]
-    if not observed:
-        raise WrongAnswerError(
-            "regression: no observed site: pyro.sample('y', distribution, obs=y), or the data have "
-            "no say"
-        )
-    if not any(site["cond_indep_stack"] for site in observed):
-        raise WrongAnswerError(
-            "regression: the data are outside of any plate: with pyro.plate('data', len(y))"
-        )
-
-
-def _program(
-    *,
-    scales: tuple[float, float] = (10.0, 10.0),
-    noise: Function = lambda sigma: sigma,
-    mean: Function = lambda a, b, x: a + b * x,
-    sigma_prior: Function = lambda: dist.HalfCauchy(5.0),
-) -> Function:
-    def model(x: Tensor, y: Tensor) -> None:
-        a = pyro.sample("intercept", dist.Normal(0.0, scales[0]))
-        b = pyro.sample("slope", dist.Normal(0.0, scales[1]))
-        sigma = pyro.sample("sigma", sigma_prior())
-        with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.Normal(mean(a, b, x), noise(sigma)), obs=y)
-
-    return lambda x, y: _log_joint(model, x, y)
-
-
-class _Program(Exercise):
-    """An exercise whose answer is a Pyro program, which is run on the data."""
-
-    def __call__(self, answer: Function, *, seed: int = 0) -> None:
-        """Check a program by its log joint at given latents."""
-        if not callable(answer):
-            raise WrongAnswerError(f"expected the function {self.name}, got {answer!r}")
-        super().__call__(_scored(answer), seed=seed)
-
-
-def _scored(model: Function) -> Function:
-    def log_joint(x: Tensor, y: Tensor) -> Any:
-        return _log_joint(model, x, y)
-
-    return log_joint
-
-
-regression = _Program(
-    "regression",
-    right=_program(),
-    cases=_line,
-    has_gradients=False,
-    mistakes={
-        "the noise has standard deviation √sigma: Normal takes a standard deviation, not a "
-        "variance": _program(noise=lambda s: s.sqrt()),
-        "the noise has standard deviation sigma²: Normal takes a standard deviation, and sigma is "
-        "one": _program(noise=lambda s: s**2),
-        "the noise is 1 whatever sigma is": _program(noise=torch.ones_like),
-        "the priors have the scale √10 (the variance 10): expected Normal(0, 10)": _program(
-            scales=(math.sqrt(10), math.sqrt(10))
-        ),
-        "the priors of intercept and slope are N(0, 1): expected Normal(0, 10)": _program(
-            scales=(1.0, 1.0)
-        ),
-        "the intercept is missing in the mean": _program(mean=lambda a, b, x: b * x),
-        "the slope is missing in the mean": _program(mean=lambda a, b, x: a + 0 * x),
-        "x is missing in the mean": _program(mean=lambda a, b, x: a + b + 0 * x),
-        "intercept and slope are swapped in the mean": _program(mean=lambda a, b, x: b + a * x),
-        "sigma has a half-normal prior: expected HalfCauchy(5)": _program(
-            sigma_prior=lambda: dist.HalfNormal(5.0)
-        ),
-        "sigma has the prior HalfCauchy(1): expected HalfCauchy(5)": _program(
-            sigma_prior=lambda: dist.HalfCauchy(1.0)
-        ),
-        "sigma has an exponential prior: expected HalfCauchy(5)": _program(
-            sigma_prior=lambda: dist.Exponential(1.0)
-        ),
-    },
-)
+from evidence.notebooks.checks.cases import size
+from evidence.notebooks.checks.exercise import Case, Exercise
 
 
 def _estimates(generator: torch.Generator, dtype: torch.dtype) -> Case:
+    """Of which the first model has the larger evidence, and the smaller error."""
     numbers = torch.rand(4, generator=generator, dtype=dtype) + 0.1
-    log_p = 10 * numbers[:2] - 300
-    return {"log_p1": log_p[0], "se1": numbers[2] / 5, "log_p2": log_p[1], "se2": numbers[3] / 5}
+    log_p = numbers[:2] * torch.tensor([10, 5]) - torch.tensor([290, 300])
+    se1, se2 = numbers[2] / 10, numbers[3] / 10 + 0.12
+    return {"log_p1": log_p[0], "se1": se1, "log_p2": log_p[1], "se2": se2}
+
+
+def _against_the_first(generator: torch.Generator, dtype: torch.dtype) -> Case:
+    case = _estimates(generator, dtype)
+    return dict(zip(case, (case["log_p2"], case["se2"], case["log_p1"], case["se1"]), strict=True))
 
 
 log_bayes_factor = Exercise(
     "log_bayes_factor",
     right=lambda p1, s1, p2, s2: (p1 - p2, (s1**2 + s2**2).sqrt()),
-    cases=_estimates,
+    cases=(_estimates, _against_the_first),
+    has_gradients=False,
     mistakes={
         "this is model 2 against model 1: the sign is flipped": (
             lambda p1, s1, p2, s2: (p2 - p1, (s1**2 + s2**2).sqrt())
@@ -178,6 +59,46 @@ log_bayes_factor = Exercise(
         "this is twice the log, of the scale of Kass and Raftery: expected the log": (
             lambda p1, s1, p2, s2: (2 * (p1 - p2), 2 * (s1**2 + s2**2).sqrt())
         ),
+        "these are added: the log of a ratio is a difference": (
+            lambda p1, s1, p2, s2: (p1 + p2, (s1**2 + s2**2).sqrt())
+        ),
+        "the sign is lost: a log Bayes factor may be negative": (
+            lambda p1, s1, p2, s2: ((p1 - p2).abs(), (s1**2 + s2**2).sqrt())
+        ),
+        "this is twice the log, of the scale of Kass and Raftery, with the error of the log": (
+            lambda p1, s1, p2, s2: (2 * (p1 - p2), (s1**2 + s2**2).sqrt())
+        ),
+        "the log is divided by its error: expected the log Bayes factor itself": (
+            lambda p1, s1, p2, s2: (
+                (p1 - p2) / (s1**2 + s2**2).sqrt(),
+                (s1**2 + s2**2).sqrt(),
+            )
+        ),
+        "the arguments come as log p, its error, log p, its error": (
+            lambda p1, s1, p2, s2: (p1 - s1, (p2**2 + s2**2).sqrt())
+        ),
+        "this is the log of the difference: the log-evidences are logs already": (
+            lambda p1, s1, p2, s2: ((p1 - p2).abs().log(), (s1**2 + s2**2).sqrt())
+        ),
+        "the errors are averaged: of independent estimates the squares add up": (
+            lambda p1, s1, p2, s2: (p1 - p2, (s1 + s2) / 2)
+        ),
+        "the errors are subtracted: of independent estimates the squares add up": (
+            lambda p1, s1, p2, s2: (p1 - p2, (s1 - s2).abs())
+        ),
+        "the squares are averaged: of a difference they add up": (
+            lambda p1, s1, p2, s2: (p1 - p2, ((s1**2 + s2**2) / 2).sqrt())
+        ),
+        "the errors are multiplied: of independent estimates the squares add up": (
+            lambda p1, s1, p2, s2: (p1 - p2, s1 * s2)
+        ),
+        "the errors are not squared under the root": (
+            lambda p1, s1, p2, s2: (p1 - p2, (s1 + s2).sqrt())
+        ),
+        "this is the larger error: of independent estimates the squares add up": (
+            lambda p1, s1, p2, s2: (p1 - p2, torch.maximum(s1, s2))
+        ),
+        "the error of the second model alone": lambda p1, s1, p2, s2: (p1 - p2, s2.clone()),
         "the error of the first model alone": lambda p1, s1, p2, s2: (p1 - p2, s1.clone()),
         "expected two results, the log and its standard error; this is the log alone": (
             lambda p1, s1, p2, s2: p1 - p2
@@ -187,8 +108,9 @@ log_bayes_factor = Exercise(
 
 
 def _models(generator: torch.Generator, dtype: torch.dtype) -> Case:
-    log_p = 3 * torch.randn(4, generator=generator, dtype=dtype) - 900
-    prior = torch.rand(4, generator=generator, dtype=dtype) + 0.2
+    number = size(generator, 2, 6)
+    log_p = 2 * torch.randn(number, generator=generator, dtype=dtype) - 900
+    prior = torch.rand(number, generator=generator, dtype=dtype) + 0.2
     return {"log_p": log_p, "prior": prior / prior.sum()}
 
 
@@ -196,6 +118,7 @@ model_probabilities = Exercise(
     "model_probabilities",
     right=lambda log_p, prior: (log_p + prior.log()).softmax(0),
     cases=_models,
+    has_gradients=False,
     mistakes={
         "exp(log_p) is zero for log-evidences of −900, and 0/0 is no number: use softmax": (
             lambda log_p, prior: torch.full_like(log_p, math.nan)
@@ -218,6 +141,40 @@ model_probabilities = Exercise(
         "the log-evidences themselves are normalized: probabilities come from their exponentials": (
             lambda log_p, prior: log_p * prior / (log_p * prior).sum()
         ),
+        "the prior is not normalized away: divide by the sum over the models": (
+            lambda log_p, prior: (log_p - log_p.max()).exp() * prior
+        ),
+        "these are divided by the largest: divide by the sum over the models": (
+            lambda log_p, prior: (
+                (log_p + prior.log()).softmax(0) / (log_p + prior.log()).softmax(0).max()
+            )
+        ),
+        "the log of the prior is to base 2: expected the natural one": (
+            lambda log_p, prior: (log_p + prior.log2()).softmax(0)
+        ),
+        "the log of the prior is to base 10: expected the natural one": (
+            lambda log_p, prior: (log_p + prior.log10()).softmax(0)
+        ),
+        "this is the prior: the data have no say": lambda log_p, prior: prior.clone(),
+        "this is one for the best model and zero for the rest: expected probabilities": (
+            lambda log_p, prior: F.one_hot((log_p + prior.log()).argmax(), len(prior)).to(prior)
+        ),
+        "the sign of log_p is flipped": lambda log_p, prior: (prior.log() - log_p).softmax(0),
+        "the log of the prior is added after normalization: softmax of the sum": (
+            lambda log_p, prior: log_p.log_softmax(0) + prior.log()
+        ),
+        "these are odds against the first model: expected probabilities": (
+            lambda log_p, prior: (log_p - log_p[0]).exp() * prior / prior[0]
+        ),
+        "posterior without prior and prior are averaged: they are multiplied": (
+            lambda log_p, prior: (log_p.softmax(0) + prior) / 2
+        ),
+        "sigmoid of each: probabilities of several models come from softmax": (
+            lambda log_p, prior: torch.sigmoid(log_p - log_p.mean() + prior.log())
+        ),
+        "these are equal, whatever the arguments are": (
+            lambda log_p, prior: torch.full_like(log_p, 1 / len(log_p))
+        ),
         "the log-evidences are multiplied by the prior": (
             lambda log_p, prior: (log_p * prior).softmax(0)
         ),
@@ -227,7 +184,11 @@ model_probabilities = Exercise(
 
 def _means(generator: torch.Generator, dtype: torch.dtype) -> Case:
     numbers = torch.rand(2, generator=generator, dtype=dtype)
-    return {"mean": numbers[0] - 0.2, "num_data": 25, "prior_scale": 0.5 + 3 * numbers[1]}
+    return {
+        "mean": numbers[0] - 0.2,
+        "num_data": size(generator, 8, 60),
+        "prior_scale": 0.5 + 3 * numbers[1],
+    }
 
 
 def _log_normal(mean: Tensor, variance: Tensor | float) -> Tensor:
@@ -239,6 +200,7 @@ log_bf_of_a_mean = Exercise(
     "log_bf_of_a_mean",
     right=lambda m, n, tau: _log_normal(m, 1 / n + tau**2) - _log_normal(m, 1 / n),
     cases=_means,
+    has_gradients=False,
     mistakes={
         "this is the null against the alternative: the sign is flipped": (
             lambda m, n, tau: _log_normal(m, 1 / n) - _log_normal(m, 1 / n + tau**2)
@@ -257,6 +219,48 @@ log_bf_of_a_mean = Exercise(
         ),
         "this is the likelihood ratio at the best mean: a marginal likelihood averages over the "
         "prior, it does not maximize": lambda m, n, tau: n * m**2 / 2 + 0 * tau,
+        "the variances are n and n + τ²: the mean of n data has the variance 1/n": (
+            lambda m, n, tau: _log_normal(m, n + tau**2) - _log_normal(m, n)
+        ),
+        "the noise has the variance 1/√n: that is the standard deviation, the variance is 1/n": (
+            lambda m, n, tau: _log_normal(m, n**-0.5 + tau**2) - _log_normal(m, n**-0.5)
+        ),
+        "the noise has the variance 1/n²: the mean of n data has the variance 1/n": (
+            lambda m, n, tau: _log_normal(m, n**-2 + tau**2) - _log_normal(m, n**-2)
+        ),
+        "this is multiplied by n: the mean is one observation, of variance 1/n": (
+            lambda m, n, tau: n * (_log_normal(m, 1 / n + tau**2) - _log_normal(m, 1 / n))
+        ),
+        "the term ½ log(1 + n τ²) has lost its factor ½": (
+            lambda m, n, tau: (
+                _log_normal(m, 1 / n + tau**2) - _log_normal(m, 1 / n) - (1 + n * tau**2).log() / 2
+            )
+        ),
+        "the term −½ log(1 + n τ²) is missing: it is what a wide prior costs": (
+            lambda m, n, tau: (
+                _log_normal(m, 1 / n + tau**2) - _log_normal(m, 1 / n) + (1 + n * tau**2).log() / 2
+            )
+        ),
+        "this does not depend on the mean: the exponents are missing": (
+            lambda m, n, tau: -(1 + n * tau**2).log() / 2 + 0 * m
+        ),
+        "this is the log marginal likelihood under the alternative: take off that of the null": (
+            lambda m, n, tau: _log_normal(m, 1 / n + tau**2)
+        ),
+        "these are logs of the densities, divided: a log of a ratio is a difference": (
+            lambda m, n, tau: _log_normal(m, 1 / n + tau**2) / _log_normal(m, 1 / n)
+        ),
+        "the null has the variance τ²: under it the mean is zero, and only the noise is left": (
+            lambda m, n, tau: _log_normal(m, 1 / n) - _log_normal(m, tau**2)
+        ),
+        "this is to base 10: expected nats": (
+            lambda m, n, tau: (
+                (_log_normal(m, 1 / n + tau**2) - _log_normal(m, 1 / n)) / math.log(10)
+            )
+        ),
+        "this is twice the log, of the scale of Kass and Raftery: expected the log": (
+            lambda m, n, tau: 2 * (_log_normal(m, 1 / n + tau**2) - _log_normal(m, 1 / n))
+        ),
         "this takes variances for standard deviations": (
             lambda m, n, tau: _log_normal(m, (1 / n + tau**2) ** 2) - _log_normal(m, 1 / n**2)
         ),

@@ -1,20 +1,21 @@
 """An exercise whose answer draws: moments within their standard errors, and pathwise gradients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from evidence.notebooks.checks.comparison import shape_of
 from evidence.notebooks.checks.exercise import (
     Case,
     Function,
     MakeCase,
     WrongAnswerError,
     called,
-    expect_signature,
-    shape_of,
+    expect_function,
+    first_line,
 )
 
 _NUM_DRAWS = 20_000
@@ -35,12 +36,13 @@ class Sampler:
 
     Args:
         name: of the function in the notebook.
-        cases: makes the arguments `mu` and `logsigma` `[N, Z]`.
+        cases: make the arguments `mu` and `logsigma`, of any shape; the first one `[N, Z]`, of
+            which moments are taken.
         mistakes: what to say of an answer whose draws have the moments of a wrong one.
     """
 
     name: str
-    cases: MakeCase
+    cases: Sequence[MakeCase]
     mistakes: Mapping[str, Callable[..., Moments]] = field(default_factory=dict)
 
     def __call__(self, answer: Function, *, seed: int = 0) -> None:
@@ -53,26 +55,35 @@ class Sampler:
         Raises:
             WrongAnswerError: it is not right.
         """
+        expect_function(self.name, answer)
         for dtype in (torch.float32, torch.float64):
-            case = self.cases(torch.Generator().manual_seed(seed), dtype)
-            expect_signature(self.name, answer, list(case))
+            generator = torch.Generator().manual_seed(seed)
+            cases = [make(generator, dtype) for make in self.cases]
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                self._check(answer, case)
-        print(f"✓ {self.name}: {_NUM_DRAWS:,} draws of {case['mu'].numel()} latents have the right")
-        print("  mean, standard deviation and shape, and their gradients are right")
+                self._check(answer, cases[0])
+                for case in cases[1:]:
+                    self._draw(answer, case)
+            number = cases[0]["mu"].numel()
+        print(f"✓ {self.name}: {_NUM_DRAWS:,} draws of {number} latents have the right mean,")
+        print("  standard deviation and shape, and their gradients are right")
 
-    def _check(self, answer: Function, case: Case) -> None:
-        mu, logsigma = case["mu"], case["logsigma"]
+    def _draw(self, answer: Function, case: Case) -> Tensor:
         z = called(self.name, answer, case)
+        mu = case["mu"]
         if not isinstance(z, Tensor) or z.shape != mu.shape:
             raise WrongAnswerError(
                 f"{self.name}: expected {shape_of(mu)}, as mu, got {shape_of(z)}"
             )
-        if torch.equal(z, called(self.name, answer, case)) and not torch.equal(z, mu):
+        return z
+
+    def _check(self, answer: Function, case: Case) -> None:
+        mu, logsigma = case["mu"], case["logsigma"]
+        z = self._draw(answer, case)
+        if torch.equal(z, self._draw(answer, case)) and not torch.equal(z, mu):
             raise WrongAnswerError(f"{self.name}: every call draws the same: set no seed inside")
         many = {name: value.expand(_NUM_DRAWS, *value.shape) for name, value in case.items()}
-        draws = answer(*many.values()).detach().double()
+        draws = self._draw(answer, many).detach().double()
         self._compare(draws, Moments(mu.double(), logsigma.double().exp()), case)
         self._compare_gradients(answer, case)
 
@@ -85,11 +96,11 @@ class Sampler:
                     f"{self.name}: one noise for all data: draw ε of the shape of mu"
                 )
             raise WrongAnswerError(f"{self.name}: {self._diagnosis(draws, right, case)}")
-        between = (noise[:, 0, 0] * noise[:, 0, 1]).mean().abs()
-        if between > _Z / _NUM_DRAWS**0.5:
-            raise WrongAnswerError(
-                f"{self.name}: latents share their noise: draw ε of the shape of mu"
-            )
+        for which, other in {"latents": noise[:, 0, 1], "data": noise[:, 1, 0]}.items():
+            if (noise[:, 0, 0] * other).mean().abs() > _Z / _NUM_DRAWS**0.5:
+                raise WrongAnswerError(
+                    f"{self.name}: {which} share their noise: draw ε of the shape of mu"
+                )
         fourth = noise.pow(4).mean()
         if (fourth - 3).abs() > _Z * (24 / noise.numel()) ** 0.5:
             raise WrongAnswerError(
@@ -112,8 +123,14 @@ class Sampler:
 
     def _compare_gradients(self, answer: Function, case: Case) -> None:
         mu, logsigma = (value.clone().requires_grad_() for value in case.values())
-        z = answer(mu, logsigma)
-        lost = "use no detach(), no_grad(), and Normal.rsample() in place of sample()"
+        lost = "use no detach(), no_grad(), NumPy, and Normal.rsample() in place of sample()"
+        try:
+            z = answer(mu, logsigma)
+        except Exception as error:  # whatever it is, it is the student's
+            raise WrongAnswerError(
+                f"{self.name}: the draws are right, but cannot be differentiated: {lost}: "
+                f"{first_line(error)}"
+            ) from None
         if not z.requires_grad:
             raise WrongAnswerError(f"{self.name}: the draw has no gradient: {lost}")
         found = torch.autograd.grad(z.sum(), [mu, logsigma], allow_unused=True)

@@ -3,24 +3,28 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from evidence.notebooks.checks.cases import batches, size
 from evidence.notebooks.checks.exercise import Case, Exercise
 from evidence.notebooks.checks.sampling import Moments, Sampler
 
-_NUM_DATA, _NUM_PIXELS, _NUM_LATENTS = 7, 12, 5
 _LOG_2_PI = math.log(2 * math.pi)
 
 
-def _data_and_moments(generator: torch.Generator, dtype: torch.dtype) -> Case:
-    shape = (_NUM_DATA, _NUM_PIXELS)
+def _data_and_moments(
+    generator: torch.Generator, dtype: torch.dtype, batch: tuple[int, ...]
+) -> Case:
+    """Of several draws [S, B, D] of the moments there is still one x [B, D]."""
+    shape = (*batch, size(generator, 9, 14))
     x, mu, logsigma = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(3))
-    return {"x": x, "mu": mu, "logsigma": logsigma / 2}
+    return {"x": x[0] if len(batch) > 1 else x, "mu": mu, "logsigma": logsigma / 2}
 
 
-def _moments(generator: torch.Generator, dtype: torch.dtype) -> Case:
-    shape = (_NUM_DATA, _NUM_LATENTS)
+def _moments(generator: torch.Generator, dtype: torch.dtype, batch: tuple[int, ...]) -> Case:
+    shape = (*batch, size(generator, 4, 7))
     mu, logsigma = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(2))
     return {"mu": mu, "logsigma": logsigma / 2}
 
@@ -37,7 +41,7 @@ def _by_latent(mu: Tensor, logsigma: Tensor) -> Tensor:
 log_likelihood = Exercise(
     "log_likelihood",
     right=lambda x, mu, logsigma: _by_pixel(x, mu, logsigma).sum(-1),
-    cases=_data_and_moments,
+    cases=batches(_data_and_moments),
     mistakes={
         "this is for log σ² in place of log σ: σ is exp(logsigma), not its square root": (
             lambda x, mu, logsigma: _by_pixel(x, mu, logsigma / 2).sum(-1)
@@ -84,13 +88,63 @@ log_likelihood = Exercise(
         "this is in bits (log to base 2): expected nats": (
             lambda x, mu, logsigma: _by_pixel(x, mu, logsigma).sum(-1) / math.log(2)
         ),
+        "σ is exp(logsigma), not exp(−logsigma)": (
+            lambda x, mu, logsigma: _by_pixel(x, mu, -logsigma).sum(-1)
+        ),
+        "Normal takes the standard deviation exp(logsigma); this is the variance": (
+            lambda x, mu, logsigma: _by_pixel(x, mu, 2 * logsigma).sum(-1)
+        ),
+        "σ comes from softplus: the argument is log σ, so σ is exp(logsigma)": (
+            lambda x, mu, logsigma: _by_pixel(x, mu, F.softplus(logsigma).log()).sum(-1)
+        ),
+        "the squared residual is divided by σ: it is divided by σ² = exp(2 logsigma)": (
+            lambda x, mu, logsigma: (
+                -((x - mu) ** 2) / (2 * logsigma.exp()) - logsigma - _LOG_2_PI / 2
+            ).sum(-1)
+        ),
+        "the residual is not squared": (
+            lambda x, mu, logsigma: (
+                -(x - mu).abs() / (2 * logsigma.exp()) - logsigma - _LOG_2_PI / 2
+            ).sum(-1)
+        ),
+        "the square has the wrong sign: far from μ the density is small": (
+            lambda x, mu, logsigma: (
+                _by_pixel(x, mu, logsigma) + ((x - mu) / logsigma.exp()) ** 2
+            ).sum(-1)
+        ),
+        "the term −log σ has the wrong sign": (
+            lambda x, mu, logsigma: (_by_pixel(x, mu, logsigma) + 2 * logsigma).sum(-1)
+        ),
+        "the term −log σ is there twice: −½ log σ² is −logsigma": (
+            lambda x, mu, logsigma: (_by_pixel(x, mu, logsigma) - logsigma).sum(-1)
+        ),
+        "the constant is −½ log 2π of each entry; its factor ½ is missing": (
+            lambda x, mu, logsigma: (_by_pixel(x, mu, logsigma) - _LOG_2_PI / 2).sum(-1)
+        ),
+        "the constant −½ log 2π has the wrong sign": (
+            lambda x, mu, logsigma: (_by_pixel(x, mu, logsigma) + _LOG_2_PI).sum(-1)
+        ),
+        "the constant is in another logarithm: nats take the natural one, math.log": (
+            lambda x, mu, logsigma: (
+                _by_pixel(x, mu, logsigma) + (_LOG_2_PI - math.log10(2 * math.pi)) / 2
+            ).sum(-1)
+        ),
+        "this is the squared error alone, with its sign: σ and the constant are missing": (
+            lambda x, mu, logsigma: -((x - mu) ** 2).sum(-1) + 0 * logsigma.sum(-1)
+        ),
+        "this is half the squared error alone, with its sign: σ and the constant are missing": (
+            lambda x, mu, logsigma: -((x - mu) ** 2).sum(-1) / 2 + 0 * logsigma.sum(-1)
+        ),
+        "this adds up densities, not their logs": (
+            lambda x, mu, logsigma: _by_pixel(x, mu, logsigma).exp().sum(-1)
+        ),
     },
 )
 
 KL_divergence = Exercise(
     "KL_divergence",
     right=lambda mu, logsigma: _by_latent(mu, logsigma).sum(-1),
-    cases=_moments,
+    cases=batches(_moments),
     mistakes={
         "this is the KL for log σ²; the argument is log σ, so σ² is exp(2 logsigma)": (
             lambda mu, logsigma: _by_latent(mu, logsigma / 2).sum(-1)
@@ -138,13 +192,41 @@ KL_divergence = Exercise(
         "this is in bits (log to base 2): expected nats": (
             lambda mu, logsigma: _by_latent(mu, logsigma).sum(-1) / math.log(2)
         ),
+        "the term −log σ² is there by half: it is −2 logsigma": (
+            lambda mu, logsigma: (_by_latent(mu, logsigma) + logsigma / 2).sum(-1)
+        ),
+        "the factor ½ is there twice": lambda mu, logsigma: _by_latent(mu, logsigma).sum(-1) / 2,
+        "+1 for −1: q = N(0, I) must give 0": (
+            lambda mu, logsigma: (_by_latent(mu, logsigma) + 1).sum(-1)
+        ),
+        "the −1 is there once; it belongs to each latent": (
+            lambda mu, logsigma: (_by_latent(mu, logsigma) + 0.5).sum(-1) - 0.5
+        ),
+        "the term μ² has the wrong sign": (
+            lambda mu, logsigma: (_by_latent(mu, logsigma) - mu**2).sum(-1)
+        ),
+        "the term σ² is missing: a wide guide would cost nothing": (
+            lambda mu, logsigma: (_by_latent(mu, logsigma) - (2 * logsigma).exp() / 2).sum(-1)
+        ),
+        "this squares logsigma for σ²: σ² is exp(2 logsigma)": (
+            lambda mu, logsigma: ((logsigma**2 + mu**2 - 1) / 2 - logsigma).sum(-1)
+        ),
+        "the log is to base 10: log σ is logsigma itself": (
+            lambda mu, logsigma: (
+                _by_latent(mu, logsigma) + logsigma - logsigma / math.log(10)
+            ).sum(-1)
+        ),
+        "this sums over the data: sum over the last dimension": (
+            lambda mu, logsigma: _by_latent(mu, logsigma).sum(0)
+        ),
     },
 )
 
 
 def _terms(generator: torch.Generator, dtype: torch.dtype) -> Case:
-    log_p, kl = (torch.randn(_NUM_DATA, generator=generator, dtype=dtype) for _ in range(2))
-    return {"log_p_x": 20 * log_p - 30, "kl": 5 * kl.abs() + 1}
+    num_data = size(generator, 4, 12)
+    log_p, kl = (torch.randn(num_data, generator=generator, dtype=dtype) for _ in range(2))
+    return {"log_p_x": 40 * log_p - 5, "kl": 5 * kl.abs() + 1}
 
 
 negative_elbo = Exercise(
@@ -169,13 +251,31 @@ negative_elbo = Exercise(
         "the KL term is averaged over the batch once more": (
             lambda log_p_x, kl: kl.mean() / len(kl) - log_p_x.mean()
         ),
+        "the KL term is summed over the batch, the log-likelihood averaged: average both": (
+            lambda log_p_x, kl: kl.sum() - log_p_x.mean()
+        ),
+        "the log-likelihood is summed over the batch, the KL term averaged: average both": (
+            lambda log_p_x, kl: kl.mean() - log_p_x.sum()
+        ),
+        "the KL term has a factor ½ (a β-VAE): the ELBO has it whole": (
+            lambda log_p_x, kl: kl.mean() / 2 - log_p_x.mean()
+        ),
+        "this is the median over the batch: expected the mean": (
+            lambda log_p_x, kl: (kl - log_p_x).median()
+        ),
+        "this is the absolute value of the ELBO of each datum: its sign matters": (
+            lambda log_p_x, kl: (kl - log_p_x).abs().mean()
+        ),
+        "this is a logsumexp over the batch: logs of independent data are averaged": (
+            lambda log_p_x, kl: (kl - log_p_x).logsumexp(0)
+        ),
     },
 )
 
 
 reparameterize = Sampler(
     "reparameterize",
-    cases=_moments,
+    cases=batches(_moments),
     mistakes={
         "the noise has the standard deviation exp(½ logsigma): the argument is log σ, not log σ²": (
             lambda mu, logsigma: Moments(mu, (logsigma / 2).exp())
@@ -194,6 +294,21 @@ reparameterize = Sampler(
         "the noise is not multiplied by σ": lambda mu, logsigma: Moments(mu, torch.ones_like(mu)),
         "σ is added to the noise, not multiplied by it": (
             lambda mu, logsigma: Moments(mu + logsigma.exp(), torch.ones_like(mu))
+        ),
+        "σ is exp(logsigma), not exp(−logsigma)": (
+            lambda mu, logsigma: Moments(mu, (-logsigma).exp())
+        ),
+        "σ comes from softplus: the argument is log σ, so σ is exp(logsigma)": (
+            lambda mu, logsigma: Moments(mu, F.softplus(logsigma))
+        ),
+        "μ is multiplied by the noise: it is added": (
+            lambda mu, logsigma: Moments(torch.zeros_like(mu), mu.abs() * logsigma.exp())
+        ),
+        "the noise is never negative: draw it by torch.randn_like(mu), without abs()": (
+            lambda mu, logsigma: Moments(
+                mu + logsigma.exp() * math.sqrt(2 / math.pi),
+                logsigma.exp() * math.sqrt(1 - 2 / math.pi),
+            )
         ),
     },
 )
