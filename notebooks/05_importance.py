@@ -163,7 +163,7 @@ assert log_w["MeanField"].mean() < few < log_mean_exp(log_w["MeanField"]).mean()
 # The same estimates with their error bars, of one datum: as K grows they rise, and the bars shrink.
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
 for axes, (name, w) in zip(panels, log_w.items(), strict=True):
     counts = [10, 30, 100, 300, 1000, 3000, 10_000]
     estimates = [log_mean_exp(w[:k])[3] for k in counts]
@@ -171,9 +171,10 @@ for axes, (name, w) in zip(panels, log_w.items(), strict=True):
     axes.errorbar(counts, estimates, errors, fmt="o", capsize=5, label="log p̂(x) ± 2 SE")
     axes.axhline(exact[3], color="black", linewidth=1, label="log p(x)")
     axes.set(xscale="log", xlabel="draws K", title=f"{name}, one datum")
+    axes.locator_params(axis="y", nbins=5)
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
-panels[0].set_ylabel("nats")
+panels[0].set_ylabel("log p̂(x) (nats)")
 
 # %% [markdown]
 # ## How the gap shrinks
@@ -225,16 +226,18 @@ axes.grid(alpha=0.3)
 # at? The weights themselves. Here they are for one datum, relative to their mean.
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", sharex=True)
+figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharex=True)
 for axes, (name, w) in zip(panels, log_w.items(), strict=True):
     relative = (w - log_mean_exp(w))[:, 3]
     share = (relative - math.log(len(w))).exp().sort(descending=True).values
     axes.hist(relative.numpy() / math.log(10), bins=80, color="C0", log=True)
     axes.set_title(
         f"{name}: ESS {effective_sample_size(w)[3]:,.0f} of {len(w):,},\n"
-        f"the largest 1% of the weights have {share[: len(w) // 100].sum():.0%} of the sum"
+        f"largest 1%: {share[: len(w) // 100].sum():.0%} of the sum"
     )
-    axes.set_xlabel("log₁₀ of weight / mean weight")
+    axes.set_xlabel("log₁₀ (weight / mean weight)")
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    axes.grid(alpha=0.3)
 panels[0].set_ylabel("draws")
 
 # %% [markdown]
@@ -265,8 +268,9 @@ for name, guide in guides.items():
 headers = ["guide", "median k̂", "bad k̂", "ESS", "stated SE", "real error", "held"]
 print(tabulate(rows, headers=headers, floatfmt=(None, ".2f", None, None, ".3f", ".3f", None)))
 print(f"\nK = 1,000: k̂ is bad above {iw.k_hat_threshold:.2f}; SE and error in nats, for one datum")
-assert coverage["FullRank"] > 0.92
-assert coverage["MeanField"] < coverage["FullRank"] - 0.05
+se = math.sqrt(0.95 * 0.05 / (NUM_REPEATS * len(x_few)))
+assert coverage["FullRank"] > 0.95 - 5 * se
+assert coverage["MeanField"] < 0.95 - 5 * se
 
 # %% [markdown]
 # Where k̂ is bad, the stated error is too small, and nearly half of the intervals miss. So read k̂
@@ -299,7 +303,7 @@ pyro.set_rng_seed(3)
 guide, num_particles = guides["FullRank"], 100
 record = estimate_evidence(model, guide, x_few, num_particles)["iw"]
 print(record)
-by_hand = data_se(record.log_px).item()
+by_hand = float(data_se(record.log_px))
 print(f"by hand {by_hand:.4f}; the record takes out the draws' share: {record.data_se:.4f}")
 assert record.data_se <= by_hand < 1.1 * record.data_se
 

@@ -110,10 +110,11 @@ print(f"log p(x) = {log_px:.4f} nats, by quadrature")
 
 figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
 shades = plt.cm.viridis([0, 0.2, 0.4, 0.6, 0.8])
-for beta, color in zip((0.0, 0.01, 0.1, 0.4, 1.0), shades, strict=True):
+styles = ["-", "--", "-.", ":", "-"]
+for beta, color, style in zip((0.0, 0.01, 0.1, 0.4, 1.0), shades, styles, strict=True):
     log_f = tempered(beta, log_f0(line), log_f1(line))
     density = (log_f - log_f.logsumexp(0) - spacing.log()).exp()
-    axes.plot(line, density, color=color, linewidth=2, label=f"β = {beta:g}")
+    axes.plot(line, density, style, color=color, linewidth=2.5, label=f"β = {beta:g}")
 axes.set(xlabel="z", ylabel="density, normalized", xlim=(-8, 8))
 axes.legend()
 axes.grid(alpha=0.3)
@@ -207,7 +208,7 @@ for log_w in below.values():
 
 # %%
 def upper_bound(log_w):
-    """The bound from log-weights of C reverse chains: [C, N] -> [N], in nats."""
+    """The bound from log-weights of C reverse chains: [C, ...] -> [...], in nats."""
     ### BEGIN SOLUTION
     # Hint: −log of the mean of exp(−log_w), by logsumexp
     return math.log(len(log_w)) - (-log_w).logsumexp(0)
@@ -235,7 +236,7 @@ def reverse(num_temperatures, num_chains=4000):
 
 
 above = {T: reverse(T) for T in lengths}
-figure, panels = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
 for axes, name in zip(panels, ("one chain: E[log w]", "4,000 chains"), strict=True):
     for side, runs, marker in (("reverse", above, "v--"), ("forward", below, "^-")):
         if axes is panels[0]:
@@ -252,7 +253,7 @@ for axes, name in zip(panels, ("one chain: E[log w]", "4,000 chains"), strict=Tr
     axes.minorticks_off()
     axes.legend()
     axes.grid(alpha=0.3)
-panels[0].set_ylabel("estimate − log p(x) (nats), ± 2 SE")
+panels[0].set_ylabel("estimate − log p(x)\n(nats), ± 2 SE")
 assert above[1].mean() > log_px > below[1].mean()
 assert abs(upper_bound(above[300]) - log_px) < 5 * mc_se(-above[300])
 
@@ -313,22 +314,23 @@ print("AIS and reverse AIS from the guide, 100 temperatures:")
 print(best)
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
 for axes, (start, by_length) in zip(panels, reversed(brackets.items()), strict=True):
     for side, direction in (("log_px_upper", "reverse"), ("log_px_lower", "forward")):
         offs = [getattr(bracket, side) - exact for bracket in by_length.values()]
         means = [off.mean() for off in offs]
         errors = [2 * off.std() / math.sqrt(len(x)) for off in offs]
         number = int(direction == "forward")
-        style = {"color": ["C4", "0.2"][number], "fmt": ["v--", "^-"][number], "capsize": 4}
-        axes.errorbar(list(by_length), means, errors, label=direction, **style)
+        style = {"color": ["C0", "C1"][number], "fmt": ["v--", "^-"][number], "capsize": 4}
+        beside = [[0.97, 1.03][number] * T for T in by_length]  # so that bars do not overlap
+        axes.errorbar(beside, means, errors, label=direction, **style)
     axes.axhline(0, color="black", linewidth=1)
     axes.set(xscale="log", xlabel="temperatures T", title=f"annealing {start}")
     axes.set_xticks(list(by_length), [str(T) for T in by_length])
     axes.minorticks_off()
     axes.legend(loc="lower right")
-panels[0].set_ylabel("estimate − log p(x) (nats per datum)")
-figure.suptitle("all ± 2 SE; 100 data, 16 chains; the two panels differ in scale")
+panels[0].set_ylabel("estimate − log p(x)\n(nats per datum)")
+figure.suptitle("± 2 SE; 100 data, 16 chains; the panels differ in scale")
 for axes in panels:
     axes.grid(alpha=0.3)
 
@@ -465,7 +467,7 @@ print(tabulate(rows, headers=headers))
 print(f"\nAIS − IW, paired: {with_se(real['ais'].log_px - real['iw'].log_px)} nats per image")
 
 # %%
-figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(9, 3.8), layout="constrained")
 values = {
     "simulated: ELBO": simulated["elbo"].log_px - vae_bracket.log_px_upper,
     "simulated: IW-5,000": simulated["iw"].log_px - vae_bracket.log_px_upper,
@@ -482,7 +484,8 @@ axes.set_yticks(range(len(values)), list(values))
 axes.margins(y=0.15)
 axes.invert_yaxis()
 axes.axvline(0, color="black", linewidth=1)
-axes.set_xlabel("estimate − reverse AIS (simulated), or − AIS (real); nats per image, ± 2 SE")
+axes.set_xlabel("estimate − reverse AIS (simulated) or − AIS (real)\nnats per image, ± 2 SE")
+axes.locator_params(axis="x", nbins=6)
 axes.grid(axis="x", alpha=0.3)
 
 # %% [markdown]

@@ -153,17 +153,17 @@ rows.append(["exact", "", f"{exact:.3f}", "", "", ""])
 headers = ["nats, 42 data", "ELBO", "IW ± SE", "ESS of 20,000", "k̂", "says of itself"]
 print(tabulate(rows, headers=headers))
 best = records["FullRank"]["iw"]
-assert abs(best.mean - exact) < 5 * best.mc_se + 0.01
+assert abs(best.mean - exact) < 5 * best.mc_se
 
 # %%
 NAMES = {"intercept": "intercept a", "slope": "slope b", "sigma": "noise σ"}
 truth = {name: reference.site_values[name].flatten().numpy() for name in NAMES}
 pyro.set_rng_seed(2)
-figure, panels = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-styles = {"MeanField": "C1-", "FullRank": "C2--", "Planar": "C3:"}
+figure, panels = plt.subplots(1, 3, figsize=(9, 3.6), layout="constrained")
+styles = {"MeanField": "C0-", "FullRank": "C1--", "Planar": "k:"}
 for axes, (site, label) in zip(panels, NAMES.items(), strict=True):
     low, high = np.quantile(truth[site], [0.001, 0.999])
-    bins = np.linspace(low, high, 40)
+    bins = np.linspace(low, high, 25)
     axes.hist(truth[site], bins, density=True, color="0.8", label="NUTS")
     for name, guide in guides.items():
         with torch.no_grad(), pyro.plate("draws", 20_000, dim=-2):
@@ -171,9 +171,10 @@ for axes, (site, label) in zip(panels, NAMES.items(), strict=True):
         heights, edges = np.histogram(draws, bins, density=True)
         centres = (edges[1:] + edges[:-1]) / 2
         axes.plot(centres, heights, styles[name], linewidth=2.5, label=name)
-    axes.set(xlabel=label, yticks=[])
+    axes.set(xlabel=f"{label} (1,000 psi)", yticks=[])
+    axes.locator_params(axis="x", nbins=4)
 panels[0].set_ylabel("posterior density")
-panels[0].legend()
+figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
 
 # %% [markdown]
 # The slope and the intercept are nearly independent here, as density is centred, so `MeanField`
@@ -242,7 +243,10 @@ print("SMC from the prior:", smc_evidence(regression, data, seed=0))
 
 # %%
 def log_bayes_factor(log_p1, se1, log_p2, se2):
-    """Log Bayes factor of model 1 against model 2 and its standard error, in nats."""
+    """Log Bayes factor of model 1 against model 2 and its standard error, in nats: two numbers.
+
+    The arguments are tensors without dimensions.
+    """
     ### BEGIN SOLUTION
     # Hint: the difference, and √(se1² + se2²)
     return log_p1 - log_p2, (se1**2 + se2**2) ** 0.5
@@ -252,7 +256,13 @@ def log_bayes_factor(log_p1, se1, log_p2, se2):
 # %% points=2
 checks.log_bayes_factor(log_bayes_factor)
 
+
 # %%
+def numbers(evidence):
+    """Mean and Monte Carlo standard error, as tensors."""
+    return torch.tensor([evidence.mean, evidence.mc_se], dtype=torch.float64)
+
+
 adjusted, _ = pines("adjusted")
 data_adjusted = (adjusted / adjusted.std(), y)
 pyro.set_rng_seed(0)
@@ -263,7 +273,7 @@ two = {
     "density": by_density["SMC from FullRank"],
 }
 first, second = two.values()
-log_bf, se = log_bayes_factor(first.mean, first.mc_se, second.mean, second.mc_se)
+log_bf, se = log_bayes_factor(*numbers(first), *numbers(second))
 truth_bf = exact_log_evidence(*data_adjusted) - exact
 print(f"log Bayes factor {log_bf:.3f} ± {se:.3f} nats; exact {truth_bf:.3f}")
 print(bayes_factor(two["resin-adjusted"], two["density"], names=tuple(two)))
@@ -336,7 +346,9 @@ with torch.no_grad(), pyro.plate("draws", 10_000, dim=-2):
     theta = school_guides["FullRank"](*schools.arguments)["theta"].reshape(-1, 8).numpy()
 figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
 places = np.arange(8)
-axes.errorbar(places - 0.12, effects, 2 * errors, fmt="o", capsize=4, label="each school alone")
+axes.errorbar(
+    places - 0.12, effects, 2 * errors, fmt="o", capsize=4, label="each school alone, ± 2 SE"
+)
 middle, low, high = (np.quantile(theta, share, axis=0) for share in (0.5, 0.025, 0.975))
 axes.errorbar(
     places + 0.12,
@@ -346,7 +358,7 @@ axes.errorbar(
     capsize=4,
     label="hierarchy, posterior 95%",
 )
-axes.axhline(middle.mean(), color="black", linewidth=1, linestyle=":")
+axes.axhline(middle.mean(), color="black", linestyle=":", label="mean of the posterior medians")
 axes.set_xticks(places, list("ABCDEFGH"))
 axes.set(xlabel="school", ylabel="effect of coaching (points)")
 axes.legend()
@@ -382,7 +394,7 @@ checks.log_bf_of_a_mean(log_bf_of_a_mean)
 # %%
 scales = torch.logspace(-2, 3, 200)
 figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
-for n, style in ((10, "-"), (100, "--"), (10_000, ":")):
+for n, style in ((10, "C0-"), (100, "C1--"), (10_000, "k:")):
     values = [log_bf_of_a_mean(torch.tensor(2.6 / math.sqrt(n)), n, scale) for scale in scales]
     axes.semilogx(scales, values, style, linewidth=2.5, label=f"n = {n:,}")
 axes.axhline(0, color="black", linewidth=1)
@@ -421,8 +433,8 @@ def evidence_of(model):
 grid = [0.1, 0.3, 1.0, 3.0, 10.0]
 lines = [evidence_of(ScaledPrior("slope", factor)(regression)) for factor in grid]
 null = evidence_of(without_slope)
-found = [log_bayes_factor(f.mean, f.mc_se, null.mean, null.mc_se) for f in lines]
-rows = [[10 * f, f"{bf:.2f} ± {se:.2f}"] for f, (bf, se) in zip(grid, found, strict=True)]
+found = [log_bayes_factor(*numbers(line), *numbers(null)) for line in lines]
+rows = [[10 * f, f"{bf:.3f} ± {se:.3f}"] for f, (bf, se) in zip(grid, found, strict=True)]
 print(tabulate(rows, headers=["prior scale of the slope", "log Bayes factor for a slope ± SE"]))
 assert min(bf - 5 * se for bf, se in found) > 10
 

@@ -144,29 +144,30 @@ with torch.no_grad():
     x_known = model.likelihood(true_z).sample()
     draws = {name: guide.posterior(x_known).sample((NUM_DRAWS,)) for name, guide in guides.items()}
 
-figure, panels = plt.subplots(1, 3, figsize=(14, 3.8), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained", sharey=True)
 expected = NUM_SIMULATIONS / 20
 band = 3 * math.sqrt(expected * (1 - 1 / 20))
 for axes, (name, z) in zip(panels, draws.items(), strict=True):
     axes.axhspan(expected - band, expected + band, color="0.85", label="uniform, ± 3 SE")
     axes.hist(rank(z[..., 0], true_z[:, 0]).numpy(), np.arange(0, 101, 5) - 0.5, histtype="step",
               linewidth=2)  # fmt: skip
-    axes.set(title=name, xlabel=f"rank of z₁ among {NUM_DRAWS} draws")
-panels[0].set_ylabel("simulations")
+    axes.set(title=name, xlabel=f"rank of z₁ of {NUM_DRAWS}")
+panels[0].set_ylabel("simulations per 5 ranks")
 panels[0].legend(loc="lower center")
 
 # %%
 rows = []
 for name, z in draws.items():
-    held = [coverage(z[..., 0], true_z[:, 0], mass).item() for mass in (0.5, 0.9)]
+    held = [float(coverage(z[..., 0], true_z[:, 0], mass)) for mass in (0.5, 0.9)]
     errors = [math.sqrt(m * (1 - m) / NUM_SIMULATIONS) for m in (0.5, 0.9)]
     found = simulation_based_calibration(model, guides[name], num_simulations=500, seed=0)
     rows.append([name, *(f"{h:.3f} ± {e:.3f}" for h, e in zip(held, errors, strict=True))])
     rows[-1].append(f"{min(found.p_values.values()):.1e}")
 headers = ["guide", "held by 50% intervals", "by 90% intervals", "smallest p of the suite's check"]
 print(tabulate(rows, headers=headers))
-assert abs(coverage(draws["FullRank"][..., 0], true_z[:, 0], 0.9) - 0.9) < 0.04
-assert coverage(draws["MeanField"][..., 0], true_z[:, 0], 0.9) < 0.88
+se = math.sqrt(0.9 * 0.1 / NUM_SIMULATIONS)
+assert abs(coverage(draws["FullRank"][..., 0], true_z[:, 0], 0.9) - 0.9) < 5 * se
+assert coverage(draws["MeanField"][..., 0], true_z[:, 0], 0.9) < 0.9 - 5 * se
 
 # %% [markdown]
 # `MeanField` is too narrow, as it must be where latents are correlated: its intervals promise 90%
@@ -270,7 +271,7 @@ Markdown(text)
 truth = model.log_evidence(x_test).mean()
 iw = records["FullRank"]["iw"]
 print(f"exact log p(x) {truth:.4f}; IW {iw.mean:.4f} ± {iw.mc_se:.4f} nats per datum")
-assert abs(iw.mean - truth) < 5 * iw.mc_se + 1e-3
+assert abs(iw.mean - truth) < 5 * iw.mc_se
 
 # %% [markdown] points=10
 # ### Hand in
