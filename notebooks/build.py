@@ -3,14 +3,19 @@
 Of each source there are, in folders of their own: the solution, executed, as a notebook and as a
 page; the students' notebook, whose blanks raise an error with a hint; a source for nbgrader and one
 for Otter; every picture as SVG. `timings.md` says what each notebook costs. NAMEs such as `02_vae`
-build only some. A cell that fails or takes more than `CELL_SECONDS` ends the build with one line on
-stderr, and nothing is written. These are seconds of the kernel's CPU, not of the clock: other work
-on the machine costs none.
+build only some. A cell that fails or takes more than `CELL_SECONDS`, and a notebook that takes more
+than `NOTEBOOK_SECONDS`, end the build with one line on stderr, and nothing is written. These are
+seconds of the kernel's CPU, not of the clock: other work on the machine costs none.
+
+Badges, and what Binder and Colab install, are those of the repository on GitHub that the checkout
+was cloned from, unless `--install` names another source.
 """
 
 import argparse
 import copy
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -41,6 +46,8 @@ from notebooks.exercises import (
 
 _TIMINGS = "timings.md"
 _GRADING = ("submitted", "gradebook.db")  # of nbgrader
+# Binder's machines have no GPU, and little room for what Torch needs to use one.
+_CPU_TORCH = "--extra-index-url https://download.pytorch.org/whl/cpu"
 _NBGRADER_CONFIG = '''"""Configuration of nbgrader for this course."""
 
 c = get_config()  # noqa: F821
@@ -62,6 +69,17 @@ def find_sources(names: Sequence[str]) -> list[Path]:
         if Path(name).stem not in known:
             raise BuildError(f"no notebook {name!r}: expected one of {', '.join(known)}")
     return [known[Path(name).stem] for name in names] if names else list(known.values())
+
+
+def origin(folder: Path) -> str | None:
+    """What pip installs of the repository on GitHub that a checkout was cloned from, if it was."""
+    words = ["git", "-C", str(folder), "remote", "get-url", "origin"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return None
+    address = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", found.stdout.strip())
+    return f"git+https://github.com/{address[1]}" if address else None
 
 
 def build(sources: Sequence[Path], out: Path, *, install: str | None = None, jobs: int = 1) -> str:
@@ -102,7 +120,10 @@ def build(sources: Sequence[Path], out: Path, *, install: str | None = None, job
             disable_numparse=True,
         )
         (fresh / _TIMINGS).write_text(table + "\n", encoding="utf-8")
-        (fresh / "nbgrader" / "nbgrader_config.py").write_text(_NBGRADER_CONFIG, encoding="utf-8")
+        _write(_NBGRADER_CONFIG, fresh / "nbgrader" / "nbgrader_config.py")
+        if install:  # else Binder has nothing to install
+            _write(f"{_CPU_TORCH}\n{install}\n", fresh / "binder" / "requirements.txt")
+            _write("python-3.11\n", fresh / "binder" / "runtime.txt")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(fresh, out)
     return table
@@ -170,12 +191,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as 02_vae [default: all]")
     parser.add_argument("--out", type=Path, default=Path("build/course"), help="folder to replace")
-    parser.add_argument("--install", help="what pip installs where the suite is missing")
+    parser.add_argument(
+        "--install",
+        default=origin(execution.FOLDER),
+        help="what pip installs where the suite is missing [default: %(default)s]",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="notebooks at work at a time")
     chosen = parser.parse_args(arguments)
     try:
         sources = find_sources(chosen.names)
-        print(build(sources, chosen.out, install=chosen.install, jobs=chosen.jobs))
+        print(build(sources, chosen.out, install=chosen.install or None, jobs=chosen.jobs))
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

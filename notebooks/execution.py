@@ -10,6 +10,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 CELL_SECONDS = 60  # of CPU time
+NOTEBOOK_SECONDS = 300  # of CPU time, all cells together
 WAIT_SECONDS = 60 * CELL_SECONDS  # by the clock, against a cell that waits for ever
 FOLDER = Path(__file__).resolve().parent
 _OFFLINE = FOLDER / "offline.py"
@@ -101,7 +102,7 @@ def execute(
 
     Raises:
         CellError: a cell failed, or took too long.
-        BuildError: there is no code.
+        BuildError: there is no code, or it took too long altogether.
     """
     watch = Watch()
     last_started = 0
@@ -139,6 +140,8 @@ def execute(
         watch.close()
     if not watch.seconds:
         raise BuildError(f"{name}: no cell with code")
+    if (total := sum(watch.seconds.values())) > NOTEBOOK_SECONDS:
+        raise BuildError(f"{name}: took {total:.0f} s of CPU time, more than {NOTEBOOK_SECONDS} s")
     return watch.seconds
 
 

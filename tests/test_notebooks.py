@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,47 @@ def test_without_a_place_to_install_from_a_notebook_asks(folder):
     assert build.main(["--out", "course"]) == 0
     first = source(cells("course/students/1_test.ipynb")[0])
     assert "raise SystemExit" in first
+    assert not Path("course/binder").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "repository"),
+    [
+        ("https://github.com/a/b", "a/b"),
+        ("https://github.com/a/b.git", "a/b"),
+        ("git@github.com:a/b.c.git", "a/b.c"),
+        ("ssh://git@github.com/a/b/", "a/b"),
+        ("https://example.org/a/b", None),
+        ("/srv/github.com.git", None),
+    ],
+)
+def test_badges_are_those_of_the_repository_that_was_cloned(folder, address, repository):
+    for words in (["init", "--quiet"], ["remote", "add", "origin", address]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    write(folder, "# %%\nx = 1\n")
+    assert build.main(["--out", "course"]) == 0
+    text = "".join(source(cell) for cell in cells("course/students/1_test.ipynb"))
+    assert ("colab.research.google.com" in text) == (repository is not None)
+    if repository:
+        assert f"colab.research.google.com/github/{repository}/blob/course/students/1_test" in text
+        assert f"mybinder.org/v2/gh/{repository}/course?labpath=students/1_test.ipynb" in text
+        wanted = Path("course/binder/requirements.txt").read_text().splitlines()
+        assert wanted[-1] == f"git+https://github.com/{repository}"
+        version = tuple(map(int, re.findall(r"\d+", Path("course/binder/runtime.txt").read_text())))
+        assert version >= (3, 11)  # as pyproject.toml says
+    assert build.main(["--out", "course", "--install", ""]) == 0
+    assert "colab" not in source(cells("course/students/1_test.ipynb")[0])
+    assert not Path("course/binder").exists()
+
+
+def test_a_notebook_that_takes_too_long_altogether_is_refused(folder, capsys, monkeypatch):
+    monkeypatch.setattr(execution, "NOTEBOOK_SECONDS", 0.8)
+    burn = BURN.replace("while", "end = time.process_time() + 0.6\nwhile").replace("1000", "end")
+    write(folder, burn, burn)
+    assert build.main(["--out", "course"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: 1_test.py: took \d s of CPU time, more than 0.8 s\n", said)
+    assert not Path("course").exists()
 
 
 def test_a_cell_may_wait_longer_than_it_may_compute(folder, capsys):
