@@ -54,10 +54,17 @@ test-newer:  ## the export and all that asks ArviZ, with ArviZ 1.x (Python 3.12 
 		tests/test_export_command.py tests/test_reference_command.py \
 		tests/test_defensive.py tests/test_bridge.py -m "not slow"
 
+# The wheel is made and installed as students do it, by docs/teaching.md.
+WHEELS := build/wheels
+GRADERS := .venv-graders/bin/python -m pip --quiet --quiet --disable-pip-version-check
 test-graders:  ## the course's formats, with nbgrader and Otter themselves
 	test -x .venv-graders/bin/python || $(PYTHON) -m venv .venv-graders
-	.venv-graders/bin/python -m pip install --quiet --disable-pip-version-check \
-		--editable ".[notebooks]" pytest nbgrader otter-grader
+	rm -rf $(WHEELS)
+	@$(GRADERS) wheel --no-deps --wheel-dir $(WHEELS) . \
+		&& $(GRADERS) install "$$(echo $(WHEELS)/*.whl)[notebooks]" jupyterlab nbgrader otter-grader pytest \
+		&& $(GRADERS) install --no-deps --force-reinstall $(WHEELS)/*.whl \
+		&& test -x .venv-graders/bin/nbgrader && test -x .venv-graders/bin/otter \
+		|| { echo "error: pip has no nbgrader or Otter here: NO grader was tested" >&2; exit 1; }
 	PATH="$(CURDIR)/.venv-graders/bin:$$PATH" .venv-graders/bin/python -m pytest \
 		-W default -m slow tests/test_graders.py
 
@@ -66,7 +73,7 @@ lint: $(INSTALLED)  ## mend what can be mended by itself
 	$(BIN)/ruff format .
 
 # Students' notebooks, solutions, pages, pictures and the graders' formats; NAMES for some of them,
-# INSTALL for what pip is to install on machines that lack the suite.
+# INSTALL for what pip is to install on machines that lack the suite (the clone's origin on GitHub).
 course: $(INSTALLED)  ## build and execute the course into build/course
 	$(BIN)/python notebooks/build.py --jobs 2 $(NAMES) $(if $(INSTALL),--install "$(INSTALL)")
 
