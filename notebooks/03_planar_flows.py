@@ -884,10 +884,10 @@ for seed in (0, 1):
 # %% [markdown]
 # - **The gap between IW and ELBO is smaller with the flow**, from both seeds and by many standard
 #   errors: the guide is closer to the posterior.
-# - **The ELBO is higher by about as much.** Two models that were trained apart differ from image to
-#   image for other reasons too, so this difference is known less well.
-# - That the *model* has become better is not shown: the IW values hardly differ, and where k̂ is bad
-#   they are lower bounds and no more.
+# - **The ELBO is higher**, by more than that. Two models that were trained apart differ from image
+#   to image for other reasons too, so this difference is known less well.
+# - That the *model* has become better is not shown: the IW values differ by less than the ELBOs,
+#   and where k̂ is bad they are lower bounds and no more.
 # - Hence reconstructions and samples look alike. A better guide is a better *bound*; notebook 5
 #   says what may be claimed of models.
 #
