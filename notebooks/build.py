@@ -46,8 +46,6 @@ from notebooks.exercises import (
 
 _TIMINGS = "timings.md"
 _GRADING = ("submitted", "gradebook.db")  # of nbgrader
-# Binder's machines have no GPU, and little room for what Torch needs to use one.
-_CPU_TORCH = "--extra-index-url https://download.pytorch.org/whl/cpu"
 _NBGRADER_CONFIG = '''"""Configuration of nbgrader for this course."""
 
 c = get_config()  # noqa: F821
@@ -122,7 +120,7 @@ def build(sources: Sequence[Path], out: Path, *, install: str | None = None, job
         (fresh / _TIMINGS).write_text(table + "\n", encoding="utf-8")
         _write(_NBGRADER_CONFIG, fresh / "nbgrader" / "nbgrader_config.py")
         if install:  # else Binder has nothing to install
-            _write(f"{_CPU_TORCH}\n{install}\n", fresh / "binder" / "requirements.txt")
+            _write(f"{install}\n", fresh / "binder" / "requirements.txt")
             _write("python-3.11\n", fresh / "binder" / "runtime.txt")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(fresh, out)
