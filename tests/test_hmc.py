@@ -1,5 +1,6 @@
 """HMC leaves its target as it is: moments, Geweke's joint test, and the geometry of leapfrog."""
 
+import functools
 import math
 
 import pyro
@@ -58,9 +59,13 @@ def planted_jacobian(monkeypatch):
 KERNEL_PLANTS = [planted_sign, planted_no_test, planted_momentum, planted_kinetic_energy]
 
 
+def states(log_density):
+    return functools.partial(hmc.init, log_density=log_density)
+
+
 def moves(state, log_density, step_size, num_steps, **options):
     for _ in range(num_steps):
-        state, info = hmc.step(state, log_density, step_size, **options)
+        state, info = hmc.step(state, states(log_density), step_size, **options)
     return state, info
 
 
@@ -176,7 +181,7 @@ def flow(z, momentum, log_density=quartic, *, step_size=0.2, num_steps=7):
     state, momentum = hmc.leapfrog(
         hmc.init(z, log_density),
         momentum,
-        log_density,
+        states(log_density),
         step_size,
         num_leapfrog_steps=num_steps,
         weights=[1.0],
@@ -242,7 +247,7 @@ def test_step_sizes_act_on_their_own_chain_and_datum():
 
     def end(step_size):
         pyro.set_rng_seed(3)
-        return hmc.step(hmc.init(z, quartic), quartic, step_size)[0].z
+        return hmc.step(hmc.init(z, quartic), states(quartic), step_size)[0].z
 
     changed = (end(ones) != end(other)).any(-1)
     assert changed.nonzero().tolist() == [[0, 3], [1, 2]]
@@ -290,7 +295,7 @@ def test_divergences_are_rejected_and_leave_no_trace(bad):
     step_size = torch.tensor([0.5, 100.0, 1e30])
     state = hmc.init(z, cliff)
     for _ in range(20):
-        state, info = hmc.step(state, cliff, step_size)
+        state, info = hmc.step(state, states(cliff), step_size)
         assert all(part.isfinite().all() for part in (*state, info.acceptance))
         assert not (info.is_divergent & info.is_accepted).any()
     assert info.is_divergent[:, 0].any()

@@ -16,7 +16,6 @@ from evidence.experiments.setup.estimators import num_chains
 from evidence.inference import NotConvergedWarning, estimate_evidence, fit
 from evidence.inference.annealing.pilot import NUM_WARMUP_STEPS
 from evidence.inference.annealing.smc_options import SMCOptions
-from evidence.inference.paths import hmc
 from evidence.inference.paths.guide_path import path_of
 from evidence.inference.programs.data import Batch, Program, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
@@ -134,7 +133,7 @@ def _gradient(
     few = x if at_once else x[: max(1, DEFAULT_CHUNK_SIZE // count)]
     path = path_of(model, start, few)
     z = path.sample(count)
-    return _timed(lambda: hmc.init(z, path)) * len(x) / len(few)
+    return _timed(lambda: path.state(z)) * len(x) / len(few)
 
 
 def fit_seconds(

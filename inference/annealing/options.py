@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import get_args
 
+from evidence.inference.compilation.functions import Compile, expect_compile
 from evidence.inference.paths.metric import Kind
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 
@@ -26,6 +27,9 @@ class Options:
         seed: decides every random choice.
         chunk_size: chains × data at work at a time, but at least one datum; bounds the memory.
         snapshot_every: steps between snapshots; one is also made if the last is ten seconds old.
+        compile: whether the log joint and its gradients are compiled by Torch's Inductor: True,
+            False, or "auto" where that takes less time than it saves. Unless it is False they are
+            recorded once and run without Pyro, to the same bits.
 
     Raises:
         ValueError: an option out of its range.
@@ -40,6 +44,7 @@ class Options:
     seed: int = 0
     chunk_size: int = DEFAULT_CHUNK_SIZE
     snapshot_every: int = 100
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -50,6 +55,7 @@ class Options:
             raise ValueError(
                 f"expected target_acceptance between 0 and 1, got {self.target_acceptance}"
             )
+        expect_compile(self.compile)
         if self.metric not in get_args(Kind):
             raise ValueError(f"expected metric in {get_args(Kind)}, got {self.metric!r}")
 

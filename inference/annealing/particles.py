@@ -114,7 +114,7 @@ def moved(
         num_steps: P.
         transition: gives the next state, and is told the number of the step, from 0.
     """
-    state = hmc.init(ancestors, path)
+    state = path.state(ancestors)
     z, log_probs = [state.z], [state.log_probs]  # not the gradients, which are larger than both
     for number in range(num_steps - 1):
         state = transition(state, number)

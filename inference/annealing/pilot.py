@@ -72,7 +72,7 @@ class Pilot:
         num_chains = _num_chains(path, options)
         draws = path.sample(max(num_chains, metric.num_draws(kind, num_data, path.dim)))
         covariance = metric.covariance_of(draws, kind)
-        state = hmc.init(draws[:num_chains], path)
+        state = path.state(draws[:num_chains])
         rising = schedule.pilot_betas(
             options.num_pilot_temperatures, schedule.spread_of(path.log_ratio(state.log_probs))
         )
@@ -142,7 +142,7 @@ def move(
     jitter = torch.empty_like(state.z[..., 0]).uniform_(1 - _JITTER, 1 + _JITTER)
     return hmc.step(
         state,
-        path,
+        path.state,
         step_size * jitter,
         num_leapfrog_steps=num_leapfrog_steps,
         weights=path.weights(beta),

@@ -70,7 +70,7 @@ class Measured:
         log_w = torch.zeros(z.shape[0], len(plan.step_sizes[0]), dtype=torch.float64)
         log_w = log_w.to(z.device)
         began = path.on_edge(z).to(log_w)
-        return cls(hmc.init(z, path), *plan, log_w, torch.zeros_like(log_w[:1]), began)
+        return cls(path.state(z), *plan, log_w, torch.zeros_like(log_w[:1]), began)
 
     @property
     def plan(self) -> Plan:
@@ -162,6 +162,8 @@ class AnnealingRun:
         """Take the steps that are left of this block; yields the stage of each."""
         at = self.position
         path = self._at_work = self._path(self.blocks[at.block])
+        num_steps = sum(map(self._num_steps, self.stages))
+        path.expect_calls(num_steps * self.options.num_leapfrog_steps, self.options.compile)
         while at.stage < len(self.stages):
             stage = self.stages[at.stage]
             chains = self.chains
@@ -295,7 +297,7 @@ class AnnealingRun:
         first = Pilot.begin(path, self.options)
         like = first if stage == "pilot" else self._start(stage, path, first)
         self.chains = restored(like, tensors)
-        ours, theirs = hmc.init(self.chains.state.z, path).log_probs, self.chains.state.log_probs
+        ours, theirs = path.state(self.chains.state.z).log_probs, self.chains.state.log_probs
         if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-3, equal_nan=True):
             raise ValueError("the snapshot is of another model, guide or batch of data")
 

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import get_args
 
+from evidence.inference.compilation.functions import Compile, expect_compile
 from evidence.inference.paths.log_joint import AbstractPath, Way
 from evidence.inference.paths.metric import Kind
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
@@ -11,6 +12,7 @@ from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 # `torch.vmap` all but their first draws are.
 _CHAINS_PER_DATUM = 2
 _JOINT_CHAINS = {Way.PLATE: 32, Way.VMAP: 8, Way.ONE_BY_ONE: 2}
+_TEMPERATURES = 10  # as many as most posteriors take, from the prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class SMCOptions:
         max_temperatures: the most temperatures that the pilot run may set.
         seed: decides every random choice.
         chunk_size: chains × data at work at a time, but at least one datum; bounds the memory.
+        compile: see `Options`.
 
     Raises:
         ValueError: an option out of its range.
@@ -48,6 +51,7 @@ class SMCOptions:
     max_temperatures: int = 1000
     seed: int = 0
     chunk_size: int = DEFAULT_CHUNK_SIZE
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -58,8 +62,14 @@ class SMCOptions:
             is_share = name in ("ess_share", "target_acceptance")
             if is_share and not 0 < value < 1:
                 raise ValueError(f"expected {name} between 0 and 1, got {value}")
+        expect_compile(self.compile)
         if self.metric not in get_args(Kind):
             raise ValueError(f"expected metric in {get_args(Kind)}, got {self.metric!r}")
+
+    @property
+    def about_calls(self) -> int:
+        """How many gradients of all chains the pilot run and the measured one take, about."""
+        return 2 * _TEMPERATURES * (self.num_steps - 1) * self.num_leapfrog_steps
 
     def chains(self, path: AbstractPath) -> int:
         """C = R · K, of all islands together."""

@@ -2,12 +2,13 @@
 
 import logging
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from evidence.inference.compilation.recording import (
     NotRecordableError,
@@ -21,10 +22,23 @@ Compile = bool | Literal["auto"]
 
 # What compiling costs on one core of a CPU, in nanoseconds; twice that is to be gained.
 _COST = 20e9
+# By code and inputs: blocks of data, and seeds, have graphs of the same code.
+_COMPILED: dict[Hashable, Any] = {}
+_MOST_COMPILED = 32
 
 
 class NotWorthCompilingError(Exception):
     """Compiling takes longer than it saves."""
+
+
+def expect_compile(compile: Any) -> None:
+    """Check an option of this name.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(compile, bool) and compile != "auto":
+        raise ValueError(f"expected compile True, False or 'auto', got {compile!r}")
 
 
 def is_worth_compiling(work: float, num_calls: int) -> bool:
@@ -66,8 +80,7 @@ class CompiledFunction:
         self._draws, self.constants = recording.draws, recording.constants
         self._rest: Any = recording.rest
         if backend == "inductor":
-            # Of the method, not of the module, which would be run by the hooks for modules as well.
-            self._rest = torch.compile(recording.rest.forward, fullgraph=True, dynamic=False)
+            self._rest = _compiled(recording.rest)
             try:  # it is compiled when it is called first
                 with _without_news():
                     self(*inputs)
@@ -79,6 +92,23 @@ class CompiledFunction:
         """The function's results, without gradients."""
         draws = self._draws(*inputs, *self.constants)
         return self._rest(*inputs, *self.constants, *draws)
+
+
+def _compiled(graph: GraphModule) -> Any:
+    """By Inductor, unless a graph of the same code for inputs alike has been."""
+    inputs = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
+    alike = [(t.shape, t.stride(), t.dtype, t.device) for t in inputs if isinstance(t, Tensor)]
+    key = graph.code, str(alike), torch.get_num_threads(), torch.get_float32_matmul_precision()
+    holds_tensors = any(node.op == "get_attr" for node in graph.graph.nodes)
+    if holds_tensors or key not in _COMPILED:
+        # Of the method, not of the module, which would be run by the hooks for modules as well.
+        compiled = torch.compile(graph.forward, fullgraph=True, dynamic=False)
+        if holds_tensors:
+            return compiled
+        _COMPILED[key] = compiled
+        while len(_COMPILED) > _MOST_COMPILED:
+            del _COMPILED[next(iter(_COMPILED))]
+    return _COMPILED[key]
 
 
 @contextmanager

@@ -16,6 +16,8 @@ _NS_PER_STEP, _NS_PER_NUMBER = 10_000.0, 1.0
 _ELU = torch.ops.aten.elu.default
 _CROSS_ENTROPY = torch.ops.aten.binary_cross_entropy_with_logits.default
 
+_LEAVING = (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__)
+
 TensorFunction = Callable[..., Sequence[Tensor]]
 
 
@@ -44,6 +46,26 @@ class Recording:
         return sum(map(_work, self.rest.graph.nodes))
 
 
+def traced(function: TensorFunction, inputs: Sequence[Tensor]) -> GraphModule:
+    """What a function does with tensors, step by step: to the same bits, without the function.
+
+    Whatever it does besides, such as branches on Python's numbers, stays as it was in this run.
+
+    Args:
+        function: returns tensors.
+        inputs: tensors like those that it will be called with.
+
+    Raises:
+        NotRecordableError: it branches on what it computes, or computes outside of torch.
+    """
+    try:
+        with _ItemsAsTensors():
+            # A function of its own: of a method `self` would be counted as an input.
+            return make_fx(lambda *tensors: function(*tensors))(*inputs)
+    except Exception as error:  # whatever a program raises that was not written for it
+        raise NotRecordableError(in_short(error)) from error
+
+
 def record(function: TensorFunction, inputs: Sequence[Tensor]) -> Recording:
     """Run a function once on such inputs, and keep what it does with tensors.
 
@@ -58,13 +80,12 @@ def record(function: TensorFunction, inputs: Sequence[Tensor]) -> Recording:
         NotRecordableError: it branches on what it computes, or changes tensors in place that are
             not its own.
     """
+    graph = traced(function, inputs)
     try:
-        with _ItemsAsTensors():
-            traced = make_fx(function)(*inputs)
-        constants = _lift_constants(traced)
+        constants = _lift_constants(graph)
         with torch.no_grad():
             functional = make_fx(
-                torch.func.functionalize(traced),
+                torch.func.functionalize(graph),
                 tracing_mode="fake",
                 decomposition_table={_CROSS_ENTROPY: _cross_entropy, _ELU: _elu},
             )(*inputs, *(constant.detach() for constant in constants))
@@ -75,11 +96,16 @@ def record(function: TensorFunction, inputs: Sequence[Tensor]) -> Recording:
 
 
 class _ItemsAsTensors(TorchFunctionMode):
-    """Lets `item()` return a tensor, with which Python goes on to compute as with a number."""
+    """Lets `item()` return a tensor, with which Python goes on to compute as with a number.
+
+    What leaves torch otherwise would stay in the graph as it was when that was recorded.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item:
             return args[0].detach()
+        if func in _LEAVING:
+            raise NotRecordableError("it computes outside of torch, as by NumPy")
         return func(*args, **kwargs or {})
 
 
@@ -105,19 +131,19 @@ def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float =
     return scale * torch.where(x > 0, x, alpha * ((x.clamp(max=0) * input_scale).exp() - 1))
 
 
-def _lift_constants(traced: GraphModule) -> tuple[Tensor, ...]:
+def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:
     """Make inputs of the tensors that the graph holds; returns them."""
-    graph, lifted = traced.graph, {}
+    graph, lifted = module.graph, {}
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        tensor = getattr(traced, node.target)
+        tensor = getattr(module, node.target)
         if id(tensor) not in lifted:
             with graph.inserting_after(last):
                 last = graph.placeholder(f"constant_{len(lifted)}")
             lifted[id(tensor)] = tensor, last
         node.replace_all_uses_with(lifted[id(tensor)][1])
         graph.erase_node(node)
-    traced.recompile()
+    module.recompile()
     return tuple(tensor for tensor, _ in lifted.values())
 
 

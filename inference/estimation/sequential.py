@@ -186,6 +186,8 @@ def smc(
         is_joint, num_chains = path.layout.is_joint, chosen.chains(path)
         size = max(1, chosen.chunk_size // num_chains)
         paths = [path] if is_joint else [path_of(model, guide, block) for block in x.split(size)]
+        for path in paths:
+            path.expect_calls(chosen.about_calls, chosen.compile)
         parts = [_block(path, chosen, bar.update) for path in paths]
     whole = _joined(parts)
     return dataclasses.replace(whole, data_set_size=len(x) if is_joint else None)

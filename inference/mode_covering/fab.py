@@ -93,7 +93,7 @@ def annealed_draws(
     """
     both = path.sample(2 * num_chains)
     spread = both[num_chains:].std(0).mean(0)  # [Z]
-    state = hmc.init(both[:num_chains], path)
+    state = path.state(both[:num_chains])
     log_w = torch.zeros_like(state.log_probs[0], dtype=torch.float64)
     low, high = map(math.log, _STEP_SIZES)
     for number in range(1, num_temperatures + 1):
@@ -101,7 +101,7 @@ def annealed_draws(
         sizes = torch.empty_like(state.log_probs[0]).uniform_(low, high).exp()
         state, _ = hmc.step(
             state,
-            path,
+            path.state,
             sizes.expand(state.z.shape[:2]),
             num_leapfrog_steps=num_leapfrog_steps,
             weights=weights_towards_target(number / num_temperatures),

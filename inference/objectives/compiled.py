@@ -19,6 +19,7 @@ from evidence.inference.compilation.functions import (
     Backend,
     Compile,
     CompiledFunction,
+    expect_compile,
     is_worth_compiling,
 )
 from evidence.inference.compilation.recording import NotRecordableError, record
@@ -164,6 +165,7 @@ def compiled_where_it_pays(
         data: a batch of the usual size.
         num_calls: how often it will be called; None where that is not known, and "auto" means no.
     """
+    expect_compile(compile)
     if compile is True:
         return Compiled(objective)
     if compile is False or num_calls is None or num_calls < _FEWEST_CALLS:

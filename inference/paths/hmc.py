@@ -18,6 +18,8 @@ from torch import Tensor
 
 # z `[C, B, Z]` -> log-density `[C, B]`, or several terms of one, each `[C, B]`.
 LogDensity = Callable[[Tensor], Tensor | Sequence[Tensor]]
+# z `[C, B, Z]` -> the state there, as `init` finds it for a density, or faster.
+StateAt = Callable[[Tensor], "State"]
 
 
 class State(NamedTuple):
@@ -61,7 +63,7 @@ def init(z: Tensor, log_density: LogDensity) -> State:
 
 def step(
     state: State,
-    log_density: LogDensity,
+    state_at: StateAt,
     step_size: Tensor | float,
     *,
     num_leapfrog_steps: int = 10,
@@ -75,8 +77,8 @@ def step(
     in tempering, at no cost.
 
     Args:
-        state: the current state, from `init` or `step` with the same density.
-        log_density: `[C, B, Z] -> [C, B]` in nats, or a sequence of K terms of that shape.
+        state: the current state, from `state_at` or a step with it.
+        state_at: the state at other positions, such as `partial(init, log_density=…)`.
         step_size: of each chain and datum `[C, B]`, of each datum `[B]`, or of all.
         num_leapfrog_steps: L.
         weights: of the K terms; all 1 by default. A weight of 0 silences even an infinite term.
@@ -90,7 +92,7 @@ def step(
     proposal, moved = leapfrog(
         state,
         momentum,
-        log_density,
+        state_at,
         step_size,
         num_leapfrog_steps=num_leapfrog_steps,
         weights=weights,
@@ -115,7 +117,7 @@ def step(
 def leapfrog(
     state: State,
     momentum: Tensor,
-    log_density: LogDensity,
+    state_at: StateAt,
     step_size: Tensor | float,
     *,
     num_leapfrog_steps: int,
@@ -129,7 +131,7 @@ def leapfrog(
     size = torch.as_tensor(step_size, dtype=state.z.dtype, device=state.z.device).unsqueeze(-1)
     momentum = momentum + 0.5 * size * _force(state, weights, factor)
     for number in range(num_leapfrog_steps):
-        state = init(state.z + size * _velocity(momentum, factor), log_density)
+        state = state_at(state.z + size * _velocity(momentum, factor))
         kick = 0.5 if number == num_leapfrog_steps - 1 else 1.0  # two half-kicks between steps
         momentum = momentum + kick * size * _force(state, weights, factor)
     return state, momentum

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from evidence.inference.compilation.functions import Compile
+from evidence.inference.paths import hmc
 from evidence.inference.paths.hmc import weighted_sum
+from evidence.inference.paths.recorded_states import RecordedStates
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import is_enumerated, prior_of, undrawn
@@ -81,6 +84,7 @@ class AbstractPath(ABC):
         self.model, self.x = model, x
         self.layout, self.packing, self.latents = layout, packing, latents or packing
         self._way: Way | None = None
+        self._states = RecordedStates(self._differentiated)
         self.num_evaluations = 0
 
     @property
@@ -153,6 +157,20 @@ class AbstractPath(ABC):
         """The two terms at `z` `[C, B, Z]`, each `[C, B]`."""
         self.num_evaluations += z.shape[0] * z.shape[1]
         return self._terms_by(self.way, z)
+
+    def expect_calls(self, num_calls: int, compile: Compile) -> None:
+        """Say how often `state` will be called about, and whether the user has it compiled."""
+        self._states.expect(num_calls, compile)
+
+    def state(self, z: Tensor) -> hmc.State:
+        """The terms and their gradients at `z` `[C, B, Z]`."""
+        self.num_evaluations += z.shape[0] * z.shape[1]
+        if self.way is Way.ONE_BY_ONE:  # one graph of all chains would be as long as they are many
+            return self._differentiated(z)
+        return self._states(z)
+
+    def _differentiated(self, z: Tensor) -> hmc.State:
+        return hmc.init(z, lambda z: self._terms_by(self.way, z))
 
     def _terms_by(self, way: Way, z: Tensor) -> tuple[Tensor, Tensor]:
         if way is Way.PLATE:

@@ -11,6 +11,7 @@ from evidence.inference.compilation.functions import (
     Compile,
     CompiledFunction,
     NotWorthCompilingError,
+    expect_compile,
 )
 from evidence.inference.compilation.recording import NotRecordableError
 from evidence.inference.programs.data import Batch, tensors_in, with_replaced
@@ -36,6 +37,7 @@ class CompiledTerms:
     """
 
     def __init__(self, compile: Compile, num_draws: int, *, backend: Backend = "inductor") -> None:
+        expect_compile(compile)
         self.compile, self.num_draws, self.backend = compile, num_draws, backend
         self._graphs: dict[Hashable, CompiledFunction | None] = {}
 

@@ -1,0 +1,204 @@
+"""The log joint from recorded graphs: the bits of the program, or to its rounding if compiled."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import config_enumerate
+from pyro.infer.autoguide import AutoMultivariateNormal
+
+from evidence.guides import FullRank
+from evidence.inference import anneal, annealed_evidence, smc_evidence
+from evidence.inference.compilation.functions import CompiledFunction
+from evidence.inference.compilation.recording import NotRecordableError, traced
+from evidence.inference.paths import recorded_states
+from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.isolation import annealing_mode
+from evidence.inference.paths.log_joint import Way
+from evidence.inference.paths.recorded_states import RecordedStates
+from evidence.inference.programs.data import as_data, takes
+from evidence.models import VAE
+
+Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+FEW = {"num_temperatures": 30, "num_chains": 8, "num_leapfrog_steps": 4, "seed": 1}
+
+
+def schools(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, 12.0), obs=y)
+
+
+def by_matrices(y):
+    """Its shapes allow no particles on the left: chains are run by `torch.vmap`."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+    x = torch.linspace(-1, 1, len(y)).unsqueeze(1) ** torch.arange(3.0)
+    pyro.sample("y", dist.Normal(x.mv(w), 10.0).to_event(1), obs=y)
+
+
+@config_enumerate
+def mixture(y):
+    locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
+        loc = torch.where(k == 0, locs[..., 0:1], locs[..., 1:2])
+        pyro.sample("y", dist.Normal(loc, 5.0), obs=y)
+
+
+def by_numpy(y):
+    """Computes the likelihood outside of torch, where no graph sees it."""
+    z = pyro.sample("z", dist.Normal(0.0, 10.0))
+    away = np.square(np.asarray(z.detach())[..., None] - y.numpy()).sum(-1)
+    pyro.factor("y", torch.as_tensor(-away / 200.0))
+
+
+def no_guide(model, y):
+    return None
+
+
+def full_rank(model, y):
+    return FullRank.for_model(model, y)
+
+
+def autoguide(model, y):
+    guide = AutoMultivariateNormal(model)
+    guide(y)
+    return guide
+
+
+def recorded(monkeypatch, calls=3):
+    monkeypatch.setattr(recorded_states, "_BEFORE_RECORDING", calls)
+
+
+def states_of(model, guide, x):
+    """The path, and a few positions on it."""
+    x = as_data(x)
+    path = path_of(takes(model, x), None if guide is None else takes(guide, x), x)
+    return path, [path.sample(6) for _ in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("model", "guide_of", "way"),
+    [
+        (schools, no_guide, Way.PLATE),
+        (schools, full_rank, Way.PLATE),
+        (schools, autoguide, Way.PLATE),
+        (by_matrices, no_guide, Way.VMAP),
+        (mixture, no_guide, None),
+    ],
+)
+def test_recorded_states_are_those_of_the_program_to_the_bit(model, guide_of, way, monkeypatch):
+    recorded(monkeypatch)
+    guide = guide_of(model, Y)
+    with annealing_mode(model, guide, 0, Y.device):
+        path, positions = states_of(model, guide, Y)
+        assert way in (None, path.way)
+        for number, z in enumerate(positions, start=1):
+            ours, theirs = path.state(z), path._differentiated(z)
+            assert all(map(torch.equal, ours, theirs))
+            is_recorded = any(graph is not None for graph in path._states._graphs.values())
+            assert is_recorded == (number >= 3)
+
+
+@pytest.mark.parametrize("model", [schools, by_matrices])
+def test_whole_runs_have_the_same_bits(model, monkeypatch):
+    recorded(monkeypatch)
+    eager = anneal(model, Y, compile=False, **FEW)
+    assert torch.equal(anneal(model, Y, **FEW).log_w, eager.log_w)
+
+
+def test_parameters_that_change_are_seen(monkeypatch):
+    recorded(monkeypatch, calls=1)
+    x = torch.rand(3, 20).bernoulli()
+    model = VAE(20, latent_dim=2, hidden_dims=(8,))
+    with annealing_mode(model, None, 0, x.device):
+        path, positions = states_of(model, None, x)
+        path.state(positions[0])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        assert all(map(torch.equal, path.state(positions[1]), path._differentiated(positions[1])))
+
+
+@pytest.mark.parametrize("leave", [np.asarray, torch.Tensor.numpy, torch.Tensor.tolist])
+def test_what_leaves_torch_is_not_recorded(leave):
+    def function(z):
+        return (z * torch.as_tensor(leave(z.detach())),)
+
+    with pytest.raises(NotRecordableError, match="outside of torch"):
+        traced(function, [torch.ones(3)])
+
+
+def test_a_program_with_numpy_in_it_has_the_right_evidence(monkeypatch):
+    """The twin: were it recorded, all that follows would have the likelihood of one position."""
+    recorded(monkeypatch)
+    eager = annealed_evidence(by_numpy, Y, compile=False, **FEW)
+    assert torch.equal(annealed_evidence(by_numpy, Y, **FEW).log_px, eager.log_px)
+
+
+def test_a_graph_that_holds_what_it_should_compute_is_found_out(monkeypatch):
+    """Planted: nothing stops NumPy, and the graph is right where it was recorded alone."""
+    recorded(monkeypatch)
+    from evidence.inference.compilation import recording  # noqa: PLC0415 (planted)
+
+    monkeypatch.setattr(recording, "_LEAVING", ())
+    x = as_data(Y)
+    with annealing_mode(by_numpy, None, 0, Y.device):
+        path, positions = states_of(by_numpy, None, x)
+        assert path.way is Way.PLATE
+        for z in positions:
+            assert all(map(torch.equal, path.state(z), path._differentiated(z)))
+    assert list(path._states._graphs.values()) == [None]
+
+
+def test_branches_are_not_recorded(monkeypatch):
+    recorded(monkeypatch)
+
+    def branching(z):
+        return recorded_states.State(z, *(2 * [z if z.sum() > 0 else -z]))
+
+    states = RecordedStates(branching)
+    for number in range(6):
+        z = torch.full((2, 3), float((-1) ** number))
+        assert torch.equal(states(z).grads, z.abs())
+
+
+def test_random_numbers_in_a_program_are_not_recorded_and_not_used_up(monkeypatch):
+    recorded(monkeypatch)
+
+    def noisy(z):
+        noise = torch.rand(3)
+        return recorded_states.State(z, noise, noise)
+
+    states, draws = RecordedStates(noisy), []
+    pyro.set_rng_seed(0)
+    draws = [states(torch.zeros(2, 1, 1)).grads for _ in range(6)]
+    pyro.set_rng_seed(0)
+    assert all(torch.equal(draw, torch.rand(3)) for draw in draws)
+
+
+def test_compiled_states_are_those_of_the_program_to_its_rounding():
+    """A run of them is another walk in the end, as of any change in the last bit."""
+    torch.set_default_dtype(torch.float64)
+    with annealing_mode(schools, None, 0, Y.device):
+        path, positions = states_of(schools, None, Y.double())
+        path.expect_calls(1, compile=True)
+        for z in positions:
+            for ours, theirs in zip(path.state(z), path._differentiated(z), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        assert all(isinstance(g, CompiledFunction) for g in path._states._graphs.values())
+
+
+def test_what_cannot_be_compiled_says_so_and_goes_on(monkeypatch):
+    eager = annealed_evidence(by_numpy, Y, compile=False, **FEW)
+    with pytest.warns(UserWarning, match="log joint is not compiled: it computes outside of torch"):
+        assert torch.equal(annealed_evidence(by_numpy, Y, compile=True, **FEW).log_px, eager.log_px)
+
+
+@pytest.mark.parametrize("evidence", [annealed_evidence, smc_evidence])
+def test_bad_options_are_refused(evidence):
+    with pytest.raises(ValueError, match="expected compile True, False or 'auto', got 'on'"):
+        evidence(schools, Y, compile="on")
