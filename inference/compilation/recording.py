@@ -58,10 +58,13 @@ def traced(function: TensorFunction, inputs: Sequence[Tensor]) -> GraphModule:
     Raises:
         NotRecordableError: it branches on what it computes, or computes outside of torch.
     """
+
+    def of_tensors(*tensors: Tensor) -> Sequence[Tensor]:  # of a method `self` would be an input
+        return function(*tensors)
+
     try:
         with _ItemsAsTensors():
-            # A function of its own: of a method `self` would be counted as an input.
-            return make_fx(lambda *tensors: function(*tensors))(*inputs)
+            return make_fx(of_tensors)(*inputs)
     except Exception as error:  # whatever a program raises that was not written for it
         raise NotRecordableError(in_short(error)) from error
 
