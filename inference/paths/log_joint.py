@@ -15,12 +15,12 @@ from torch import Tensor
 from evidence.inference.compilation.functions import Compile
 from evidence.inference.paths import hmc
 from evidence.inference.paths.hmc import weighted_sum
-from evidence.inference.paths.recorded_states import RecordedStates
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import is_enumerated, prior_of, undrawn
 from evidence.inference.programs.mapping import AsVmapNeeds
 from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.recorded import RecordedFunction
 from evidence.inference.programs.sites import latent_sites
 from evidence.inference.programs.supports import on_edge, support_of
 from evidence.inference.programs.traces import Layout, Program, layout_of, random_sites
@@ -84,7 +84,7 @@ class AbstractPath(ABC):
         self.model, self.x = model, x
         self.layout, self.packing, self.latents = layout, packing, latents or packing
         self._way: Way | None = None
-        self._states = RecordedStates(self._differentiated)
+        self._recorded = RecordedFunction(lambda z: self._differentiated(z)[1:])
         self.num_evaluations = 0
 
     @property
@@ -160,14 +160,14 @@ class AbstractPath(ABC):
 
     def expect_calls(self, num_calls: int, compile: Compile) -> None:
         """Say how often `state` will be called about, and whether the user has it compiled."""
-        self._states.expect(num_calls, compile)
+        self._recorded.expect(num_calls, compile)
 
     def state(self, z: Tensor) -> hmc.State:
         """The terms and their gradients at `z` `[C, B, Z]`."""
         self.num_evaluations += z.shape[0] * z.shape[1]
         if self.way is Way.ONE_BY_ONE:  # one graph of all chains would be as long as they are many
             return self._differentiated(z)
-        return self._states(z)
+        return hmc.State(z.detach(), *self._recorded(z))
 
     def _differentiated(self, z: Tensor) -> hmc.State:
         return hmc.init(z, lambda z: self._terms_by(self.way, z))

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.infer import MCMC, NUTS
+from pyro.infer import MCMC
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
+from evidence.inference.compilation.functions import Compile, expect_compile
 from evidence.inference.paths.chains import in_halves
+from evidence.inference.paths.nuts import RecordedNUTS
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import Block, visit_draws
 from evidence.inference.programs.enumeration import prior_of
@@ -29,6 +31,7 @@ from evidence.inference.training.tempering import Unscaled
 R_HAT_LIMIT = 1.01
 _LARGEST_DENSE = 100  # latents
 _DRAWS_PER_START = 15
+_GRADIENTS_PER_DRAW = 7  # of most posteriors, or more
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def nuts_reference(
     num_chains: int = 4,
     target_accept_prob: float = 0.8,
     seed: int = 0,
+    compile: Compile = "auto",
     progress: bool = False,
 ) -> Reference:
     """Draws from p(z | x) by Pyro's NUTS, with the diagnostics that it needs.
@@ -119,6 +123,7 @@ def nuts_reference(
         num_chains: C, run one after the other.
         target_accept_prob: nearer to 1 for smaller steps, against divergences.
         seed: decides all draws; the random state outside is untouched.
+        compile: whether the log joint and its gradients are compiled; see `annealing.Options`.
         progress: show Pyro's progress bars.
 
     Returns:
@@ -136,43 +141,32 @@ def nuts_reference(
     dim = sum(site["value"].numel() for site in block.latents.values())
     is_dense = block.layout.is_joint and dim <= _LARGEST_DENSE
     register_mixtures()
-    runs = []
+    expect_compile(compile)
+    runs, num_gradients = [], 0
     with isolated_rng(device=x.device), evaluation_mode(model), torch.enable_grad():
-        scored = _Counted(Unscaled()(InFull(without_effect(model, x, block.model))(model)))
+        scored = Unscaled()(InFull(without_effect(model, x, block.model))(model))
         for chain in range(num_chains):
             pyro.set_rng_seed(seed * 1_000_003 + chain)
-            run = MCMC(
-                NUTS(
-                    scored,
-                    target_accept_prob=target_accept_prob,
-                    full_mass=is_dense,
-                    init_strategy=init_to_median(num_samples=_DRAWS_PER_START),
-                ),
-                num_samples,
-                num_warmup,
-                disable_progbar=not progress,
+            kernel = RecordedNUTS(
+                scored,
+                num_calls=num_chains * (num_warmup + num_samples) * _GRADIENTS_PER_DRAW,
+                compile=compile,
+                target_accept_prob=target_accept_prob,
+                full_mass=is_dense,
+                init_strategy=init_to_median(num_samples=_DRAWS_PER_START),
             )
+            run = MCMC(kernel, num_samples, num_warmup, disable_progbar=not progress)
             run.run(x)
             runs.append(run)
+            num_gradients += kernel.num_gradients
     divergences = (run.diagnostics()["divergences"]["chain 0"] for run in runs)
     return reference_of_chains(
         x,
         block,
         [run.get_samples() for run in runs],
         num_divergences=sum(len(steps) for steps in divergences),
-        num_evaluations=scored.count * block.num_weights,
+        num_evaluations=num_gradients * block.num_weights,
     )
-
-
-class _Counted:
-    """A program, and how often it has been run."""
-
-    def __init__(self, program: Program) -> None:
-        self.program, self.count = program, 0
-
-    def __call__(self, *args: Any) -> Any:
-        self.count += 1
-        return self.program(*args)
 
 
 def reference_of_chains(

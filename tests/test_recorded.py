@@ -12,12 +12,12 @@ from evidence.guides import FullRank
 from evidence.inference import anneal, annealed_evidence, smc_evidence
 from evidence.inference.compilation.functions import CompiledFunction
 from evidence.inference.compilation.recording import NotRecordableError, traced
-from evidence.inference.paths import recorded_states
 from evidence.inference.paths.guide_path import path_of
 from evidence.inference.paths.isolation import annealing_mode
 from evidence.inference.paths.log_joint import Way
-from evidence.inference.paths.recorded_states import RecordedStates
+from evidence.inference.programs import recorded as recording_of
 from evidence.inference.programs.data import as_data, takes
+from evidence.inference.programs.recorded import RecordedFunction
 from evidence.models import VAE
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -70,7 +70,7 @@ def autoguide(model, y):
 
 
 def recorded(monkeypatch, calls=3):
-    monkeypatch.setattr(recorded_states, "_BEFORE_RECORDING", calls)
+    monkeypatch.setattr(recording_of, "_BEFORE_RECORDING", calls)
 
 
 def states_of(model, guide, x):
@@ -99,7 +99,7 @@ def test_recorded_states_are_those_of_the_program_to_the_bit(model, guide_of, wa
         for number, z in enumerate(positions, start=1):
             ours, theirs = path.state(z), path._differentiated(z)
             assert all(map(torch.equal, ours, theirs))
-            is_recorded = any(graph is not None for graph in path._states._graphs.values())
+            is_recorded = any(graph is not None for graph in path._recorded._graphs.values())
             assert is_recorded == (number >= 3)
 
 
@@ -151,31 +151,30 @@ def test_a_graph_that_holds_what_it_should_compute_is_found_out(monkeypatch):
         assert path.way is Way.PLATE
         for z in positions:
             assert all(map(torch.equal, path.state(z), path._differentiated(z)))
-    assert list(path._states._graphs.values()) == [None]
+    assert list(path._recorded._graphs.values()) == [None]
 
 
 def test_branches_are_not_recorded(monkeypatch):
     recorded(monkeypatch)
 
     def branching(z):
-        return recorded_states.State(z, *(2 * [z if z.sum() > 0 else -z]))
+        return (z if z.sum() > 0 else -z,)
 
-    states = RecordedStates(branching)
+    function = RecordedFunction(branching)
     for number in range(6):
         z = torch.full((2, 3), float((-1) ** number))
-        assert torch.equal(states(z).grads, z.abs())
+        assert torch.equal(function(z)[0], z.abs())
 
 
 def test_random_numbers_in_a_program_are_not_recorded_and_not_used_up(monkeypatch):
     recorded(monkeypatch)
 
     def noisy(z):
-        noise = torch.rand(3)
-        return recorded_states.State(z, noise, noise)
+        return (torch.rand(3),)
 
-    states, draws = RecordedStates(noisy), []
+    function = RecordedFunction(noisy)
     pyro.set_rng_seed(0)
-    draws = [states(torch.zeros(2, 1, 1)).grads for _ in range(6)]
+    draws = [function(torch.zeros(2))[0] for _ in range(6)]
     pyro.set_rng_seed(0)
     assert all(torch.equal(draw, torch.rand(3)) for draw in draws)
 
@@ -189,7 +188,7 @@ def test_compiled_states_are_those_of_the_program_to_its_rounding():
         for z in positions:
             for ours, theirs in zip(path.state(z), path._differentiated(z), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-        assert all(isinstance(g, CompiledFunction) for g in path._states._graphs.values())
+        assert all(isinstance(g, CompiledFunction) for g in path._recorded._graphs.values())
 
 
 def test_what_cannot_be_compiled_says_so_and_goes_on(monkeypatch):
