@@ -9,7 +9,7 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal
 
 from evidence.guides import FullRank
-from evidence.inference import anneal, annealed_evidence, smc_evidence
+from evidence.inference import anneal, annealed_evidence, nuts_reference, smc_evidence
 from evidence.inference.compilation.functions import CompiledFunction
 from evidence.inference.compilation.recording import NotRecordableError, traced
 from evidence.inference.paths.guide_path import path_of
@@ -201,3 +201,14 @@ def test_what_cannot_be_compiled_says_so_and_goes_on(monkeypatch):
 def test_bad_options_are_refused(evidence):
     with pytest.raises(ValueError, match="expected compile True, False or 'auto', got 'on'"):
         evidence(schools, Y, compile="on")
+
+
+def test_nuts_draws_the_same_from_a_recorded_graph(monkeypatch):
+    recorded(monkeypatch)
+    short = {"num_samples": 20, "num_warmup": 20, "num_chains": 2, "seed": 1}
+    eager = nuts_reference(schools, Y, compile=False, **short)
+    reference = nuts_reference(schools, Y, **short)
+    assert torch.equal(reference.draws, eager.draws)
+    assert reference.num_evaluations == eager.num_evaluations > 2 * 40
+    with pytest.raises(ValueError, match="expected compile True, False or 'auto', got None"):
+        nuts_reference(schools, Y, compile=None)
