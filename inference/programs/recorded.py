@@ -10,18 +10,19 @@ from torch import Tensor
 from evidence.inference.compilation.functions import (
     Compile,
     CompiledFunction,
-    NotWorthCompilingError,
+    is_worth_compiling,
 )
 from evidence.inference.compilation.recording import (
     NotRecordableError,
     TensorFunction,
     traced,
+    work_of,
 )
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.random_state import isolated_rng
 
-_FEWEST_CALLS = 500  # that are worth a look at what they would cost
-_BEFORE_RECORDING = 100  # calls, which take about as long as recording does
+_FEWEST_CALLS = 5000  # that are worth a look at what they would cost
+_BEFORE_RECORDING = 500  # calls, in which Pyro takes about as long as recording does
 
 _Graph = Callable[..., Sequence[Tensor]]
 
@@ -65,34 +66,28 @@ class RecordedFunction:
         self._calls[key] += 1
         if self._compile is False:
             return None
-        if self._calls[key] == 1 and (self._compile is True or self._expected >= _FEWEST_CALLS):
-            self._graphs[key] = self._compiled(inputs)
-        if self._calls[key] == _BEFORE_RECORDING and self._graphs.get(key) is None:
-            self._graphs[key] = self._replayed(inputs)
+        if key not in self._graphs and self._calls[key] >= self._first_look():
+            with isolated_rng(device=inputs[0].device):
+                self._graphs[key] = self._made(inputs)
         return self._graphs.get(key)
 
-    def _compiled(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
-        """By Inductor; None if it cannot be, or is not worth its time."""
-        enough = None if self._compile is True else self._expected
+    def _first_look(self) -> int:
+        """The call at which a graph is made."""
+        is_long = self._compile is True or self._expected >= _FEWEST_CALLS
+        return 1 if is_long else _BEFORE_RECORDING
+
+    def _made(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
+        """Compiled, or to be run step by step; None if neither is what the function does."""
+        graph = None
         try:
-            with isolated_rng(device=inputs[0].device):
-                graph = CompiledFunction(self._function, inputs, num_calls=enough)
-                return self._tried(graph, inputs, agree)
-        except NotWorthCompilingError:
-            return None
+            steps = traced(self._function, inputs)
+            graph = self._tried(torch.no_grad()(steps), inputs, _is_same)
+            if self._compile is True or is_worth_compiling(work_of(steps), self._expected):
+                return self._tried(CompiledFunction(self._function, inputs), inputs, agree)
         except NotRecordableError as error:
             if self._compile is True:
                 warnings.warn(f"the log joint is not compiled: {error}", stacklevel=2)
-            return None
-
-    def _replayed(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
-        """Step by step; None if that is not what the function does."""
-        try:
-            with isolated_rng(device=inputs[0].device):
-                graph = torch.no_grad()(traced(self._function, inputs))
-                return self._tried(graph, inputs, _is_same)
-        except NotRecordableError:
-            return None
+        return graph
 
     def _tried(
         self,
