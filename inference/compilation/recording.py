@@ -7,16 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.overrides import TorchFunctionMode
 
 # Pyro and autograd around a step included, of a step of a graph and of a number that it makes.
 _NS_PER_STEP, _NS_PER_NUMBER = 10_000.0, 1.0
 
 _ELU = torch.ops.aten.elu.default
+_INDEX = torch.ops.aten.index.Tensor
 _CROSS_ENTROPY = torch.ops.aten.binary_cross_entropy_with_logits.default
 
-_LEAVING = (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__)
+_LEAVING = (
+    torch.Tensor.numpy,
+    torch.Tensor.tolist,
+    torch.Tensor.__array__,
+    torch.Tensor.__repr__,
+)
+# They read the numbers of tensors in lists where no mode sees it.
+_FROM_LISTS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 
 TensorFunction = Callable[..., Sequence[Tensor]]
 
@@ -61,11 +69,15 @@ def traced(function: TensorFunction, inputs: Sequence[Tensor]) -> GraphModule:
         inputs: tensors like those that it will be called with.
 
     Raises:
-        NotRecordableError: it branches on what it computes, or computes outside of torch.
+        NotRecordableError: it branches on what it computes, makes tensors of shapes that depend on
+            that, or computes outside of torch.
     """
 
     def of_tensors(*tensors: Tensor) -> Sequence[Tensor]:  # of a method `self` would be an input
-        return function(*tensors)
+        results = function(*tensors)
+        mode: Any = get_proxy_mode()
+        _expect_fixed_shapes(mode.tracer.graph)  # what only lends its size is dropped from it next
+        return results
 
     try:
         with _ItemsAsTensors():
@@ -114,7 +126,41 @@ class _ItemsAsTensors(TorchFunctionMode):
             return args[0].detach()
         if func in _LEAVING:
             raise NotRecordableError("it computes outside of torch, as by NumPy")
+        if func in _FROM_LISTS and any(map(_holds_tensors, args)):
+            raise NotRecordableError("it makes a tensor of a list of them: use torch.stack")
         return func(*args, **kwargs or {})
+
+
+def _holds_tensors(values: Any) -> bool:
+    """Whether a list has a tensor in it, at any depth."""
+    is_list = isinstance(values, list | tuple)
+    return is_list and any(isinstance(v, Tensor) or _holds_tensors(v) for v in values)
+
+
+def _expect_fixed_shapes(graph: Graph) -> None:
+    """Check that no step's shape depends on the numbers of an input, such as that of `z[z > 0]`.
+
+    Python reads shapes without asking: such a size would stay what it was.
+
+    Raises:
+        NotRecordableError: one does.
+    """
+    dependent: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not dependent.isdisjoint(node.all_input_nodes):
+            dependent.add(node)
+            if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) and (
+                node.target is not _INDEX or any(map(_is_bool, dependent & set(_indices(node))))
+            ):
+                raise NotRecordableError("it makes a tensor whose shape depends on its numbers")
+
+
+def _indices(node: Node) -> Sequence[Node]:
+    return [index for index in node.args[1] if isinstance(index, Node)]
+
+
+def _is_bool(node: Node) -> bool:
+    return node.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
 def _cross_entropy(

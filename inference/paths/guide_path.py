@@ -82,6 +82,8 @@ class GuidePath(AbstractPath):
         with isolated_rng(device=x.device):
             twin._only = _only_site(random_sites(trace_of(self.guide, x, None, self.layout)))
             twin._start = twin._draw(None).clone()
+        twin._begin()
+        twin.expect_calls(0, compile=False)  # made anew at every step, a graph would not pay
         return twin
 
     @property

@@ -84,8 +84,12 @@ class AbstractPath(ABC):
         self.model, self.x = model, x
         self.layout, self.packing, self.latents = layout, packing, latents or packing
         self._way: Way | None = None
-        self._recorded = RecordedFunction(lambda z: self._differentiated(z)[1:])
+        self._begin()
         self.num_evaluations = 0
+
+    def _begin(self) -> None:
+        """No graph yet of this path: one of another would hold that one's data."""
+        self._recorded = RecordedFunction(lambda z: self._differentiated(z)[1:])
 
     @property
     def way(self) -> Way:

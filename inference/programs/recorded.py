@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -21,8 +22,13 @@ from evidence.inference.compilation.recording import (
 from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.random_state import isolated_rng
 
-_FEWEST_CALLS = 5000  # that are worth a look at what they would cost
-_BEFORE_RECORDING = 500  # calls, in which Pyro takes about as long as recording does
+# Recording takes as long as 100 to 300 calls; long graphs of small tensors, as of a loop over time,
+# run hardly faster than their program.
+_FEWEST_CALLS = 5000  # of functions that are recorded from the first call on
+_BEFORE_RECORDING = 500  # calls, where nobody said how many there will be
+_CALLS_PER_CHECK = 1000
+# Where else a graph is tried: branches in code that it does not see are often taken there only.
+_FAR = 10.0
 
 _Graph = Callable[..., Sequence[Tensor]]
 
@@ -33,7 +39,8 @@ class RecordedFunction:
     A program that is run under Pyro and differentiated spends milliseconds around operations that
     take microseconds. Recorded, the same operations run in the same order and to the same bits,
     which is tried: no result depends on when that begins. Compiled by Inductor they are faster
-    still and round otherwise, so that is decided at the first call.
+    still and round otherwise, so that is decided at the first call. What else a function reads may
+    change, as a counter does: every thousandth call is held against the function.
 
     Args:
         function: returns tensors, which depend on its inputs alone, with their gradients if these
@@ -57,33 +64,43 @@ class RecordedFunction:
         return self._calls.total()
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """The function's results, without gradients."""
-        inputs = tuple(tensor.detach() for tensor in inputs)
-        return (self._graph_for(inputs) or self._function)(*inputs)
+        """The function's results, without gradients.
 
-    def _graph_for(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
-        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
+        Raises:
+            ValueError: the function is no longer what was recorded.
+        """
+        inputs = tuple(tensor.detach() for tensor in inputs)
+        key = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs)
         self._calls[key] += 1
-        if self._compile is False:
-            return None
-        if key not in self._graphs and self._calls[key] >= self._first_look():
+        if self._is_due(key):
             with isolated_rng(device=inputs[0].device):
                 self._graphs[key] = self._made(inputs)
-        return self._graphs.get(key)
+        graph = self._graphs.get(key)
+        if graph is not None:
+            # What fails may be caught in the program, such as a matrix that has no root.
+            with suppress(RuntimeError, IndexError):
+                results = graph(*inputs)
+                if self._calls[key] % _CALLS_PER_CHECK == 0:
+                    self._expect_current(results, inputs)
+                return results
+        return self._function(*inputs)
 
-    def _first_look(self) -> int:
-        """The call at which a graph is made."""
-        is_long = self._compile is True or self._expected >= _FEWEST_CALLS
-        return 1 if is_long else _BEFORE_RECORDING
+    def _is_due(self, key: Hashable) -> bool:
+        """Whether it is time for a graph."""
+        if self._compile is False or key in self._graphs:
+            return False
+        if self._compile is True or self._expected >= _FEWEST_CALLS:
+            return True
+        return self._expected == 0 and self._calls[key] >= _BEFORE_RECORDING
 
     def _made(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
         """Compiled, or to be run step by step; None if neither is what the function does."""
         graph = None
         try:
             steps = traced(self._function, inputs)
-            graph = self._tried(torch.no_grad()(steps), inputs, _is_same)
             if self._compile is True or is_worth_compiling(work_of(steps), self._expected):
                 return self._tried(CompiledFunction(self._function, inputs), inputs, agree)
+            graph = self._tried(torch.no_grad()(steps), inputs, _is_same)
         except NotRecordableError as error:
             if self._compile is True:
                 warnings.warn(f"the log joint is not compiled: {error}", stacklevel=2)
@@ -101,10 +118,41 @@ class RecordedFunction:
             NotRecordableError: it does not.
         """
         elsewhere = tuple(tensor.flip(0) if tensor.ndim else 0.5 * tensor for tensor in inputs)
-        for where in (inputs, elsewhere):
-            if not all(map(same, graph(*where), self._function(*where))):
-                raise NotRecordableError("the recorded graph does not return what the program does")
+        far = tuple(_FAR * tensor for tensor in inputs)
+        if not (
+            all(map(same, graph(*inputs), self._function(*inputs)))
+            and all(map(same, graph(*elsewhere), self._function(*elsewhere)))
+            and self._is_same_far(graph, far, same)
+        ):
+            raise NotRecordableError("the recorded graph does not return what the program does")
         return graph
+
+    def _is_same_far(
+        self, graph: _Graph, far: tuple[Tensor, ...], same: Callable[[Tensor, Tensor], bool]
+    ) -> bool:
+        """Whether it does where programs may fail, where both return a number."""
+        try:
+            ours = graph(*far)
+        except (RuntimeError, IndexError):
+            return True  # the program is asked then
+        try:
+            theirs = self._function(*far)
+        except Exception:  # whatever a program raises
+            return False
+        return all(
+            same(torch.where(known, a, 0), torch.where(known, b, 0))
+            for a, b in zip(ours, theirs, strict=True)
+            for known in [a.isfinite() & b.isfinite()]
+        )
+
+    def _expect_current(self, results: Sequence[Tensor], inputs: tuple[Tensor, ...]) -> None:
+        with isolated_rng(device=inputs[0].device):
+            theirs = self._function(*inputs)
+        if not all(map(agree, results, theirs)):
+            raise ValueError(
+                "the log joint is no longer what was recorded of it: it depends on what no graph "
+                "holds, as a counter or a branch of Python's is; pass compile=False"
+            )
 
 
 def _is_same(ours: Tensor, theirs: Tensor) -> bool:
