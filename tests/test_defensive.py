@@ -48,6 +48,28 @@ def test_a_guide_that_is_too_narrow_is_right_in_a_mixture():
     assert mixed.not_reliable is None
 
 
+def test_weights_under_a_mixture_are_not_smoothed():
+    """The twin: their largest come from several components, and of one Pareto tail are wrong."""
+    problem = PROBLEMS["exponential"]
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(-0.2 + 0 * x, 0.2))
+
+    x = problem.x.expand(NUM_DATA).clone()
+    found = defensive.defensive_log_weights(
+        problem.model, guide, x, 1000, share=0.2, chunk_size=100_000
+    )
+    pyro.set_rng_seed(1)
+    mixed = estimate_evidence(problem.model, guide, x, 1000, defensive=0.2)
+    assert torch.equal(mixed["psis"].log_px, mixed["iw"].log_px)
+    assert mixed["psis"].estimator == "psis"
+    errors = (mixed["psis"].log_px - problem.exact) / mixed["psis"].log_px_variance.sqrt()
+    assert 0.8 < errors.square().mean().sqrt() < 1.2
+    smoothed = from_log_weights(found.log_w)["psis"].log_px - problem.exact
+    assert smoothed.mean() > 5 * smoothed.std() / math.sqrt(NUM_DATA)
+
+
 def test_draws_of_the_prior_weighted_by_the_guide_alone_are_wrong(monkeypatch):
     """The planted error: weights p/q for all draws, wherever they come from."""
 
@@ -122,6 +144,38 @@ def test_latents_that_the_data_share():
     assert record.unit == "data set"
     assert abs(record.mean - exact) < 4 * record.mc_se
     assert abs(record.mean - exact + 0.2) > 4 * record.mc_se
+
+
+def test_latents_of_masked_data_have_no_volume_to_be_stretched():
+    """The evidence of what is masked is 1; the twin counts its latents in the Jacobian."""
+    y = torch.tensor([0.3, -0.2], dtype=torch.float64)
+
+    def masked(program):
+        def run(y):
+            with pyro.plate("data", len(y)), pyro.poutine.mask(mask=y > 0):
+                program(y)
+
+        return run
+
+    @masked
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0 * y, 1.0).expand([len(y)]))
+        w = pyro.sample("w", dist.Dirichlet(torch.ones(len(y), 3).double()))
+        pyro.sample("y", dist.Normal(z + 0 * w.sum(-1), 1.0), obs=y)
+
+    @masked
+    def guide(y):
+        pyro.sample("z", dist.Normal(y, 0.5))
+        pyro.sample("w", dist.Dirichlet(2 * torch.ones(len(y), 3).double()))
+
+    record = importance_weighted_evidence(model, guide, y, 2000, defensive=0.2)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(y[0])
+    assert abs(record.log_px[0] - exact) < 4 * record.log_px_variance[0].sqrt() < 0.2
+    assert abs(record.log_px[1]) < 1e-12
+    with pytest.MonkeyPatch.context() as planted:
+        planted.setattr(defensive.GuidePath, "num_scored", lambda path: torch.tensor(path.dim))
+        wrong = importance_weighted_evidence(model, guide, y, 2000, defensive=0.2)
+    assert wrong.log_px[1] > 0.05
 
 
 def heavy(num_particles, shape, num_data):

@@ -121,7 +121,7 @@ class _Mixture:
 
     def __init__(self, path: GuidePath, counts: tuple[int, ...], rows: int) -> None:
         self.path, self.counts, self.rows = path, counts, rows
-        self.scales = stretches(path.dim)
+        self.scales, self.dims = stretches(path.dim), path.num_scored()
         pilot = [path.sample(some.stop - some.start) for some in slices(_PILOT, rows)]
         self.center = torch.cat(pilot).nanmedian(0, keepdim=True).values  # [1, B, Z]
         self.unknown = Unknown(path)
@@ -166,5 +166,4 @@ class _Mixture:
         """Log-densities of the stretched guides at u, each `[C, B]`."""
         behind = torch.cat([self._about(u, 1 / scale) for scale in self.scales])
         log_q = self.path.log_q(behind).double().split(len(u))
-        dim = self.path.dim
-        return [part - dim * math.log(c) for part, c in zip(log_q, self.scales, strict=True)]
+        return [part - self.dims * math.log(c) for part, c in zip(log_q, self.scales, strict=True)]

@@ -301,7 +301,8 @@ def estimate_evidence(
 
     Returns:
         The records "elbo", "iw" and "psis". That of the ELBO is of the guide's draws alone, and its
-        k̂ and ESS say how good the guide is, defended or not.
+        k̂ and ESS say how good the guide is, defended or not. Weights of a defended guide are not
+        smoothed.
 
     Raises:
         ValueError: as `log_weights`.
@@ -341,20 +342,21 @@ def _defended(found: Defended, share: float) -> dict[str, Evidence]:
     """The records of weights under a mixture; "elbo" is the guide's, and so are its k̂ and ESS.
 
     Components have fixed numbers of draws, and how far their means are apart is no Monte Carlo
-    error: without it a guide that needs no defence would pay for one, in a larger error bar.
+    error: without it a guide that needs no defence would pay for one, in a larger error bar. "psis"
+    is "iw" by another name: these weights have a bound, and their largest come from several
+    components, of which a single Pareto tail makes other numbers, by more than the error bar.
     """
-    records = from_log_weights(found.log_w)
+    one = from_log_weights(found.log_w)["iw"]
     within = estimators.share_within(found.log_w.double(), found.counts)
-    for name in ("iw", "psis"):
-        one = records[name]
-        records[name] = dataclasses.replace(
-            one,
-            log_px_variance=one.log_px_variance * within,
-            bias=None if one.bias is None else one.bias * within,
-            caveat=found.caveat,
-            defensive=share,
-        )
-    return records | {"elbo": from_log_weights(found.of_guide)["elbo"]}
+    mixed = dataclasses.replace(
+        one,
+        log_px_variance=one.log_px_variance * within,
+        bias=None if one.bias is None else one.bias * within,
+        caveat=found.caveat,
+        defensive=share,
+    )
+    elbo = from_log_weights(found.of_guide)["elbo"]
+    return {"elbo": elbo, "iw": mixed, "psis": dataclasses.replace(mixed, estimator="psis")}
 
 
 def importance_weighted_evidence(

@@ -20,6 +20,7 @@ from evidence.inference.programs.unconstrained import (
     Packing,
     Site,
     is_point,
+    log_jacobian_of,
     trace_of,
 )
 
@@ -91,6 +92,18 @@ class GuidePath(AbstractPath):
         """Whether parameters say what the guide makes of its auxiliary draws."""
         with torch.enable_grad():
             return bool(self._made) and self._made_of({"u": self._start[0]}, None).requires_grad
+
+    @torch.no_grad()
+    def num_scored(self) -> Tensor:
+        """How many entries of u have a density, `[M]`: Z, but for those of masked sites."""
+        with Assignment(self.packing, self._start, has_chains=False):
+            sites = self._run(self.guide, None)
+        number = self._start.new_zeros(1, self.layout.num_weights(len(self.x)))
+        for name in sites.keys() - self._made:
+            ones = number.new_ones(sites[name]["fn"].batch_shape)
+            of_draws = self.packing.num_per_draw(name) * ones
+            number = number + log_jacobian_of(sites[name], of_draws, 1, len(self.x), self.layout)
+        return number[0]
 
     @staticmethod
     def weights(beta: float) -> tuple[float, float]:

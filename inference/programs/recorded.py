@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -95,16 +95,16 @@ class RecordedFunction:
 
     def _made(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
         """Compiled, or to be run step by step; None if neither is what the function does."""
-        graph = None
         try:
             steps = traced(self._function, inputs)
             if self._compile is True or is_worth_compiling(work_of(steps), self._expected):
-                return self._tried(CompiledFunction(self._function, inputs), inputs, agree)
-            graph = self._tried(torch.no_grad()(steps), inputs, _is_same)
+                with suppress(NotRecordableError) if self._compile == "auto" else nullcontext():
+                    return self._tried(CompiledFunction(self._function, inputs), inputs, agree)
+            return self._tried(torch.no_grad()(steps), inputs, _is_same)
         except NotRecordableError as error:
             if self._compile is True:
                 warnings.warn(f"the log joint is not compiled: {error}", stacklevel=2)
-        return graph
+            return None
 
     def _tried(
         self,

@@ -73,6 +73,10 @@ class Packing:
         """The entries of every site in a vector, in their order."""
         return {name: part.size for name, part in self._parts.items()}
 
+    def num_per_draw(self, name: str) -> int:
+        """The entries of one draw of a site's distribution, unconstrained."""
+        return math.prod(self._parts[name].event_shape)
+
     def _part(self, site: Site) -> _Part:
         _check_latent(site)
         transform = self.transform(site)
