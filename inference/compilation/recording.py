@@ -156,7 +156,8 @@ def _expect_fixed_shapes(graph: Graph) -> None:
 
 
 def _indices(node: Node) -> Sequence[Node]:
-    return [index for index in node.args[1] if isinstance(index, Node)]
+    indices: Any = node.args[1]
+    return [index for index in indices if isinstance(index, Node)]
 
 
 def _is_bool(node: Node) -> bool:
