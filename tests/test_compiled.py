@@ -257,6 +257,7 @@ def test_without_a_compiler_the_objective_goes_on_and_one_line_says_why(monkeypa
         raise RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: no_compiler)
+    monkeypatch.setattr("evidence.inference.compilation.functions._COMPILED", {})
     model, guide, x = made("VAE")
     expected = loss_and_gradients(Trace_ELBO(), model, guide, x)
     with pytest.warns(UserWarning, match="not compiled: No working C"):
