@@ -198,12 +198,12 @@ def test_whole_runs_have_the_same_bits(model, monkeypatch):
     assert torch.equal(anneal(model, Y, **FEW).log_w, eager.log_w)
 
 
-@pytest.mark.parametrize(("num_calls", "is_recorded"), [(0, True), (1999, False), (2000, True)])
+@pytest.mark.parametrize(("num_calls", "is_recorded"), [(0, True), (4999, False), (5000, True)])
 def test_a_short_run_is_not_recorded(num_calls, is_recorded):
-    """It would take longer; of a run whose length is not known, a hundred calls are not."""
+    """It would take longer; of a run whose length is not known, so many calls are not."""
     function = RecordedFunction(lambda z: (z.square(),))
     function.expect(num_calls, "auto")
-    for number in range(100):
+    for number in range(500):
         assert torch.equal(
             function(torch.full((2,), float(number)))[0], torch.full((2,), number**2.0)
         )
@@ -370,3 +370,23 @@ def test_nuts_draws_the_same_from_a_recorded_graph(monkeypatch):
     assert reference.num_evaluations == eager.num_evaluations > 2 * 40
     with pytest.raises(ValueError, match="expected compile True, False or 'auto', got None"):
         nuts_reference(schools, Y, compile=None)
+
+
+def test_a_program_that_changes_while_it_is_scored_is_found_out(monkeypatch):
+    """And what the message advises leads to what the program says."""
+    recorded(monkeypatch, calls=1)
+    monkeypatch.setattr(recording_of, "_CALLS_PER_CHECK", 10)
+    calls = []
+
+    def growing(z):
+        calls.append(z)
+        return (z * (1.0 if len(calls) < 20 else 2.0),)
+
+    function, z = RecordedFunction(growing), torch.ones(2, 3)
+    with pytest.raises(ValueError, match="depends on what no graph holds.*pass compile=False"):
+        for _ in range(1000):
+            function(z)
+    calls.clear()
+    plain = RecordedFunction(growing)
+    plain.expect(0, compile=False)
+    assert [plain(z)[0].sum().item() for _ in range(25)][-1] == 2 * 6
