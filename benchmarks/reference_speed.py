@@ -31,7 +31,7 @@ from tabulate import tabulate
 from evidence.inference import nuts_reference, smc
 from evidence.inference.bridging.posterior_draws import reference_of
 from evidence.inference.paths.reference import diagnostic
-from evidence.inference.programs.data import as_data
+from evidence.inference.programs.data import as_data, takes
 
 CHAINS, WARMUP, SAMPLES = 4, 500, 1000
 SIGMA = [15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]
@@ -106,7 +106,8 @@ def ours(model, data, compile):
 def by_smc(model, data, compile):
     def run(seed):
         sampled = smc(model, data, compile=compile, seed=seed)
-        return reference_of(model, sampled, as_data(data)).ess.min().item()
+        x = as_data(data)
+        return reference_of(takes(model, x), sampled, x).ess.min().item()
 
     return run
 
