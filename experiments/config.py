@@ -176,7 +176,7 @@ class Estimation(Options):
         target_se: add importance weights until the Monte Carlo SE of every datum is this small, in
             nats [default: num_particles for all].
         max_particles: the most that one datum gets with target_se.
-        defensive: the share of importance weights, such as 0.1, that come from the guide stretched
+        defensive: the share of importance weights, such as 0.2, that come from the guide stretched
             and from the prior, where the guide may be too narrow.
         num_data: evaluate on so many data, chosen by the data_seed; with bdmc, simulate so many
             [default: all; 100 with bdmc].

@@ -29,7 +29,7 @@ class Options:
         snapshot_every: steps between snapshots; one is also made if the last is ten seconds old.
         compile: whether the log joint and its gradients are compiled by Torch's Inductor: True,
             False, or "auto" where that takes less time than it saves. Unless it is False they are
-            recorded once and run without Pyro, to the same bits.
+            recorded and run without Pyro, to the same bits, where a run is long enough.
 
     Raises:
         ValueError: an option out of its range.
