@@ -21,6 +21,7 @@ from evidence.inference import (
     importance_weighted_evidence,
     marginal_likelihood,
     nested_evidence,
+    smc,
     smc_evidence,
 )
 from evidence.inference.estimation.nested import expect_dynesty
@@ -46,7 +47,10 @@ def _ais(problem: Problem, seed: int) -> Evidence:
 
 
 def _bridge(problem: Problem, seed: int) -> Evidence:
-    return bridge_evidence(problem.model, None, _data(problem), seed=seed)
+    """Between draws by sequential Monte Carlo, which find several modes, and a normal."""
+    x = _data(problem)
+    draws = smc(problem.model, x, seed=seed)
+    return bridge_evidence(problem.model, None, x, draws=draws, seed=seed)
 
 
 def _auto(problem: Problem, seed: int) -> Evidence:
