@@ -113,6 +113,15 @@ def test_kinds_that_disagree_are_not_relied_on():
     assert "± 0.010" in str(agreed)
 
 
+def test_no_defence_is_advised_to_a_mixture_that_has_one():
+    """The twin, weights of a guide alone, is told of it: the advice names what a guide needs."""
+    weights = found_for("pines", max_rounds=1, **QUICK).estimates["iw"]
+    too_heavy = dataclasses.replace(weights, k_hat=weights.k_hat * 0 + 0.9)
+    assert "k̂ is too large" in too_heavy.not_reliable
+    assert "defensive" not in too_heavy.not_reliable
+    assert "defensive=0.2" in dataclasses.replace(too_heavy, defensive=0.0).not_reliable
+
+
 def test_nested_sampling_confirms_where_it_is_asked_to(monkeypatch):
     few = partial(nested_evidence, num_live=30)
     monkeypatch.setattr(marginal_module, "nested_evidence", few)

@@ -1,5 +1,7 @@
 """The log joint from recorded graphs: the bits of the program, or to its rounding if compiled."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -287,6 +289,44 @@ def test_without_the_checks_it_would_not_be(scale, monkeypatch):
     assert not all(all(map(torch.equal, ours, theirs)) for ours, theirs in pairs)
 
 
+def test_a_graph_that_fails_gives_way_to_the_program(monkeypatch):
+    """The program knows what then. Planted: the failure leaves the run."""
+
+    def rooted(z):
+        try:
+            return (torch.linalg.cholesky(z),)
+        except RuntimeError:
+            return (torch.zeros_like(z),)
+
+    recorded(monkeypatch, calls=1)
+    function = RecordedFunction(rooted)
+    one = torch.eye(2).expand(3, 2, 2).clone()
+    assert torch.equal(function(4 * one)[0], 2 * one)
+    assert None not in function._graphs.values()
+    assert torch.equal(function(-one)[0], 0 * one)
+    monkeypatch.setattr(recording_of, "suppress", lambda *errors: nullcontext())
+    with pytest.raises(RuntimeError, match="positive-definite"):
+        function(-one)
+
+
+def test_a_graph_is_tried_far_away_as_well(monkeypatch):
+    """Planted: without, a branch that a graph does not hold would stay as it was nearby."""
+
+    def bending(z):
+        return (z * (1.0 + float(str((z.abs() > 4).any()) == "tensor(True)")),)
+
+    recorded(monkeypatch, calls=1)
+    from evidence.inference.compilation import recording  # noqa: PLC0415 (planted)
+
+    monkeypatch.setattr(recording, "_LEAVING", ())
+    far = torch.full((3,), 5.0)
+    for factor, is_right in ((recording_of._FAR, True), (1.0, False)):
+        monkeypatch.setattr(recording_of, "_FAR", factor)
+        function = RecordedFunction(bending)
+        function(torch.ones(3))
+        assert torch.equal(function(far)[0], 2 * far) is is_right
+
+
 def test_constant_masks_of_the_data_are_recorded(monkeypatch):
     recorded(monkeypatch, calls=1)
 
@@ -302,8 +342,10 @@ def test_constant_masks_of_the_data_are_recorded(monkeypatch):
         assert None not in path._recorded._graphs.values()
 
 
-def test_a_path_renewed_is_of_its_own_data_and_parameters():
-    """Not of those of the path that it was made from."""
+@pytest.mark.parametrize("is_planted", [False, True])
+def test_a_path_renewed_is_of_its_own_data_and_parameters(is_planted, monkeypatch):
+    """Not of those of the path that it was made from. Planted: it keeps that one's graph."""
+    recorded(monkeypatch, calls=1)
     loc = torch.tensor(0.5)
 
     def model(x):
@@ -317,11 +359,16 @@ def test_a_path_renewed_is_of_its_own_data_and_parameters():
 
     with annealing_mode(model, guide, 0, Y.device):
         path, _ = states_of(model, guide, Y)
+        z = path.sample(4)
+        before = path.state(z)
         loc.fill_(0.1)
         renewed = path.renewed(as_data(-2 * Y))
-        z = renewed.sample(4)
-        assert all(map(torch.equal, renewed.state(z), renewed._differentiated(z)))
-        assert not torch.allclose(renewed.state(z).log_probs, path.state(z).log_probs)
+        if is_planted:
+            renewed._recorded = path._recorded
+        ours = renewed.state(z)
+        is_same = all(map(torch.equal, ours, renewed._differentiated(z)))
+        assert is_same is not is_planted
+        assert is_planted or not torch.allclose(ours.log_probs, before.log_probs)
 
 
 def test_random_numbers_in_a_program_are_not_recorded_and_not_used_up(monkeypatch):

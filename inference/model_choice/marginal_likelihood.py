@@ -21,7 +21,7 @@ from evidence.inference.estimation.evidence import (
 from evidence.inference.estimation.nested import nested_evidence
 from evidence.inference.estimation.sequential import Sampled, smc
 from evidence.inference.model_choice.bayes_factors import total
-from evidence.inference.model_choice.mixture_proposal import MixtureProposal
+from evidence.inference.model_choice.mixture_proposal import PRIOR_SHARE, MixtureProposal
 from evidence.inference.paths.guide_path import path_of
 from evidence.inference.paths.log_joint import PriorPath
 from evidence.inference.programs import estimators
@@ -233,7 +233,13 @@ class _Measured:
             record = from_log_weights(log_w)["iw"]
             on_edge = draws.share_on_edge
         spent = proposal.num_evaluations + _PILOT + count
-        record = dataclasses.replace(record, num_evaluations=spent, dtype=u.dtype, caveat=caveat)
+        record = dataclasses.replace(
+            record,
+            num_evaluations=spent,
+            dtype=u.dtype,
+            caveat=caveat,
+            defensive=PRIOR_SHARE,
+        )
         return record.of(on_edge, len(self.x))
 
     def _by_guide(self, guide: Program) -> Evidence:

@@ -18,7 +18,7 @@ _DRAWS_PER_NUMBER = 4  # of a component's mean and covariance
 _WORSE = 2  # so many numbers of components in a row without a gain end the search
 _PILOT = 500
 _WORTH_OF_TAILS = 1 / 3
-_PRIOR_SHARE = 0.05
+PRIOR_SHARE = 0.05
 _AT_ONCE = 10_000
 
 
@@ -108,7 +108,7 @@ class MixtureProposal:
 
     def _log_weights(self, mixture: Mixture, num_draws: int, unknown: Unknown) -> Tensor:
         """A share of the draws, not of a coin's throwing, is of the prior: that is as unbiased."""
-        of_prior = max(1, round(_PRIOR_SHARE * num_draws))
+        of_prior = max(1, round(PRIOR_SHARE * num_draws))
         own = mixture.sample(num_draws - of_prior).to(self._dtype).unsqueeze(1)
         u = torch.cat([self.path.sample(of_prior).to(own), own])
         share = of_prior / num_draws

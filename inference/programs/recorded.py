@@ -151,7 +151,8 @@ class RecordedFunction:
         if not all(map(agree, results, theirs)):
             raise ValueError(
                 "the log joint is no longer what was recorded of it: it depends on what no graph "
-                "holds, as a counter or a branch of Python's is; pass compile=False"
+                "holds, as a counter of calls or a branch of Python's: make it a function of its "
+                "latents and data alone, or, in Python, pass compile=False"
             )
 
 
