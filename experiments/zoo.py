@@ -194,10 +194,13 @@ PARTS: dict[str, Callable[[Path], None]] = {"planar": planar, "plane": plane, "n
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts named, or all."""
     parser = ArgumentParser(prog="python -m evidence.experiments.zoo", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", help="some of planar, plane, noise [default: all].")
     parser.add_argument("--out", default="runs/zoo", help="folder for all parts.")
     arguments = parser.parse_args(argv)
-    for part in arguments.parts:
+    parts = arguments.parts or list(PARTS)
+    if unknown := sorted(set(parts) - PARTS.keys()):
+        parser.error(f"expected parts of {', '.join(PARTS)}, got {', '.join(unknown)}")
+    for part in parts:
         PARTS[part](Path(arguments.out))
     return 0
 

@@ -81,6 +81,19 @@ def test_the_zoo_runs_and_leaves_a_table_and_a_picture(tmp_path, monkeypatch, ca
     assert (tmp_path / "planar" / "planar.png").stat().st_size > 10_000
 
 
+def test_the_zoo_runs_the_parts_that_are_named_or_all(monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(zoo, "PARTS", dict.fromkeys(zoo.PARTS, done.append))
+    assert zoo.main([]) == 0
+    assert [out.name for out in done] == ["zoo"] * 3
+    assert zoo.main(["noise", "--out", "elsewhere"]) == 0
+    assert done[3].name == "elsewhere"
+    with pytest.raises(SystemExit) as stopped:
+        zoo.main(["nois"])
+    assert stopped.value.code == 2
+    assert "expected parts of planar, plane, noise, got nois" in capsys.readouterr().err
+
+
 def test_the_zoo_measures_signal_to_noise(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(zoo, "PARTICLES", (1, 16))
     monkeypatch.setattr(zoo, "OBJECTIVES", (zoo.STL,))
