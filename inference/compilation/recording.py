@@ -76,7 +76,7 @@ def traced(function: TensorFunction, inputs: Sequence[Tensor]) -> GraphModule:
     def of_tensors(*tensors: Tensor) -> Sequence[Tensor]:  # of a method `self` would be an input
         results = function(*tensors)
         mode: Any = get_proxy_mode()
-        _expect_fixed_shapes(mode.tracer.graph)  # what only lends its size is dropped from it next
+        _expect_fixed_shapes(mode.tracer)  # what only lends its size is dropped from it next
         return results
 
     try:
@@ -84,6 +84,11 @@ def traced(function: TensorFunction, inputs: Sequence[Tensor]) -> GraphModule:
             return make_fx(of_tensors)(*inputs)
     except Exception as error:  # whatever a program raises that was not written for it
         raise NotRecordableError(in_short(error)) from error
+
+
+def same_bits(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors are the same to the last bit, as what is traced promises."""
+    return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
 
 
 def record(function: TensorFunction, inputs: Sequence[Tensor]) -> Recording:
@@ -123,7 +128,8 @@ class _ItemsAsTensors(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item:
-            return args[0].detach()
+            number = args[0].detach()  # Python's numbers are of double precision
+            return number.double() if number.is_floating_point() else number
         if func in _LEAVING:
             raise NotRecordableError("it computes outside of torch, as by NumPy")
         if func in _FROM_LISTS and any(map(_holds_tensors, args)):
@@ -137,19 +143,23 @@ def _holds_tensors(values: Any) -> bool:
     return is_list and any(isinstance(v, Tensor) or _holds_tensors(v) for v in values)
 
 
-def _expect_fixed_shapes(graph: Graph) -> None:
-    """Check that no step's shape depends on the numbers of an input, such as that of `z[z > 0]`.
+def _expect_fixed_shapes(tracer: Any) -> None:
+    """Check that no step's shape depends on numbers that change, such as that of `z[z > 0]`.
 
-    Python reads shapes without asking: such a size would stay what it was.
+    These are the inputs, draws and parameters. Python reads shapes without asking: such a size
+    would stay what it was.
 
     Raises:
         NotRecordableError: one does.
     """
     dependent: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or not dependent.isdisjoint(node.all_input_nodes):
+    for node in tracer.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        is_new = node.op == "placeholder" or torch.Tag.nondeterministic_seeded in tags
+        is_parameter = node.op == "get_attr" and getattr(tracer.root, node.target).requires_grad
+        if is_new or is_parameter or not dependent.isdisjoint(node.all_input_nodes):
             dependent.add(node)
-            if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) and (
+            if torch.Tag.dynamic_output_shape in tags and (
                 node.target is not _INDEX or any(map(_is_bool, dependent & set(_indices(node))))
             ):
                 raise NotRecordableError("it makes a tensor whose shape depends on its numbers")

@@ -16,6 +16,7 @@ from evidence.inference.compilation.functions import (
 from evidence.inference.compilation.recording import (
     NotRecordableError,
     TensorFunction,
+    same_bits,
     traced,
     work_of,
 )
@@ -100,7 +101,7 @@ class RecordedFunction:
             if self._compile is True or is_worth_compiling(work_of(steps), self._expected):
                 with suppress(NotRecordableError) if self._compile == "auto" else nullcontext():
                     return self._tried(CompiledFunction(self._function, inputs), inputs, agree)
-            return self._tried(torch.no_grad()(steps), inputs, _is_same)
+            return self._tried(torch.no_grad()(steps), inputs, same_bits)
         except NotRecordableError as error:
             if self._compile is True:
                 warnings.warn(f"the log joint is not compiled: {error}", stacklevel=2)
@@ -154,8 +155,3 @@ class RecordedFunction:
                 "holds, as a counter of calls or a branch of Python's: make it a function of its "
                 "latents and data alone, or, in Python, pass compile=False"
             )
-
-
-def _is_same(ours: Tensor, theirs: Tensor) -> bool:
-    """To the last bit."""
-    return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evidence.inference.compilation.functions import Compile
 from evidence.inference.objectives.base import AbstractObjective
-from evidence.inference.objectives.compiled import compiled_where_it_pays
+from evidence.inference.objectives.choice import compiled_where_it_pays
 from evidence.inference.objectives.draws import is_reparameterized
 from evidence.inference.objectives.importance import STL
 from evidence.inference.objectives.interface import Objective

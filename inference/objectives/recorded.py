@@ -1,0 +1,51 @@
+"""Objectives that are run from a graph, without Pyro, once they have been called often."""
+
+import warnings
+from collections import Counter
+from collections.abc import Hashable
+
+import torch
+
+from evidence.inference.compilation.recording import NotRecordableError, same_bits, traced
+from evidence.inference.objectives.compiled import Call, Compiled, LossGraph
+from evidence.inference.objectives.interface import Objective
+
+# Recording takes as long as a few hundred calls.
+_BEFORE_RECORDING = 500
+# Holding a graph against the program takes as long as two calls.
+_CALLS_PER_CHECK = 100
+
+
+class Recorded(Compiled):
+    """An objective that is recorded after 500 calls, and run without Pyro from then on.
+
+    The same operations in the same order, to the same bits, which is tried: no result depends on
+    when that begins, and a resumed run ends where it would have. What cannot be recorded is called
+    as before, and nothing is said of it.
+
+    Args:
+        objective: see `Compiled`.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective, backend="none")
+        self._calls_per_check, self._same = _CALLS_PER_CHECK, same_bits
+        self._calls: Counter[Hashable] = Counter()
+
+    def _is_due(self, key: Hashable) -> bool:
+        self._calls[key] += 1
+        return self._calls[key] > _BEFORE_RECORDING
+
+    def _made(self, call: Call) -> LossGraph:
+        return LossGraph(call, lambda function, inputs: torch.no_grad()(traced(function, inputs)))
+
+    def _tell(self, error: NotRecordableError, *, was_in_use: bool) -> None:
+        if was_in_use:
+            warnings.warn(
+                f"for up to {_CALLS_PER_CHECK} steps of training what changes was taken for what "
+                f"it was: {error}; pass compile=False",
+                stacklevel=4,
+            )
+
+    def __repr__(self) -> str:
+        return f"Recorded({self.objective!r})"
