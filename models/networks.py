@@ -218,7 +218,8 @@ def expect_choice(what: str, got: str, choices: Iterable[str]) -> str:
         return got
     close = difflib.get_close_matches(str(got), known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(f"unknown {what} {got!r}{hint}: expected one of {', '.join(known)}")
+    expected = f"one of {', '.join(known)}" if known else "none: leave it out"
+    raise ValueError(f"unknown {what} {got!r}{hint}: expected {expected}")
 
 
 def expect_vectors(name: str, x: Tensor, dim: int, shape: str = "(B, {dim})") -> None:

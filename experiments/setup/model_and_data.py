@@ -69,7 +69,8 @@ def _with_model_of_the_suite(
     if kind.labelled:
         dataset = datasets.with_labels(dataset)
     if spec.options.get("likelihood") == "discretized-logistic":
-        spec = Spec(spec.name, {"num_levels": dataset.num_levels, **spec.options})
+        levels = Spec("discretized-logistic", {"num_levels": dataset.num_levels})
+        spec = Spec(spec.name, spec.options | {"likelihood": levels})
     return dataset, *catalogue.build(kind, spec, partial(kind, data_dim=dataset.data_dim))
 
 
