@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evidence.models.base import AbstractModel
 from evidence.models.likelihoods import LabelledImages, PixelLikelihood
-from evidence.models.networks import decoder_network
+from evidence.models.networks import decoder_network, mirrored
 
 
 class ConditionalVAE(AbstractModel):
@@ -58,7 +58,7 @@ class ConditionalVAE(AbstractModel):
                 f"data_dim={data_dim}"
             )
         self.num_classes, self.image_dim = num_classes, data_dim - num_classes
-        self.hidden_dims, self.activation = tuple(hidden_dims), activation
+        self.encoder_options = mirrored(hidden_dims, activation)
         self.pixel_likelihood = PixelLikelihood(likelihood)
         self.pixels = self.pixel_likelihood.pixels
         self.decoder = decoder_network(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from evidence.models.base import AbstractModel, Latent
 from evidence.models.chain import Chain, Factor, Values
 from evidence.models.likelihoods import PixelLikelihood
-from evidence.models.networks import decoder_network, mlp
+from evidence.models.networks import decoder_network, mirrored, mlp
 
 
 class HierarchicalVAE(AbstractModel):
@@ -53,8 +53,7 @@ class HierarchicalVAE(AbstractModel):
                 f"{list(latent_dims)}: for one layer use VAE"
             )
         super().__init__(data_dim, sum(latent_dims))
-        self.hidden_dims, self.activation = tuple(hidden_dims), activation
-        self.channels = tuple(channels)
+        self.encoder_options = mirrored(hidden_dims, activation, channels)
         self.dims = {f"z{k}": dim for k, dim in reversed(list(enumerate(latent_dims, start=1)))}
         self.pixel_likelihood = PixelLikelihood(likelihood)
         self.pixels = self.pixel_likelihood.pixels

@@ -134,6 +134,17 @@ def decoder_network(
     return nn.Sequential(*inner, ACTIVATIONS[activation](), convolutions)
 
 
+def mirrored(
+    hidden_dims: Sequence[int] = (), activation: str = "elu", channels: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Options of `encoder_network` that mirror those of a decoder."""
+    return {
+        "hidden_dims": list(reversed(hidden_dims)),
+        "activation": activation,
+        "channels": list(reversed(channels)),
+    }
+
+
 class _Convolutions(nn.Module):
     """Convolutions of 3 × 3 pixels and stride 2, each followed by a nonlinearity.
 

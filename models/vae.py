@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evidence.models.base import AbstractModel
 from evidence.models.likelihoods import PixelLikelihood
-from evidence.models.networks import decoder_network
+from evidence.models.networks import decoder_network, mirrored
 from evidence.models.priors import make_prior
 
 
@@ -63,8 +63,7 @@ class VAE(AbstractModel):
         prior: str = "standard-normal",
     ) -> None:
         super().__init__(data_dim, latent_dim)
-        self.hidden_dims, self.activation = tuple(hidden_dims), activation
-        self.channels = tuple(channels)
+        self.encoder_options = mirrored(hidden_dims, activation, channels)
         self.pixel_likelihood = PixelLikelihood(likelihood)
         self.pixels = self.pixel_likelihood.pixels
         self.decoder = decoder_network(
@@ -79,7 +78,7 @@ class VAE(AbstractModel):
             prior,
             latent_dim,
             data_dim,
-            hidden_dims=self.hidden_dims[::-1],
+            hidden_dims=hidden_dims[::-1],
             activation=activation,
         )
 
