@@ -19,6 +19,7 @@ from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.scoring import log_prob_per_datum
 from evidence.inference.programs.sites import Site
+from evidence.inference.programs.supports import entry_of
 from evidence.inference.programs.traces import Layout, Program, particle_plate
 
 
@@ -241,10 +242,7 @@ def transform_to(name: str, support: constraints.Constraint) -> Transform | None
     """
     if isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint
-    entry = support
-    while isinstance(entry, constraints.independent):
-        entry = entry.base_constraint
-    if entry is constraints.real:
+    if entry_of(support) is constraints.real:
         return None
     try:
         return biject_to(support)
