@@ -21,6 +21,11 @@ from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.sites import Site, dim_of, plates_of, random_sites, sites_of
 from evidence.inference.programs.supports import zero_outside
 
+ONLY_DISCRETE = (
+    "discrete ones alone, all summed out: there is nothing to draw, and "
+    "importance_weighted_evidence(model, lambda *data, **named: None, data, 2) is exact"
+)
+
 _FIRST_DIM = -13  # of enumeration: left of the plates of any program, and of that of particles
 
 
