@@ -1,6 +1,5 @@
 """The masked autoregressive posterior."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -29,21 +28,11 @@ class MAF(AbstractNetworkFlow):
         latent_dim: Z, the number of latent variables.
         data_dim: D, the number of entries of one datum.
         num_flows: K, the number of layers; every second one takes z in reversed order.
-        context_dim: number of entries of h.
-        layer_hidden_dims: sizes of the hidden layers of each MADE; by default two of 4 Z, and of at
-            least 64.
-        encoder: options of `AbstractGuide`: `hidden_dims`, `activation`, `site`, ...
+        options: of `AbstractNetworkFlow` and `AbstractGuide`: `context_dim`, `hidden_dims`, …
     """
 
     def __init__(
-        self,
-        latent_dim: int,
-        data_dim: int,
-        *,
-        num_flows: int = 4,
-        context_dim: int = 64,
-        layer_hidden_dims: Sequence[int] | None = None,
-        **encoder: Any,
+        self, latent_dim: int, data_dim: int, *, num_flows: int = 4, **options: Any
     ) -> None:
         self.element = BoundedAffine()
         super().__init__(
@@ -51,9 +40,7 @@ class MAF(AbstractNetworkFlow):
             data_dim,
             network=partial(Made, num_outputs=self.element.num_parameters),
             num_flows=num_flows,
-            context_dim=context_dim,
-            layer_hidden_dims=layer_hidden_dims,
-            **encoder,
+            **options,
         )
 
     def layer(self, network: Made, context: Tensor) -> Autoregressive:

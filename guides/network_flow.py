@@ -48,8 +48,8 @@ class AbstractNetworkFlow(AbstractGuide):
         *,
         network: MakeNetwork,
         num_flows: int,
-        context_dim: int,
-        layer_hidden_dims: Sequence[int] | None,
+        context_dim: int = 64,
+        layer_hidden_dims: Sequence[int] | None = None,
         **encoder: Any,
     ) -> None:
         for name, value in (("num_flows", num_flows), ("context_dim", context_dim)):

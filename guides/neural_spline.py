@@ -1,6 +1,5 @@
 """The posterior of spline layers."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -40,10 +39,7 @@ class NeuralSpline(AbstractNetworkFlow):
         kind: "autoregressive" or "coupling".
         num_bins: bins of a spline.
         tail_bound: B.
-        context_dim: number of entries of h.
-        layer_hidden_dims: sizes of the hidden layers of each network; by default two of 4 Z, and of
-            at least 64.
-        encoder: options of `AbstractGuide`: `hidden_dims`, `activation`, `site`, ...
+        options: of `AbstractNetworkFlow` and `AbstractGuide`: `context_dim`, `hidden_dims`, …
     """
 
     def __init__(
@@ -55,9 +51,7 @@ class NeuralSpline(AbstractNetworkFlow):
         kind: Kind = "autoregressive",
         num_bins: int = 8,
         tail_bound: float = 5.0,
-        context_dim: int = 64,
-        layer_hidden_dims: Sequence[int] | None = None,
-        **encoder: Any,
+        **options: Any,
     ) -> None:
         self.kind = expect_choice("kind", kind, get_args(Kind))
         self.element = RationalQuadratic(num_bins, tail_bound)
@@ -68,9 +62,7 @@ class NeuralSpline(AbstractNetworkFlow):
             if kind == "autoregressive"
             else partial(coupling_network, element=self.element),
             num_flows=num_flows,
-            context_dim=context_dim,
-            layer_hidden_dims=layer_hidden_dims,
-            **encoder,
+            **options,
         )
 
     def layer(self, network: nn.Module, context: Tensor) -> AbstractTransform:

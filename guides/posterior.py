@@ -24,6 +24,9 @@ class AbstractPosterior(RegisteredModule, ABC):
         site: the model's latent site.
     """
 
+    # Whether it tells of other data than those it was made with.
+    is_amortized: bool = True
+
     def __init__(self, latent_dim: int, data_dim: int, *, site: str = "z") -> None:
         super().__init__()
         self.latent_dim = latent_dim

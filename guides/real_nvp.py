@@ -1,6 +1,5 @@
 """The posterior of affine coupling layers."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,21 +26,11 @@ class RealNVP(AbstractNetworkFlow):
         latent_dim: Z, the number of latent variables.
         data_dim: D, the number of entries of one datum.
         num_flows: K, the number of layers; two change every latent.
-        context_dim: number of entries of h.
-        layer_hidden_dims: sizes of the hidden layers of each network; by default two of 4 Z, and of
-            at least 64.
-        encoder: options of `AbstractGuide`: `hidden_dims`, `activation`, `site`, ...
+        options: of `AbstractNetworkFlow` and `AbstractGuide`: `context_dim`, `hidden_dims`, …
     """
 
     def __init__(
-        self,
-        latent_dim: int,
-        data_dim: int,
-        *,
-        num_flows: int = 8,
-        context_dim: int = 64,
-        layer_hidden_dims: Sequence[int] | None = None,
-        **encoder: Any,
+        self, latent_dim: int, data_dim: int, *, num_flows: int = 8, **options: Any
     ) -> None:
         self.element = BoundedAffine()
         super().__init__(
@@ -49,9 +38,7 @@ class RealNVP(AbstractNetworkFlow):
             data_dim,
             network=partial(coupling_network, element=self.element),
             num_flows=num_flows,
-            context_dim=context_dim,
-            layer_hidden_dims=layer_hidden_dims,
-            **encoder,
+            **options,
         )
 
     def layer(self, network: nn.Module, context: Tensor) -> Coupling:

@@ -52,7 +52,7 @@ class Refined(AbstractPosterior):
                 raise ValueError(f"expected {name} of at least 1, got {value}")
         if lr <= 0:
             raise ValueError(f"expected lr > 0, got {lr}")
-        self.guide = guide
+        self.guide, self.is_amortized = guide, guide.is_amortized
         self._model = (model,)  # in a tuple, where torch does not take it for a part of the guide
         self.num_steps, self.lr, self.num_particles = num_steps, lr, num_particles
 

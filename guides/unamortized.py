@@ -29,6 +29,8 @@ class Unamortized(AbstractPosterior):
         x: the data `[N, D]`.
     """
 
+    is_amortized = False
+
     def __init__(self, guide: AbstractPosterior, x: Tensor) -> None:
         super().__init__(guide.latent_dim, guide.data_dim, site=guide.site)
         with torch.no_grad():

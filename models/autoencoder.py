@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evidence.models.base import AbstractModel
 from evidence.models.likelihoods import Normal
-from evidence.models.networks import decoder_network
+from evidence.models.networks import decoder_network, mirrored
 
 
 class Autoencoder(AbstractModel):
@@ -38,8 +38,7 @@ class Autoencoder(AbstractModel):
         channels: Sequence[int] = (),
     ) -> None:
         super().__init__(data_dim, latent_dim)
-        self.hidden_dims, self.activation = tuple(hidden_dims), activation
-        self.channels = tuple(channels)
+        self.encoder_options = mirrored(hidden_dims, activation, channels)
         self.decoder = decoder_network(
             latent_dim, hidden_dims, data_dim, activation=activation, channels=channels
         )

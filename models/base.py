@@ -1,6 +1,7 @@
 """What every model of the suite has in common: latents and observations, datum by datum."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import pyro
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from evidence.models.chain import Chain
 from evidence.models.modes import Modes
-from evidence.models.networks import RegisteredModule, expect_vectors
+from evidence.models.networks import RegisteredModule, expect_vectors, mirrored
 
 
 class Latent(NamedTuple):
@@ -41,18 +42,17 @@ class AbstractModel(RegisteredModule, ABC):
     Several latent sites are still one vector z, in which they lie side by side: name them in
     `latents`, and let `prior()` be a `Chain`, which draws each at its own site.
 
-    A model whose evidence is known writes `log_evidence(x)`, `[B, D] -> [B]` in nats and float64,
-    and sets `knows_evidence`; if its posterior is known too, `posterior(x)`.
+    A model whose evidence is known writes `log_evidence(x)`, `[B, D] -> [B]` in nats and float64;
+    if its posterior is known too, `posterior(x)`.
 
     Args:
         data_dim: D, the number of entries of one datum.
         latent_dim: Z, the number of entries of one latent vector.
     """
 
-    # What an encoder for this model mirrors; a linear model has a linear posterior mean.
-    hidden_dims: tuple[int, ...] = ()
-    activation: str = "elu"
-    channels: tuple[int, ...] = ()
+    # What an encoder for this model is like, options of a guide; a linear model has a linear
+    # posterior mean.
+    encoder_options: Mapping[str, Any] = mirrored()
 
     # The sides of a square that holds the posterior, of a model with a posterior in the plane.
     plane: tuple[float, float] | None = None
@@ -62,9 +62,6 @@ class AbstractModel(RegisteredModule, ABC):
 
     # Whether a datum ends in a one-hot label of `num_classes` entries.
     labelled: ClassVar[bool] = False
-
-    # Whether `log_evidence(x)` is there and can be had for the options chosen.
-    knows_evidence: bool = False
 
     # What a datum is, in words, of a model for which an image is none.
     responses: ClassVar[str | None] = None
@@ -95,22 +92,13 @@ class AbstractModel(RegisteredModule, ABC):
         """Size and support of every latent site, in the order in which they lie side by side."""
         return {"z": Latent(self.latent_dim, constraints.real_vector)}
 
-    @property
-    def encoder_options(self) -> dict[str, Any]:
-        """What an encoder is like that mirrors the model: options of a guide."""
-        return {
-            "hidden_dims": list(reversed(self.hidden_dims)),
-            "activation": self.activation,
-            "channels": list(reversed(self.channels)),
-        }
-
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """Log p(x, z) in nats for `x` `[B, D]` and all latents `z` `[..., B, Z]`: `[..., B]`."""
         return self.prior().log_prob(z) + self.likelihood(z).log_prob(x)
 
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """Log p(x) in nats and float64 of a model that `knows_evidence`: `[B, D] -> [B]`."""
-        raise NotImplementedError(f"{type(self).__name__} does not know log p(x)")
+    def log_evidence(self, x: Tensor) -> Tensor | None:
+        """Log p(x) in nats and float64, where it is known: `[B, D] -> [B]`."""
+        return None
 
     def modes(self, x: Tensor) -> Modes | None:
         """The modes of p(z | x), where they are known, for `x` of shape `[B, D]`."""

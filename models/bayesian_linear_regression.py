@@ -38,7 +38,6 @@ class BayesianLinearRegression(AbstractModel):
         ValueError: a scale that is not positive, or a design of another shape.
     """
 
-    knows_evidence = True
     responses = "vectors of N responses, one for each row of the design"
     design: Tensor
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from evidence.models.base import AbstractModel
 from evidence.models.design import design_matrix, expect_positive
 from evidence.models.likelihoods import Bernoulli
-from evidence.models.networks import expect_vectors
+from evidence.models.networks import expect_vectors, mirrored
 from evidence.models.quadrature import log_integral, over_the_line
 
 _MAX_NUMBERS = 1 << 18  # logits at once, which bounds the memory of the quadrature
@@ -40,7 +40,7 @@ class BayesianLogisticRegression(AbstractModel):
         ValueError: a scale that is not positive, or a design of another shape.
     """
 
-    hidden_dims = (64,)
+    encoder_options = mirrored((64,))
     pixels = "binary"
     responses = "vectors of N binary responses, one for each row of the design"
     design: Tensor
@@ -56,7 +56,6 @@ class BayesianLogisticRegression(AbstractModel):
         super().__init__(data_dim, latent_dim)
         expect_positive(prior_scale=prior_scale)
         self.prior_scale = prior_scale
-        self.knows_evidence = latent_dim <= 2
         self.register_buffer("design", design_matrix(design, data_dim, latent_dim))
         if latent_dim == 2:
             self.plane = (-5 * prior_scale, 5 * prior_scale)
@@ -71,18 +70,15 @@ class BayesianLogisticRegression(AbstractModel):
         return Bernoulli(logits=z @ self.design.mT).to_event(1)
 
     @torch.no_grad()
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """Log p(y) in nats by quadrature over the weights, in float64: `[B, N] -> [B]`.
+    def log_evidence(self, x: Tensor) -> Tensor | None:
+        """Log p(y) in nats by quadrature over at most two weights, in float64: `[B, N] -> [B]`.
 
         Raises:
-            ValueError: more than two weights, `x` is of another shape, or an evidence is not known
-                to within 1e-4 nat.
+            ValueError: `x` is of another shape, or an evidence is not known to within 1e-4 nat.
         """
         expect_vectors("x", x, self.data_dim)
-        if not self.knows_evidence:
-            raise ValueError(
-                f"expected at most 2 weights to integrate over, got latent_dim={self.latent_dim}"
-            )
+        if self.latent_dim > 2:
+            return None
         joint = _Joint(x.double(), self.prior_scale * self.design.double())
         centre, root = joint.mode()  # where the mass is, and how far it reaches
         log_volume = torch.linalg.slogdet(root).logabsdet

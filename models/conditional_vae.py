@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evidence.models.base import AbstractModel
 from evidence.models.likelihoods import LabelledImages, PixelLikelihood
-from evidence.models.networks import decoder_network
+from evidence.models.networks import decoder_network, mirrored
 
 
 class ConditionalVAE(AbstractModel):
@@ -33,12 +33,10 @@ class ConditionalVAE(AbstractModel):
         num_classes: C, the number of classes.
         hidden_dims: sizes of the decoder's hidden layers, from z and label to x.
         activation: nonlinearity between the layers.
-        likelihood: "bernoulli", "continuous-bernoulli", "discretized-logistic" or "gaussian".
-        scale_floor: smallest σ of a Gaussian pixel, in units of x.
-        num_levels: L, the number of grey levels of a discretized logistic pixel.
+        likelihood: of pixels, as in `VAE`: "bernoulli", "gaussian(scale_floor=0.1)", …
 
     Raises:
-        ValueError: an unknown name, or no pixel beside the classes.
+        ValueError: an unknown name or option, or no pixel beside the classes.
     """
 
     labelled = True
@@ -52,8 +50,6 @@ class ConditionalVAE(AbstractModel):
         hidden_dims: Sequence[int] = (600,),
         activation: str = "elu",
         likelihood: str = "bernoulli",
-        scale_floor: float = 0.01,
-        num_levels: int | None = None,
     ) -> None:
         super().__init__(data_dim, latent_dim)
         if not 1 <= num_classes < data_dim:
@@ -62,8 +58,8 @@ class ConditionalVAE(AbstractModel):
                 f"data_dim={data_dim}"
             )
         self.num_classes, self.image_dim = num_classes, data_dim - num_classes
-        self.hidden_dims, self.activation = tuple(hidden_dims), activation
-        self.pixel_likelihood = PixelLikelihood(likelihood, scale_floor, num_levels)
+        self.encoder_options = mirrored(hidden_dims, activation)
+        self.pixel_likelihood = PixelLikelihood(likelihood)
         self.pixels = self.pixel_likelihood.pixels
         self.decoder = decoder_network(
             latent_dim + num_classes,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evidence.models.base import AbstractModel, Latent
 from evidence.models.chain import Chain, Values
-from evidence.models.networks import expect_vectors
+from evidence.models.networks import expect_vectors, mirrored
 from evidence.models.quadrature import log_integral, over_the_line
 
 _SCALE = 5.0  # of mu and of tau
@@ -41,8 +41,7 @@ class EightSchools(AbstractModel):
     """
 
     fixed_data_dim = 8
-    knows_evidence = True
-    hidden_dims = (64,)
+    encoder_options = mirrored((64,))
 
     # What was measured, and with which standard errors: Gelman et al. 2013, table 5.2.
     effects: ClassVar[tuple[float, ...]] = (28, 8, -3, 7, -1, 1, 18, 12)

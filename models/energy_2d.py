@@ -76,7 +76,6 @@ class Energy2D(AbstractModel):
     """
 
     plane = (_LOW, _HIGH)
-    knows_evidence = True
 
     def __init__(self, data_dim: int, *, energy: str = "U1") -> None:
         super().__init__(data_dim, 2)

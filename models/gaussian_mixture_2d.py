@@ -10,7 +10,7 @@ from torch import Tensor
 from evidence.models.base import AbstractModel
 from evidence.models.design import expect_positive
 from evidence.models.modes import Modes
-from evidence.models.networks import expect_vectors
+from evidence.models.networks import expect_vectors, mirrored
 
 
 class GaussianMixture2D(AbstractModel):
@@ -39,8 +39,7 @@ class GaussianMixture2D(AbstractModel):
     """
 
     fixed_data_dim = 2
-    knows_evidence = True
-    hidden_dims = (64,)
+    encoder_options = mirrored((64,))
 
     centres: Tensor
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from evidence.models.base import AbstractModel, Latent
 from evidence.models.chain import Chain, Factor, Values
 from evidence.models.likelihoods import PixelLikelihood
-from evidence.models.networks import decoder_network, mlp
+from evidence.models.networks import decoder_network, mirrored, mlp
 
 
 class HierarchicalVAE(AbstractModel):
@@ -30,12 +30,10 @@ class HierarchicalVAE(AbstractModel):
         layer_hidden_dims: sizes of the hidden layers between one latent layer and the next.
         activation: nonlinearity between the layers.
         channels: channels that transposed convolutions before x take; none by default.
-        likelihood: "bernoulli", "continuous-bernoulli", "discretized-logistic" or "gaussian".
-        scale_floor: smallest σ of a Gaussian pixel, in units of x.
-        num_levels: L, the number of grey levels of a discretized logistic pixel.
+        likelihood: of pixels, as in `VAE`: "bernoulli", "gaussian(scale_floor=0.1)", …
 
     Raises:
-        ValueError: fewer than two layers, an unknown name or a bad size.
+        ValueError: fewer than two layers, an unknown name or option, or a bad size.
     """
 
     def __init__(
@@ -48,8 +46,6 @@ class HierarchicalVAE(AbstractModel):
         activation: str = "tanh",
         channels: Sequence[int] = (),
         likelihood: str = "bernoulli",
-        scale_floor: float = 0.01,
-        num_levels: int | None = None,
     ) -> None:
         if len(latent_dims) < 2 or min(latent_dims) < 1:
             raise ValueError(
@@ -57,10 +53,9 @@ class HierarchicalVAE(AbstractModel):
                 f"{list(latent_dims)}: for one layer use VAE"
             )
         super().__init__(data_dim, sum(latent_dims))
-        self.hidden_dims, self.activation = tuple(hidden_dims), activation
-        self.channels = tuple(channels)
+        self.encoder_options = mirrored(hidden_dims, activation, channels)
         self.dims = {f"z{k}": dim for k, dim in reversed(list(enumerate(latent_dims, start=1)))}
-        self.pixel_likelihood = PixelLikelihood(likelihood, scale_floor, num_levels)
+        self.pixel_likelihood = PixelLikelihood(likelihood)
         self.pixels = self.pixel_likelihood.pixels
         self.layers = nn.ModuleDict(
             {

@@ -28,8 +28,6 @@ class LinearGaussian(AbstractModel):
         noise: "isotropic" for one σ, "diagonal" for one per entry.
     """
 
-    knows_evidence = True
-
     def __init__(self, data_dim: int, latent_dim: int = 2, *, noise: str = "isotropic") -> None:
         super().__init__(data_dim, latent_dim)
         self.noise = expect_choice("noise", noise, NOISES)

@@ -134,6 +134,17 @@ def decoder_network(
     return nn.Sequential(*inner, ACTIVATIONS[activation](), convolutions)
 
 
+def mirrored(
+    hidden_dims: Sequence[int] = (), activation: str = "elu", channels: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Options of `encoder_network` that mirror those of a decoder."""
+    return {
+        "hidden_dims": list(reversed(hidden_dims)),
+        "activation": activation,
+        "channels": list(reversed(channels)),
+    }
+
+
 class _Convolutions(nn.Module):
     """Convolutions of 3 × 3 pixels and stride 2, each followed by a nonlinearity.
 
@@ -218,7 +229,8 @@ def expect_choice(what: str, got: str, choices: Iterable[str]) -> str:
         return got
     close = difflib.get_close_matches(str(got), known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(f"unknown {what} {got!r}{hint}: expected one of {', '.join(known)}")
+    expected = f"one of {', '.join(known)}" if known else "none: leave it out"
+    raise ValueError(f"unknown {what} {got!r}{hint}: expected {expected}")
 
 
 def expect_vectors(name: str, x: Tensor, dim: int, shape: str = "(B, {dim})") -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evidence.models.base import AbstractModel
 from evidence.models.likelihoods import PixelLikelihood
-from evidence.models.networks import decoder_network
+from evidence.models.networks import decoder_network, mirrored
 from evidence.models.priors import make_prior
 
 
@@ -16,16 +16,23 @@ class VAE(AbstractModel):
 
     The likelihoods, and the pixels that each scores:
 
-        bernoulli             binary pixels, by logits
-        continuous-bernoulli  pixels in [0, 1] (Loaiza-Ganem and Cunningham 2019)
-        discretized-logistic  grey levels k/(L − 1), by their probabilities (Kingma et al. 2016)
-        gaussian              real pixels, each with a mean μ and a log σ
+        bernoulli                             binary pixels, by logits
+        continuous-bernoulli                  pixels in [0, 1] (Loaiza-Ganem and Cunningham 2019)
+        discretized-logistic(num_levels=L)    grey levels k/(L − 1) (Kingma et al. 2016)
+        gaussian(scale_floor=0.01)            real pixels, each with a mean μ and a log σ
 
-    As σ → 0 on constant pixels makes a Gaussian density unbounded, σ stays above `scale_floor`:
-    log σ = log floor + softplus(raw − log floor).
+    As σ → 0 on constant pixels makes a Gaussian density unbounded, σ stays above `scale_floor`, in
+    units of x: log σ = log floor + softplus(raw − log floor).
 
-    The prior is N(0, I), or learnt with the decoder: a mixture of Gaussians, a VampPrior (Tomczak
-    and Welling 2018, with an encoder of its own) or a normalizing flow (Dinh et al. 2017).
+    The priors, of which all but the first are learnt with the decoder:
+
+        standard-normal                       N(0, I)
+        mixture(num_components=10)            of Gaussians
+        vampprior(num_components=10)          with an encoder of its own (Tomczak and Welling 2018)
+        flow(num_flows=4)                     a normalizing flow (Dinh et al. 2017)
+
+    Either is written as here, and its options may be left out: `prior="mixture"`,
+    `prior="mixture(num_components=20)"`.
 
     Reference: D. P. Kingma, M. Welling, "Auto-Encoding Variational Bayes", 2014,
     https://arxiv.org/abs/1312.6114, appendix C.
@@ -37,15 +44,11 @@ class VAE(AbstractModel):
         activation: nonlinearity between the layers.
         channels: channels that transposed convolutions after them take, from z to x, each
             doubling the side of a square image; none by default.
-        likelihood: one of the names above.
-        scale_floor: smallest σ of a Gaussian pixel, in units of x.
-        num_levels: L, the number of grey levels of a discretized logistic pixel.
-        prior: "standard-normal", "mixture", "vampprior" or "flow".
-        num_components: number of components of a mixture or VampPrior.
-        num_flows: number of layers of a flow.
+        likelihood: of pixels, one of those above.
+        prior: of z, one of those above.
 
     Raises:
-        ValueError: an unknown name or a bad size, with what was expected.
+        ValueError: an unknown name or option, or a bad size, with what was expected.
     """
 
     def __init__(
@@ -57,16 +60,11 @@ class VAE(AbstractModel):
         activation: str = "elu",
         channels: Sequence[int] = (),
         likelihood: str = "bernoulli",
-        scale_floor: float = 0.01,
-        num_levels: int | None = None,
         prior: str = "standard-normal",
-        num_components: int = 10,
-        num_flows: int = 4,
     ) -> None:
         super().__init__(data_dim, latent_dim)
-        self.hidden_dims, self.activation = tuple(hidden_dims), activation
-        self.channels = tuple(channels)
-        self.pixel_likelihood = PixelLikelihood(likelihood, scale_floor, num_levels)
+        self.encoder_options = mirrored(hidden_dims, activation, channels)
+        self.pixel_likelihood = PixelLikelihood(likelihood)
         self.pixels = self.pixel_likelihood.pixels
         self.decoder = decoder_network(
             latent_dim,
@@ -80,9 +78,7 @@ class VAE(AbstractModel):
             prior,
             latent_dim,
             data_dim,
-            num_components=num_components,
-            num_flows=num_flows,
-            hidden_dims=self.hidden_dims[::-1],
+            hidden_dims=hidden_dims[::-1],
             activation=activation,
         )
 

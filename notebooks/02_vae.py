@@ -265,7 +265,7 @@ assert abs(in_logsigma[-1] - 0.05) < 0.01
 #
 # - **Dequantization.** Add uniform noise as wide as one grey level, fresh for each minibatch:
 #   (16x + u)/17, u ~ U[0, 1). Now no pixel is constant.
-# - **A floor on σ.** `VAE(scale_floor=...)`, in units of x.
+# - **A floor on σ.** `VAE(likelihood="gaussian(scale_floor=...)")`, in units of x.
 #
 # The picture is the likelihood of one black pixel at the best μ, without and with noise.
 
@@ -308,7 +308,8 @@ for floor in (0.1, 0.01, 0.001):
     row = [floor]
     for test, transform in ((data.x_test, None), (x_test, dequantize)):
         pyro.set_rng_seed(0)
-        model = VAE(data.data_dim, 6, likelihood="gaussian", scale_floor=floor, hidden_dims=(200,))
+        likelihood = f"gaussian(scale_floor={floor})"
+        model = VAE(data.data_dim, 6, likelihood=likelihood, hidden_dims=(200,))
         guide = MeanField(6, data.data_dim, hidden_dims=(200,))
         history = fit(
             model,
@@ -351,7 +352,7 @@ assert abs(rows[2][2] - rows[1][2]) < 5
 def new_pair(latent_dim, hidden_dims=(600,)):
     pyro.set_rng_seed(0)
     nets = {"hidden_dims": hidden_dims}
-    model = VAE(data.data_dim, latent_dim, likelihood="gaussian", scale_floor=0.1, **nets)
+    model = VAE(data.data_dim, latent_dim, likelihood="gaussian(scale_floor=0.1)", **nets)
     return model, MeanField(latent_dim, data.data_dim, **nets)
 
 

@@ -583,7 +583,7 @@ x_train, x_test, dequantize = prepare(
     data.x_train, data.x_test, binarize="none", num_levels=data.num_levels, seed=0
 )
 pyro.set_rng_seed(0)
-vae = VAE(data.data_dim, 2, likelihood="gaussian", scale_floor=0.1, hidden_dims=(200,))
+vae = VAE(data.data_dim, 2, likelihood="gaussian(scale_floor=0.1)", hidden_dims=(200,))
 first_guide = MeanField(2, data.data_dim, hidden_dims=(200,))
 history = fit(
     vae,
@@ -780,7 +780,7 @@ def train(name, num_epochs, seed=0, **options):
     if name == "autoencoder":
         model, guide = Autoencoder(data.data_dim, 60), Delta(60, data.data_dim)
     else:
-        model = VAE(data.data_dim, 6, likelihood="gaussian", scale_floor=0.1)
+        model = VAE(data.data_dim, 6, likelihood="gaussian(scale_floor=0.1)")
         guide = MeanField(6, data.data_dim) if name == "VAE" else Planar(6, data.data_dim)
     settings = {"x_test": x_test, "transform": dequantize, "seed": seed, "progress": False}
     return (model, guide), fit(model, guide, x_train, num_epochs=num_epochs, **settings, **options)

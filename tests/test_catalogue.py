@@ -53,6 +53,22 @@ def test_mistakes_inside_are_named(text, message):
         catalogue.build_guide(Spec.parse(text), MODEL, X)
 
 
+def test_parts_of_a_model_are_written_out_in_full():
+    """With what was left out, and the same again when read anew, quoted or not."""
+    texts = (
+        "VAE(likelihood=gaussian, prior=mixture)",
+        "VAE(prior='mixture(num_components=10)', likelihood=gaussian(scale_floor=0.01))",
+    )
+    full = [catalogue.build_model(Spec.parse(text), data_dim=8)[1] for text in texts]
+    assert str(full[0]) == str(full[1])
+    assert str(full[0]).endswith(
+        "likelihood=gaussian(scale_floor=0.01), prior=mixture(num_components=10))"
+    )
+    assert catalogue.build_model(Spec.parse(str(full[0])), data_dim=8)[1] == full[0]
+    other = Spec.parse("VAE(likelihood=gaussian, prior=mixture(num_components=9))")
+    assert catalogue.build_model(other, data_dim=8)[1] != full[0]
+
+
 def test_options_in_results_are_plain():
     _, spec = catalogue.build_guide(Spec.parse("Refined(guide=MeanField)"), MODEL, X)
     assert spec.plain_options()["guide"].startswith("MeanField(hidden_dims=[4, 16]")
@@ -70,6 +86,8 @@ def test_the_lists_hold_every_class_with_its_options_and_source(what, capsys):
         reference = "Reference:" in (kind.__doc__ or "")
         assert ("Reference: " in entry) == reference, name
     assert max(len(line) for line in text.splitlines()) <= 100
+    parts = "prior: one of standard-normal, mixture(num_components=10), "
+    assert (parts in text) == (what == "models")
 
 
 def test_the_list_shows_what_a_guide_can_be_told(capsys):

@@ -180,6 +180,26 @@ def test_gaussian_decoders_report_bits_per_dim():
     assert 0 < row["estimates"][1]["bits_per_dim"] < np.log2(17)
 
 
+def test_options_of_a_likelihood_and_a_prior_are_kept():
+    """From training to evaluation; the levels, where none are given, are those of the data."""
+    model = "VAE(latent_dim=2, hidden_dims=[16], likelihood={}, prior=flow(num_flows=2))"
+    likelihoods = ["discretized-logistic", "gaussian(scale_floor=0.25)"]
+    full = ["discretized-logistic(num_levels=17)", "gaussian(scale_floor=0.25)"]
+    for given, kept in zip(likelihoods, full, strict=True):
+        run("train", "--model", model.format(given), "--num_epochs", 1, "--out", kept)
+        config = yaml.safe_load(Path(kept, "config.yaml").read_text())
+        assert config["model"].endswith(f"likelihood={kept}, prior=flow(num_flows=2))")
+        names = [name for name in weights(kept) if name.startswith("model.prior_network.layers.")]
+        assert {name.split(".")[3] for name in names} == {"0", "1"}
+        run("evaluate", kept, "--num_particles", 20)
+        options = results(kept)["rows"][0]["model_options"]
+        assert (options["likelihood"], options["prior"]) == (kept, "flow(num_flows=2)")
+        run("train", "--config", f"{kept}/config.yaml", "--out", "again")
+        first, second = weights(kept), weights("again")
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        shutil.rmtree("again")
+
+
 def test_the_autoencoder_trains_and_has_no_evidence(capsys):
     run("train", "--model", "Autoencoder", "--guide", "Delta", "--num_epochs", 2, "--out", "ae")
     assert not Path("ae/samples.png").exists()
@@ -222,6 +242,9 @@ def test_tensorboard_logs_into_the_run_folder():
         (["train", "--guide", "Planar(num_flow=3)"], "did you mean 'num_flows'?"),
         (["train", "--guide", "Planar(num_flows=many)"], "Planar: "),
         (["train", "--guide", "Planar(3)"], "expected Name or Name(option=value, ...)"),
+        (["train", "--model", "VAE(num_flows=3)"], "unknown option of VAE 'num_flows'"),
+        (["train", "--model", "VAE(prior=mixture(num_flows=3))"], "expected one of num_components"),
+        (["train", "--model", "VAE(likelihood=bernoulli(scale_floor=1))"], "none: leave it out"),
         (["train", "--num_epoch", "3"], "did you mean --num_epochs?"),
         (["train", "--num_epochs", "three"], '"num_epochs"'),
         (["train", "--num_epochs", "0"], "num_epochs of at least 1, got 0"),

@@ -11,6 +11,7 @@ from evidence.inference import Evidence, estimate_evidence, from_log_weights
 from evidence.inference.estimation.comparison import compare_elbos, compare_evidences
 from evidence.inference.estimation.difference import Difference, paired_difference
 from evidence.inference.estimation.mean_interval import MIN_DATA, mean_interval
+from evidence.inference.estimation.standard_error import standard_error
 from tests.conftest import make_oracle
 
 
@@ -23,6 +24,18 @@ def record(log_px, variance=0.0, estimator="iw"):
 def hard_data(size=400):
     """Evidences that differ far more between data than between models."""
     return 20 * torch.randn(size, dtype=torch.float64) - 90
+
+
+def test_a_standard_error_leaves_out_what_estimates_have_of_their_own():
+    """Of 20,000 data with σ = 2 in estimates with σ = 3, to 5%; the twin leaves it in."""
+    estimates = 2 * torch.randn(20_000) + 3 * torch.randn(20_000)
+    own = torch.full_like(estimates, 9.0)
+    expected = 2 / math.sqrt(20_000)
+    assert standard_error(estimates, own) == pytest.approx(expected, rel=0.05)
+    assert standard_error(estimates) > 1.5 * expected
+    assert standard_error(torch.tensor([1.0, 2.0, 6.0])) == pytest.approx(math.sqrt(7 / 3))
+    assert standard_error(torch.tensor([1.0, 2.0, 6.0]), torch.full((3,), 8.0)) == 0
+    assert math.isnan(standard_error(torch.ones(1)))
 
 
 def test_the_difference_is_of_pairs_and_its_error_bars_are_kept_apart():

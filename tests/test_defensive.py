@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from evidence.guides import FullRank, Planar
-from evidence.inference import estimate_evidence, from_log_weights, importance_weighted_evidence
+from evidence.inference import (
+    estimate_evidence,
+    fit,
+    from_log_weights,
+    importance_weighted_evidence,
+)
 from evidence.inference.estimation import defensive
+from evidence.inference.paths import guide_path
 from evidence.inference.programs import estimators
 from tests.conjugate_chains import PROBLEMS
 from tests.test_annealing import POSITIVE_X, positive_evidence, positive_model
@@ -144,6 +150,56 @@ def test_latents_that_the_data_share():
     assert record.unit == "data set"
     assert abs(record.mean - exact) < 4 * record.mc_se
     assert abs(record.mean - exact + 0.2) > 4 * record.mc_se
+
+
+def by_matrix(x, y):
+    """A regression that does not broadcast over particles, for its product of matrices."""
+    weights = pyro.sample("weights", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(x.mm(weights.unsqueeze(-1)).squeeze(-1), 1.0), obs=y)
+
+
+@pytest.mark.filterwarnings("ignore:the pair does not broadcast:UserWarning")
+def test_a_program_that_does_not_broadcast():
+    """Its map is differentiated under vmap, where Pyro's store wants to take in parameters."""
+    x = torch.tensor([[1.0, 0.2], [1.0, -1.0], [1.0, 0.7]], dtype=torch.float64)
+    y = torch.tensor([0.4, -0.9, 1.1], dtype=torch.float64)
+    guide = FullRank.for_model(by_matrix, (x, y)).double()
+    record = importance_weighted_evidence(by_matrix, guide, (x, y), 2000, defensive=0.2)
+    covariance = torch.eye(3).double() + x @ x.T
+    exact = dist.MultivariateNormal(torch.zeros(3).double(), covariance).log_prob(y).item()
+    assert abs(record.mean - exact) < 4 * record.mc_se
+    assert abs(record.mean - exact + 0.2) > 4 * record.mc_se
+
+
+SUCCESSES = torch.tensor([9.0, 10.0, 8.0])
+
+
+def rounded(y):
+    """One prior draw in some dozens is rounded onto 1, or so near that its place is lost."""
+    rate = pyro.sample("rate", dist.Beta(1.0, 0.15))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Binomial(10, rate), obs=y)
+
+
+def test_draws_of_the_prior_on_the_edge_of_their_support_count_as_zero(monkeypatch):
+    """In float32. The twin loses one draw in eight: the map cannot be followed back."""
+    guide = FullRank.for_model(rounded, SUCCESSES)
+    fit(rounded, guide, SUCCESSES, num_steps=500, lr=0.05, progress=False)
+    record = importance_weighted_evidence(rounded, guide, SUCCESSES, 4000, defensive=0.2)
+    successes, failures = SUCCESSES.sum(), 30 - SUCCESSES.sum()
+    exact = torch.lgamma(torch.tensor(11.0)) * 3
+    for part in (SUCCESSES, 10 - SUCCESSES):
+        exact = exact - torch.lgamma(part + 1).sum()
+    for a, b, sign in ((1 + successes, 0.15 + failures, 1), (1.0, 0.15, -1)):
+        parts = [torch.lgamma(torch.as_tensor(c)) for c in (a, b, a + b)]
+        exact = exact + sign * (parts[0] + parts[1] - parts[2])
+    assert record.not_reliable is None
+    assert abs(record.mean - exact) < 4 * record.mc_se
+    assert abs(record.mean - exact + 0.2) > 4 * record.mc_se
+    monkeypatch.setattr(guide_path, "_MOST_LOST", -1.0)
+    with pytest.raises(ValueError, match="cannot be found from"):
+        importance_weighted_evidence(rounded, guide, SUCCESSES, 4000, defensive=0.2)
 
 
 def test_latents_of_masked_data_have_no_volume_to_be_stretched():

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.ops.indexing import Vindex
 
+from evidence.guides import FullRank
 from evidence.inference import (
     IWAE,
     STL,
@@ -20,6 +21,7 @@ from evidence.inference import (
     fit,
     importance_weighted_evidence,
     log_weights,
+    marginal_likelihood,
     nuts_reference,
     to_arviz,
 )
@@ -266,6 +268,27 @@ def test_advice_on_discrete_latents_is_right(run):
     found = run(config_enumerate(mixture))
     if hasattr(found, "mc_se"):
         assert abs(z_score(found, mixture_evidence(X))) < 4
+
+
+@config_enumerate
+def wet_grass(wet):
+    """Discrete latents alone: it has rained, or the sprinkler was on, or both."""
+    rain = pyro.sample("rain", dist.Bernoulli(0.2))
+    sprinkler = pyro.sample("sprinkler", dist.Bernoulli(0.4 - 0.39 * rain))
+    pyro.sample("wet", dist.Bernoulli(0.9 * sprinkler + 0.8 * rain * (1 - sprinkler)), obs=wet)
+
+
+@pytest.mark.parametrize("run", [FullRank.for_model, annealed_evidence, marginal_likelihood])
+def test_advice_on_discrete_latents_alone_leads_to_the_sum(run):
+    wet = torch.tensor(1.0)
+    with pytest.raises(ValueError, match="nothing to draw") as e:
+        run(wet_grass, wet)
+    assert "importance_weighted_evidence(model, lambda *data, **named: None, data, 2)" in str(e)
+    model, data = wet_grass, wet
+    found = importance_weighted_evidence(model, lambda *data, **named: None, data, 2)
+    exact = math.log(0.2 * (0.99 * 0.8 + 0.01 * 0.9) + 0.8 * 0.4 * 0.9)
+    assert found.mean == pytest.approx(exact, abs=1e-5)
+    assert found.not_reliable is None
 
 
 def test_check_advises_too():

@@ -272,7 +272,7 @@ def test_two_levels_are_bits():
 def test_data_off_the_levels_are_refused_in_one_line():
     from pyro import poutine  # noqa: PLC0415
 
-    model = VAE(4, 2, likelihood="discretized-logistic", num_levels=17)
+    model = VAE(4, 2, likelihood="discretized-logistic(num_levels=17)")
     good = torch.randint(17, (3, 4)) / 16
     run = poutine.trace(model).get_trace
     check_support(run(good), lambda: run(good))
@@ -292,14 +292,14 @@ def test_data_off_the_levels_are_refused_in_one_line():
     [
         ("bernoulli", "binary", 1),
         ("continuous-bernoulli", "unit", 1),
-        ("discretized-logistic", "levels", 2),
+        ("discretized-logistic(num_levels=5)", "levels", 2),
         ("gaussian", "real", 2),
     ],
 )
 def test_every_likelihood_says_what_it_scores_and_expands(name, pixels, outputs):
-    likelihood = PixelLikelihood(name, num_levels=5)
+    likelihood = PixelLikelihood(name)
     assert (likelihood.pixels, likelihood.outputs_per_pixel) == (pixels, outputs)
-    assert VAE(4, 2, likelihood=name, num_levels=5).pixels == pixels
+    assert VAE(4, 2, likelihood=name).pixels == pixels
     raw = torch.randn(3, outputs * 4).double()
     one = likelihood(raw)
     many = one.expand((6, 3))
@@ -313,7 +313,14 @@ def test_every_likelihood_says_what_it_scores_and_expands(name, pixels, outputs)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: VAE(4, likelihood="discretized-logistic"), "num_levels of at least 2 .* got None"),
+        (lambda: VAE(4, likelihood="discretized-logistic"), "num_levels of at least 2, got None"),
+        (lambda: VAE(4, likelihood="bernoulli(scale_floor=0.1)"), "expected none: leave it out"),
+        (lambda: VAE(4, likelihood="gaussian(num_levels=5)"), "expected one of scale_floor"),
+        (lambda: VAE(4, likelihood="gaussian(scale_floor=-1)"), "scale_floor > 0, got -1"),
+        (
+            lambda: VAE(4, likelihood="discretized-logistic(num_levels=1)"),
+            "num_levels of at least 2, got 1",
+        ),
         (lambda: VAE(4, likelihood="discretised-logistic"), "did you mean 'discretized-logistic'"),
         (lambda: DiscretizedLogistic(torch.zeros(1), torch.zeros(1), 1), "at least 2, got 1"),
         (

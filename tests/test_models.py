@@ -30,9 +30,9 @@ from tests.conftest import make_oracle
 # As on the command line, with the size of the data.
 MODELS = {
     "VAE(latent_dim=3, hidden_dims=[8])": 12,
-    "VAE(latent_dim=3, hidden_dims=[8], likelihood=gaussian, prior=mixture)": 12,
+    "VAE(latent_dim=3, hidden_dims=[8], likelihood=gaussian, prior=mixture(num_components=4))": 12,
     "VAE(latent_dim=3, hidden_dims=[8], likelihood='continuous-bernoulli', prior=vampprior)": 12,
-    "VAE(latent_dim=3, hidden_dims=[8], likelihood='discretized-logistic', num_levels=5)": 12,
+    "VAE(latent_dim=3, hidden_dims=[8], likelihood=discretized-logistic(num_levels=5))": 12,
     "VAE(latent_dim=3, hidden_dims=[8], prior=flow)": 12,
     "VAE(latent_dim=3, hidden_dims=[8], channels=[4, 2], activation=tanh)": 25,
     "HierarchicalVAE(latent_dims=[3, 2], hidden_dims=[8], layer_hidden_dims=[5])": 12,
@@ -174,7 +174,7 @@ def test_any_guide_gives_weights(model):
 
 
 def test_gaussian_vae_scale_stays_above_its_floor():
-    model = VAE(12, 3, hidden_dims=(8,), likelihood="gaussian", scale_floor=0.05)
+    model = VAE(12, 3, hidden_dims=(8,), likelihood="gaussian(scale_floor=0.05)")
     with torch.no_grad():
         model.decoder[-1].bias.fill_(-100.0)
     scale = model.likelihood(torch.randn(4, 3)).base_dist.scale
@@ -371,7 +371,7 @@ def test_simulated_moments_are_the_exact_ones():
         (lambda: VAE(12)(), "got neither"),
         (lambda: VAE(12, likelihood="gausian"), "did you mean 'gaussian'"),
         (lambda: VAE(12, activation="tahn"), "did you mean 'tanh'"),
-        (lambda: VAE(12, scale_floor=0.0), "expected scale_floor > 0"),
+        (lambda: VAE(12, likelihood="gaussian(scale_floor=0.0)"), "expected scale_floor > 0"),
         (lambda: VAE(0), "at least 1"),
         (lambda: VAE(12, hidden_dims=(0,)), "layer sizes"),
         (lambda: HierarchicalVAE(12, latent_dims=(3,)), r"two or more layers .* got \[3\]"),

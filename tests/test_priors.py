@@ -157,7 +157,7 @@ def test_reparameterized_draws_of_a_flow_have_gradients():
 
 def test_a_tied_vampprior_is_the_mixture_of_the_guides_posteriors():
     """It is the paper's prior, and its pseudo-inputs are trained through the guide."""
-    model = VAE(6, 2, hidden_dims=(8,), prior="vampprior", num_components=4).double()
+    model = VAE(6, 2, hidden_dims=(8,), prior="vampprior(num_components=4)").double()
     guide = MeanField(2, 6, hidden_dims=(8,)).double()
     model.prior_network.tie(guide.encode)
     names = [name for name, _ in model.named_parameters() if name.startswith("prior_network")]
@@ -172,12 +172,14 @@ def test_a_tied_vampprior_is_the_mixture_of_the_guides_posteriors():
     assert not torch.equal(before, model.prior_network.pseudo_inputs)
 
 
-@pytest.mark.parametrize("prior", ["mixture", "vampprior", "flow"])
+@pytest.mark.parametrize(
+    "prior", ["mixture(num_components=4)", "vampprior(num_components=4)", "flow(num_flows=2)"]
+)
 def test_a_learnt_prior_is_trained_with_the_model(prior):
     """Two clusters of data: the bound rises, and every parameter of the prior moves."""
     x = torch.zeros(128, 8)
     x[::2, :4], x[1::2, 4:] = 1.0, 1.0
-    model = VAE(8, 2, hidden_dims=(16,), prior=prior, num_components=4, num_flows=2)
+    model = VAE(8, 2, hidden_dims=(16,), prior=prior)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     guide = MeanField(2, 8, hidden_dims=(16,))
     history = fit(model, guide, x, num_epochs=30, batch_size=64, lr=0.01, progress=False)
@@ -189,10 +191,18 @@ def test_a_learnt_prior_is_trained_with_the_model(prior):
     ("call", "message"),
     [
         (lambda: VAE(8, prior="vamprior"), "did you mean 'vampprior'"),
-        (lambda: VAE(8, prior="mixture", num_components=0), "num_components of at least 1, got 0"),
-        (lambda: VAE(8, prior="vampprior", num_components=0), "num_components of at least 1"),
+        (lambda: VAE(8, prior="mixture(num_flows=2)"), "'num_flows': expected one of num_comp"),
+        (lambda: VAE(8, prior="standard-normal(num_flows=2)"), "expected none: leave it out"),
+        (lambda: VAE(8, prior="flow(num_flow=2)"), "did you mean 'num_flows'"),
+        (lambda: VAE(8, prior="flow(num_flows='2')"), "num_flows to be int, got '2'"),
+        (lambda: VAE(8, prior="flow(2)"), r"flow\(option=value, ...\), got 'flow\(2\)'"),
+        (lambda: VAE(8, prior="flow("), r"got 'flow\('"),
+        (lambda: VAE(8, prior="flow()(num_flows=2)"), r"got 'flow\(\)\(num_flows=2\)'"),
+        (lambda: VAE(8, prior="flow(num_flows=print(2))"), r"got 'flow\(num_flows=print\(2\)\)'"),
+        (lambda: VAE(8, prior="mixture(num_components=0)"), "num_components of at least 1, got 0"),
+        (lambda: VAE(8, prior="vampprior(num_components=0)"), "num_components of at least 1"),
         (lambda: VAE(8, 1, prior="flow"), "latent_dim of at least 2 .* got 1 and 4"),
-        (lambda: VAE(8, 2, prior="flow", num_flows=0), "num_flows of at least 1 .* got 2 and 0"),
+        (lambda: VAE(8, 2, prior="flow(num_flows=0)"), "num_flows of at least 1 .* got 2 and 0"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -3,18 +3,21 @@
 import json
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
 import torch
 import yaml
 
 from evidence.experiments.cli import main
 from evidence.experiments.config import Train
-from evidence.experiments.setup.assembly import assemble
+from evidence.experiments.setup.assembly import assemble, expect_evidence, has_prior
 from evidence.experiments.setup.loading import load_run
 from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.runs import RunFolder
+from evidence.guides import MeanField
 from evidence.inference import UntilFlat, log_prob_terms
 from evidence.inference.training import options
+from evidence.models import VAE, Autoencoder
 from tests.test_cli import refused, results, run, weights
 
 SMALL = ["--model", "VAE(latent_dim=2, hidden_dims=[8])"]
@@ -113,6 +116,7 @@ def test_held_out_data_are_no_training_data():
         (["--held_out", "1"], "share of at least 0, below 1, got 1"),
         (["--held_out", ".nan"], "share of at least 0, below 1, got nan"),
         (["--held_out", "0.1", "--guide", "Unamortized(guide=MeanField)"], "--held_out"),
+        (["--guide", "Refined(guide=Unamortized(guide=MeanField))"], "no encoder to train a model"),
         (["--lr_decay", "0.9", "--scheduler", "ExponentialLR(gamma=0.9)"], "got both"),
     ],
 )
@@ -121,6 +125,34 @@ def test_bad_options_get_one_line_and_leave_nothing(capsys, options, message):
     assert message in text
     assert checkpoints.newest(Path("run/checkpoints")) is None
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    "guide", ["Unamortized(guide=MeanField)", "Refined(guide=Unamortized(guide=MeanField))"]
+)
+def test_guides_of_their_data_alone_serve_a_model_that_learns_nothing(guide):
+    """They are fitted to the data that they are evaluated on, also inside another guide."""
+    model = ["--model", "BayesianLinearRegression", "--data", "simulated"]
+    run("train", *model, "--guide", guide, "--max_steps", 2, "--out", "run")
+    run("evaluate", "run", "--num_data", 5, "--num_particles", 100)
+    estimates = {one["estimator"]: one["nats"] for one in results("run")["rows"][0]["estimates"]}
+    assert estimates["elbo"] < estimates["exact"]
+
+
+def test_a_model_without_a_prior_is_known_by_its_prior():
+    class Flat(VAE):
+        def prior(self):
+            return dist.ImproperUniform(dist.constraints.real_vector, (), (2,))
+
+    x = torch.zeros(3, 8)
+    assert [has_prior(m) for m in (VAE(8, 2), Flat(8, 2), Autoencoder(8, 2))] == [
+        True,
+        False,
+        False,
+    ]
+    expect_evidence(VAE(8, 2), MeanField(2, 8), x)
+    with pytest.raises(ValueError, match="Flat has no prior"):
+        expect_evidence(Flat(8, 2), MeanField(2, 8), x)
 
 
 def test_a_moment_of_another_shape_with_a_right_checksum_is_refused(capsys):

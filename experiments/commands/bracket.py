@@ -1,23 +1,22 @@
 """How far annealing and importance weighting are off, on data simulated from the model."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from evidence.experiments.commands.annealing import bracketed
 from evidence.experiments.commands.estimates import exact, weighted
 from evidence.experiments.config import Evaluate
-from evidence.experiments.reports.report import markdown
+from evidence.experiments.reports.report import markdown, plus_minus
 from evidence.experiments.setup.assembly import Assembly
 from evidence.experiments.setup.double import in_dtype
 from evidence.experiments.setup.estimators import num_chains
 from evidence.experiments.setup.labels import shortened
+from evidence.experiments.storage.numbers import finite
 from evidence.experiments.storage.records import Bound, BracketRecord, Row
 from evidence.experiments.storage.runs import RunFolder
 from evidence.inference import Bracket, Evidence
+from evidence.inference.estimation.standard_error import standard_error
 
 NUM_SIMULATED = 100
 
@@ -59,7 +58,7 @@ def _bound(record: Evidence, found: Bracket) -> Bound:
         reason=record.not_reliable,
         num_particles=record.num_particles,
         gap=below.mean().item(),
-        gap_se=_standard_error(below),
+        gap_se=finite(standard_error(below)),
     )
 
 
@@ -77,11 +76,6 @@ def is_bracket_of(row: Row, config: Evaluate) -> bool:
     same_weights = found.iw is None or found.iw.num_particles == config.num_particles
     chains = num_chains(config, is_joint=row.is_of_data_set)
     return found.is_like(replace(config, num_chains=chains)) and same_weights
-
-
-def _standard_error(values: Tensor) -> float | None:
-    """Of the mean of `[B]`; None for a single one."""
-    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else None
 
 
 def bracket_table(rows: Sequence[Row]) -> str:
@@ -112,14 +106,10 @@ def _cells(label: str, found: BracketRecord) -> dict[str, str]:
     if found.exact is not None:
         cells["exact"] = f"{found.exact:.3f}"
     cells["BDMC upper bound"] = f"{found.upper:.3f}"
-    cells["BDMC gap"] = _plus_minus(found.gap, found.gap_se)
+    cells["BDMC gap"] = plus_minus(found.gap, found.gap_se)
     if found.iw is not None:
-        cells["upper − IW"] = _plus_minus(found.iw.gap, found.iw.gap_se)
+        cells["upper − IW"] = plus_minus(found.iw.gap, found.iw.gap_se)
     cells["time"] = f"{found.seconds:.0f} s"
     if found.peak_memory_mib is not None:
         cells["peak memory"] = f"{found.peak_memory_mib:,.0f} MiB"
     return cells
-
-
-def _plus_minus(value: float, se: float | None) -> str:
-    return f"{value:.3f} ± {'?' if se is None else f'{se:.3f}'}"

@@ -85,10 +85,9 @@ _SAMPLED: dict[str, Callable[[Assembly, Batch, Evaluate], Evidence]] = {
 
 def exact(pair: Assembly, x: Batch) -> Evidence | None:
     """The record of a log p(x) that the model knows."""
-    model = pair.model
-    if isinstance(model, AbstractModel) and model.knows_evidence and isinstance(x, Tensor):
-        return Evidence.exact(model.log_evidence(x).detach())
-    return None
+    is_suites = isinstance(pair.model, AbstractModel) and isinstance(x, Tensor)
+    log_px = pair.model.log_evidence(x) if is_suites else None
+    return None if log_px is None else Evidence.exact(log_px.detach())
 
 
 @torch.no_grad()

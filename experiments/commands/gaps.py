@@ -10,7 +10,7 @@ from evidence.experiments.commands.estimates import exact
 from evidence.experiments.commands.evaluate import chosen_rows, row_so_far
 from evidence.experiments.config import Gaps
 from evidence.experiments.reports import plots, plots_comparison
-from evidence.experiments.reports.report import markdown
+from evidence.experiments.reports.report import markdown, plus_minus
 from evidence.experiments.setup.assembly import Assembly, expect_evidence
 from evidence.experiments.setup.labels import shortened
 from evidence.experiments.setup.loading import load_run
@@ -138,5 +138,4 @@ def _evidence(found: GapsRecord) -> str:
 
 
 def _with_errors(part: Part) -> str:
-    numbers = [part.nats, part.mc_se, part.data_se]
-    return " ± ".join("?" if number is None else f"{number:.4f}" for number in numbers)
+    return plus_minus(part.nats, part.mc_se, part.data_se, digits=4)

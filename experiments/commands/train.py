@@ -23,7 +23,6 @@ from evidence.experiments.setup.trained import expect_config_of
 from evidence.experiments.storage import checkpoints
 from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.runs import RunFolder
-from evidence.guides import Unamortized
 from evidence.inference import (
     History,
     NotConvergedWarning,
@@ -87,7 +86,8 @@ def train_run(
     """
     assembly = assemble(config)
     is_of_these_data = not (assembly.is_amortized or assembly.is_joint)
-    if is_of_these_data and config.frozen_model is None and _trains_model(assembly):
+    learns = any(parameter.requires_grad for parameter in assembly.model.parameters())
+    if is_of_these_data and learns:
         raise ValueError(
             f"{config.guide} has no encoder to train a model with: train the model with another "
             "guide and fit this one to it with --frozen_model RUN, or compare with --decoder frozen"
@@ -111,12 +111,6 @@ def train_run(
 def _folder(config: Train) -> RunFolder:
     default = run_name(Spec.parse(config.model).name, config.guide, config.data)
     return RunFolder(config.out or default)
-
-
-def _trains_model(assembly: Assembly) -> bool:
-    return isinstance(assembly.guide, Unamortized) or any(
-        parameter.requires_grad for parameter in assembly.model.parameters()
-    )
 
 
 def fit_assembly(assembly: Assembly, folder: RunFolder, *, ranks: Ranks = ALONE) -> History:

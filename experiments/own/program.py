@@ -27,11 +27,8 @@ class OwnProgram(nn.Module):
             makes of Python's numbers.
     """
 
-    # What a model of the suite may be or know, and this one does not.
+    # What its data must be, as those of a model of the suite.
     pixels: ClassVar[str] = "real"
-    plane: ClassVar[None] = None
-    labelled: ClassVar[bool] = False
-    knows_evidence: ClassVar[bool] = False
 
     def __init__(self, program: Callable[..., Any], dtype: torch.dtype) -> None:
         super().__init__()

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from evidence.experiments.reports import plots, plots_comparison
 from evidence.experiments.reports.plane import plane_of
-from evidence.experiments.setup.assembly import Assembly
+from evidence.experiments.setup.assembly import Assembly, has_prior
 from evidence.experiments.storage.records import Row
 from evidence.experiments.storage.spec import Spec
 from evidence.guides import AbstractPosterior
 from evidence.inference import Comparison, History
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.models import AbstractModel, Autoencoder, ConditionalVAE
+from evidence.models import AbstractModel, ConditionalVAE
 
 _SHOWN = 12
 _CODES = 2000
@@ -51,7 +51,7 @@ def draw_run(folder: Path, assembly: Assembly, history: History) -> None:
             originals=assembly.dataset.vectors[1][:_SHOWN, :size] if binarized else None,
         )
         plots.save(figure, folder / "reconstructions.png")
-        if not isinstance(model, Autoencoder):
+        if has_prior(model):
             title = f"{label}: decoded means of draws from the prior"
             figure = plots.gallery(prior_means(model, 100), shape, title=title)
             plots.save(figure, folder / "samples.png")

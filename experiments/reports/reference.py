@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evidence.experiments.reports.report import markdown
+from evidence.experiments.reports.report import markdown, plus_minus
 from evidence.experiments.setup.labels import shortened
 
 CLEAR = 5.0  # standard errors from which a difference is one
@@ -58,8 +58,8 @@ def _cells(guide: dict[str, Any]) -> dict[str, str]:
         "sd": _in_errors(guide["sd"]),
         "W₁": f"{marginal['worst']:.3f} (floor {marginal['floor']:.3f}, {marginal['latent']})",
         "sliced Wasserstein": f"{distance:.3f} (floor {floor:.3f})",
-        "C2ST accuracy": _plus_minus(guide["c2st"]),
-        "EUBO": _plus_minus(guide["eubo"]),
+        "C2ST accuracy": plus_minus(guide["c2st"]["mean"], guide["c2st"]["se"]),
+        "EUBO": plus_minus(guide["eubo"]["mean"], guide["eubo"]["se"]),
         KL: _divergence(guide["forward_kl"]),
         **modes,
         "told apart by": "NOT CONVERGED" if by is None else ", ".join(by) or "nothing",
@@ -70,14 +70,9 @@ def _in_errors(worst: dict[str, Any]) -> str:
     return f"{worst['standard_errors']:+.1f} SE ({worst['of_the_posterior_sd']:+.2f})"
 
 
-def _plus_minus(part: dict[str, float | None]) -> str:
-    numbers = (part["mean"], part["se"])
-    return " ± ".join("?" if number is None else f"{number:.3f}" for number in numbers)
-
-
 def _divergence(kl: dict[str, Any]) -> str:
     if kl["caveat"] is None or kl["mean"] is None:
-        return _plus_minus(kl)
+        return plus_minus(kl["mean"], kl["se"])
     return f"NOT RELIABLE {kl['mean']:.3f}"
 
 

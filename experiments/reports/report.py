@@ -1,5 +1,6 @@
 """Rows of results.json, and the table that people read."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,12 @@ def markdown(lines: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) ->
     return tabulate(body, headers, tablefmt="github", colalign=align, disable_numparse=True)
 
 
+def plus_minus(*numbers: float | None, digits: int = 3) -> str:
+    """A number and its errors; what is not known, or not finite, is a question mark."""
+    known = [number is not None and math.isfinite(number) for number in numbers]
+    return " ± ".join(f"{n:.{digits}f}" if k else "?" for n, k in zip(numbers, known, strict=True))
+
+
 def caption(rows: Sequence[Row]) -> str:
     """What the numbers of the table are."""
     first = rows[0]
@@ -252,5 +259,6 @@ def _with_errors(estimate: Estimate) -> str:
     names = ["nats"] if ESTIMATORS[estimate.estimator].is_exact else ["nats", "mc_se"]
     names += [] if estimate.unit == "data set" else ["data_se"]
     names += ["fit_se"] if estimate.num_fits > 1 else []
-    numbers = ["?" if (n := getattr(estimate, name)) is None else f"{n:.3f}" for name in names]
-    return " ± ".join(numbers) if estimate.reliable else f"NOT RELIABLE {numbers[0]}"
+    names = names if estimate.reliable else names[:1]
+    doubt = "" if estimate.reliable else "NOT RELIABLE "
+    return doubt + plus_minus(*(getattr(estimate, name) for name in names))

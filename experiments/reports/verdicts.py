@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence.experiments.reports.fits import by_label
-from evidence.experiments.reports.report import markdown
+from evidence.experiments.reports.report import markdown, plus_minus
 from evidence.experiments.reports.shortfall import share_a_model
 from evidence.experiments.setup.estimators import ESTIMATORS, Estimator
 from evidence.experiments.setup.labels import shortened
@@ -21,6 +21,7 @@ from evidence.inference import (
     compare_estimates,
     compare_evidences,
 )
+from evidence.inference.estimation.bidirectional import likely_gap
 
 _PAIRS_SHOWN = 6
 
@@ -114,7 +115,7 @@ def _gap(row: Row, name: str) -> float | None:
         part = bound if bound is not None and bound.num_particles == counts[name] else None
     if part is None or part.gap_se is None:
         return None
-    return max(part.gap, 0.0) + 2 * part.gap_se
+    return likely_gap(part.gap, part.gap_se)
 
 
 def to_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:
@@ -213,14 +214,10 @@ def _with_errors(difference: Difference) -> str:
     errors = [difference.mc_se]
     errors += [] if difference.is_of_data_set else [difference.data_se]
     errors += [difference.fit_se] if difference.num_fits > 1 else []
-    return " ± ".join([f"{difference.mean:+.3f}", *(_number(error) for error in errors)])
+    return f"{difference.mean:+.3f} ± {plus_minus(*errors)}"
 
 
 def interval_words(difference: Difference) -> str:
     """The 95% interval, or that there is none."""
     low, high = difference.interval()
     return f"{low:+.3f} to {high:+.3f}" if math.isfinite(high - low) else "?"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "?"

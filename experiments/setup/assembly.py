@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor, nn
 
 from evidence.experiments.config import Train
@@ -38,13 +38,13 @@ from evidence.experiments.storage.training_state import (
     weights,
 )
 from evidence.experiments.storage.versions import RECORDED, version_of
-from evidence.guides import AbstractPosterior, Unamortized
+from evidence.guides import AbstractPosterior
 from evidence.inference.estimation.evidence import Unit
 from evidence.inference.programs.checks import base_distribution, check_density
 from evidence.inference.programs.data import Batch, takes
 from evidence.inference.programs.parameters import evaluation_store
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.models import AbstractModel, Autoencoder
+from evidence.models import AbstractModel
 from evidence.models.networks import expect_choice
 
 
@@ -77,8 +77,8 @@ class Assembly:
     @property
     def is_amortized(self) -> bool:
         """Whether the guide tells of other data than those that it was fitted to."""
-        of_one = isinstance(self.guide, Unamortized) or is_autoguide(self.guide)
-        return not (of_one or self.is_joint)
+        is_of_these = is_autoguide(self.guide) or not getattr(self.guide, "is_amortized", True)
+        return not (is_of_these or self.is_joint)
 
     @cached_property
     def is_joint(self) -> bool:
@@ -245,20 +245,26 @@ def _hold_out(
     return x_train[order[size:]], held_out
 
 
+def has_prior(model: Model) -> bool:
+    """Whether p(z) is a density, as it is not of a plain autoencoder."""
+    prior = model.prior() if isinstance(model, AbstractModel) else None
+    return prior is None or not isinstance(base_distribution(prior), ImproperUniform)
+
+
 def _expect_point(model: Model, guide: nn.Module, name: str, x: Batch) -> None:
     """Check that a model without a prior has a guide without a density.
 
     Raises:
         ValueError: nothing would keep the guide's spread from vanishing.
     """
-    if not isinstance(model, Autoencoder):
+    if has_prior(model):
         return
     with torch.no_grad():
         is_suites = isinstance(guide, AbstractPosterior) and isinstance(x, Tensor)
         if not (is_suites and isinstance(base_distribution(guide.posterior(x[:1])), Delta)):
             raise ValueError(
-                f"Autoencoder has no prior p(z), so a density q(z | x) such as {name} has no "
-                "meaning beside it, nor has their loss: use --guide Delta, or --model VAE"
+                f"{type(model).__name__} has no prior p(z), so a density q(z | x) such as {name} "
+                "has no meaning beside it, nor has their loss: use --guide Delta, or --model VAE"
             )
 
 
@@ -300,10 +306,10 @@ def expect_evidence(model: Model, guide: nn.Module, x: Batch) -> None:
     Raises:
         ValueError: the model has no prior, or the guide no density.
     """
-    if isinstance(model, Autoencoder):
+    if not has_prior(model):
         raise ValueError(
-            "Autoencoder has no prior p(z), so there is no log p(x) to estimate: its squared error "
-            "is in the results.json of its training"
+            f"{type(model).__name__} has no prior p(z), so there is no log p(x) to estimate: its "
+            "loss is in the results.json of its training"
         )
     with evaluation_store(), torch.no_grad():
         run = partial(poutine.trace(takes(guide, x)).get_trace, x)

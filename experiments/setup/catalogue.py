@@ -42,7 +42,10 @@ from evidence.inference import (
 )
 from evidence.inference.objectives.interface import Objective
 from evidence.models import AbstractModel
+from evidence.models.choices import chosen, expect_options
+from evidence.models.likelihoods import LIKELIHOODS
 from evidence.models.networks import expect_choice
+from evidence.models.priors import PRIORS
 
 Kind = TypeVar("Kind")
 
@@ -68,6 +71,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
         FreeBits,
     )
 }
+
+# Options of our models that name a part with options of its own, and what each part may be.
+PARTS: dict[str, Mapping[str, Callable[..., Any]]] = {"likelihood": LIKELIHOODS, "prior": PRIORS}
 
 
 def find_model(name: str) -> type[AbstractModel]:
@@ -122,13 +128,15 @@ def build(kind: type, spec: Spec, make: Callable[..., Any]) -> tuple[Any, Spec]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip=_given(kind))
     try:
-        options = parser.parse_object(spec.options).as_dict()
+        options = parser.parse_object(spec.plain_options()).as_dict()
     except Exception as error:  # jsonargparse raises whatever the value's type check raises
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"{kind.__name__}: {' '.join(lines[:2])}") from None
     _expect_in_range(spec.name, options)
+    named = {} if spec.is_elsewhere else {n: options[n] for n in PARTS if n in options}
+    full = options | {what: _in_full(what, text) for what, text in named.items()}
     try:
-        return make(**options), Spec(spec.name, options)
+        return make(**options), Spec(spec.name, full)
     except ValueError:
         raise
     except Exception as error:  # of torch, of sizes that are none; or anything, of a user's class
@@ -136,6 +144,11 @@ def build(kind: type, spec: Spec, make: Callable[..., Any]) -> tuple[Any, Spec]:
         raise ValueError(
             f"{kind.__name__} cannot be built with these options ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _in_full(what: str, text: str) -> Spec:
+    """A part with every option written out."""
+    return Spec(text.partition("(")[0], chosen(what, text, PARTS[what]).keywords)
 
 
 def build_model(spec: Spec, *, data_dim: int) -> tuple[AbstractModel, Spec]:
@@ -214,13 +227,7 @@ def build_objective(spec: Spec) -> Objective:
     parameters = inspect.signature(kind).parameters
     # Draws are an object; without them they are made by `smc`.
     defaults = {n: p.default for n, p in parameters.items() if n != "draws"}
-    for option, value in spec.options.items():
-        expect_choice(f"option of {spec.name}", option, defaults)
-        expected = int if defaults[option] is None else type(defaults[option])  # a number left open
-        if not isinstance(value, expected) and not (expected is float and type(value) is int):
-            raise ValueError(
-                f"{spec.name}: expected {option} to be {expected.__name__}, got {value!r}"
-            )
+    expect_options(spec.name, spec.options, defaults)
     _expect_in_range(spec.name, spec.options)
     return kind(**spec.options)
 
@@ -263,6 +270,12 @@ def listing(kinds: Mapping[str, type]) -> str:
         f"{name}={default}" for name, default in defaults if (name, default) in shared
     )
     return "\n\n".join([*entries, f"Most take as well: {common}"] if common else entries)
+
+
+def part_listing(what: str) -> str:
+    """The parts of a model that an option names, with their options."""
+    specs = ", ".join(str(_in_full(what, name)) for name in PARTS[what])
+    return textwrap.fill(f"{what}: one of {specs}", 100)
 
 
 def _entry(kind: type, shared: set[tuple[str, str]]) -> str:

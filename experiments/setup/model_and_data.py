@@ -1,5 +1,6 @@
 """The model and the data of a configuration, of the suite or the user's own."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,7 @@ from evidence.experiments.own.program import OwnProgram
 from evidence.experiments.setup import catalogue, datasets
 from evidence.experiments.setup.catalogue import Spec
 from evidence.experiments.setup.datasets import Dataset, is_built_in
+from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.models import AbstractModel
 
@@ -69,7 +71,8 @@ def _with_model_of_the_suite(
     if kind.labelled:
         dataset = datasets.with_labels(dataset)
     if spec.options.get("likelihood") == "discretized-logistic":
-        spec = Spec(spec.name, {"num_levels": dataset.num_levels, **spec.options})
+        levels = Spec("discretized-logistic", {"num_levels": dataset.num_levels})
+        spec = Spec(spec.name, spec.options | {"likelihood": levels})
     return dataset, *catalogue.build(kind, spec, partial(kind, data_dim=dataset.data_dim))
 
 
@@ -90,21 +93,10 @@ def _with_own_model(
     split = config.split
     if split == "auto":
         split = "all" if shares_latents(model, x) else "test"
-    x_train, x_test = parts_of(x, split)
-    labels = [torch.zeros(len(part), dtype=torch.int64) for part in (x_train, x_test)]
-    dataset = Dataset(
-        name=config.data,
-        split=split,
-        x_train=x_train,
-        y_train=labels[0],
-        x_test=x_test,
-        y_test=labels[1],
-        image_shape=None,
-        num_levels=None if archive is None else archive.num_levels,
-        sha256=digest_of(found) if archive is None else archive.sha256,
-        unused=tuple(unused),
-    )
-    return dataset, model, spec
+    dataset = _without_labels(config.data, split, x, digest_of(found))
+    if archive is not None:
+        dataset = replace(dataset, num_levels=archive.num_levels, sha256=archive.sha256)
+    return replace(dataset, unused=tuple(unused)), model, spec
 
 
 def _vectors(data: str, split: str, code: OwnCode) -> Dataset:
@@ -117,6 +109,11 @@ def _vectors(data: str, split: str, code: OwnCode) -> Dataset:
     array = as_one(found)
     expect_numbers({data: array})
     x = torch.from_numpy(np.asarray(array, dtype=np.float32)).reshape(len(array), -1)
+    return _without_labels(data, split, x, digest_of(found))
+
+
+def _without_labels(data: str, split: str, x: Batch, sha256: str) -> Dataset:
+    """The user's data, in the form that the model takes, as a data set without labels."""
     x_train, x_test = parts_of(x, split)
     labels = [torch.zeros(len(part), dtype=torch.int64) for part in (x_train, x_test)]
     return Dataset(
@@ -128,5 +125,5 @@ def _vectors(data: str, split: str, code: OwnCode) -> Dataset:
         y_test=labels[1],
         image_shape=None,
         num_levels=None,
-        sha256=digest_of(found),
+        sha256=sha256,
     )

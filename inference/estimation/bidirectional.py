@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.reliability import edge_caveat
+from evidence.inference.estimation.standard_error import standard_error
 from evidence.inference.paths.guide_path import path_of
 from evidence.inference.paths.isolation import annealing_mode
 from evidence.inference.programs import estimators
@@ -58,13 +59,12 @@ class Bracket:
     @property
     def gap_se(self) -> float:
         """Standard error of `gap`, over data and chains; NaN for a single datum."""
-        gaps = self.log_px_upper - self.log_px_lower
-        return (gaps.std() / math.sqrt(len(gaps))).item() if len(gaps) > 1 else math.nan
+        return standard_error(self.log_px_upper - self.log_px_lower)
 
     @property
     def likely_gap(self) -> float:
         """The most that the lower bound is likely off by, gap + 2 SE; for `compare_evidences`."""
-        return max(self.gap, 0.0) + 2 * self.gap_se
+        return likely_gap(self.gap, self.gap_se)
 
     @property
     def not_reliable(self) -> str | None:
@@ -93,6 +93,11 @@ class Bracket:
             f"{mark}{self.lower:.3f} to {self.upper:.3f} {unit}, gap {self.gap:.3f}"
             f"{bar if has_bar else ''} ({data}, {self.num_chains} chains){reason}"
         )
+
+
+def likely_gap(gap: float, se: float) -> float:
+    """The most that a bound is likely off by, of a mean gap and its standard error."""
+    return max(gap, 0.0) + 2 * se
 
 
 def bidirectional_evidence(
@@ -154,7 +159,5 @@ def bidirectional_evidence(
             run.restore(resume_from)
         results = run.run(progress=progress, on_snapshot=on_snapshot)
     lower, upper = estimators.iwae(results["log_w"]), -estimators.iwae(-results["reverse_log_w"])
-    gap_se = ((upper - lower).std() / math.sqrt(len(x))).item() if len(upper) > 1 else 0.0
-    return Bracket(
-        x, lower, upper, run.num_chains, edge_caveat(results["on_edge"], gap_se, x.dtype)
-    )
+    found = Bracket(x, lower, upper, run.num_chains)
+    return replace(found, caveat=edge_caveat(results["on_edge"], found.gap_se, x.dtype))

@@ -150,7 +150,12 @@ class _Mixture:
         return self.center + scale * (u - self.center)
 
     def _weights(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-weights under the mixture, and under the guide alone, at u `[C, B, Z]`: `[C, B]`."""
+        """Log-weights under the mixture, and under the guide alone, at u `[C, B, Z]`: `[C, B]`.
+
+        NaN where u is.
+        """
+        is_lost = u.isnan().any(-1)
+        u = torch.where(is_lost.unsqueeze(-1), self.center, u)
         log_q, log_p_z, log_p_x = self.path.parts(u)
         log_p_xz = log_p_z.double() + log_p_x
         densities = [log_q.double(), *self._log_stretched(u), log_p_z.double()]
@@ -160,7 +165,8 @@ class _Mixture:
         # A density of +inf would pass for a weight of zero.
         mixed = torch.where(mixed == math.inf, math.nan, mixed)
         log_w = torch.where(log_p_x.isneginf(), -math.inf, log_p_xz - mixed)
-        return log_w.to(log_q), (log_p_xz - log_q).to(log_q)
+        log_w, log_ratio = log_w.to(log_q), (log_p_xz - log_q).to(log_q)
+        return log_w.masked_fill(is_lost, math.nan), log_ratio.masked_fill(is_lost, math.nan)
 
     def _log_stretched(self, u: Tensor) -> list[Tensor]:
         """Log-densities of the stretched guides at u, each `[C, B]`."""

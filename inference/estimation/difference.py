@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evidence.inference.estimation.evidence import Evidence
 from evidence.inference.estimation.mean_interval import mean_interval
+from evidence.inference.estimation.standard_error import standard_error
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,8 @@ class Difference:
 
         The fits are held fixed. NaN for a single datum.
         """
-        if self.num_data == 1:
-            return math.nan
-        own = self._over_fits(self.variance).mean().item() / self.num_fits
-        spread = self._over_fits(self.per_datum).var().item() - own
-        return math.sqrt(max(spread, 0.0) / self.num_data)
+        own = self._over_fits(self.variance) / self.num_fits
+        return standard_error(self._over_fits(self.per_datum), own)
 
     @property
     def fit_se(self) -> float:
@@ -78,9 +76,8 @@ class Difference:
 
         The data are held fixed. NaN for a single fit, which tells nothing of others.
         """
-        own = self.variance.double().mean().item() / self.num_data
-        spread = self._over_data().var().item() - own if self.num_fits > 1 else math.nan
-        return math.sqrt(max(spread, 0.0) / self.num_fits) if self.num_fits > 1 else math.nan
+        own = self._over_data(self.variance) / self.num_data
+        return standard_error(self._over_data(self.per_datum), own)
 
     @property
     def se(self) -> float:
@@ -106,7 +103,7 @@ class Difference:
         half = 0.0
         if self.num_fits > 1:
             quantile = float(student_t.ppf(0.5 + level / 2, self.num_fits - 1))
-            half = quantile * self._over_data().std().item() / math.sqrt(self.num_fits)
+            half = quantile * standard_error(self._over_data(self.per_datum))
         mean = self.mean
         return mean - math.hypot(mean - low, half), mean + math.hypot(high - mean, half)
 
@@ -122,9 +119,9 @@ class Difference:
         """Mean over the fits: `[B]`."""
         return values.double().reshape(self.num_fits, -1).mean(0)
 
-    def _over_data(self) -> Tensor:
-        """Mean difference of every fit: `[S]`."""
-        return self.per_datum.double().reshape(self.num_fits, -1).mean(1)
+    def _over_data(self, values: Tensor) -> Tensor:
+        """Mean over the data: `[S]`."""
+        return values.double().reshape(self.num_fits, -1).mean(1)
 
     def __str__(self) -> str:
         fits = f", ± {self.fit_se:.4f} ({self.num_fits} fits)" if self.num_fits > 1 else ""

@@ -14,6 +14,7 @@ from evidence.inference.compilation.functions import Compile
 from evidence.inference.estimation import reliability
 from evidence.inference.estimation.defensive import Defended, defensive_log_weights
 from evidence.inference.estimation.modes import Draws, caveat_of_modes
+from evidence.inference.estimation.standard_error import standard_error
 from evidence.inference.programs import estimators
 from evidence.inference.programs.compiled_terms import CompiledTerms
 from evidence.inference.programs.data import Batch, as_rows, in_memory, takes
@@ -94,10 +95,7 @@ class Evidence:
 
         NaN for a single datum.
         """
-        if self.num_data == 1:
-            return math.nan
-        spread = self.log_px.double().var().item() - self.log_px_variance.double().mean().item()
-        return math.sqrt(max(spread, 0.0) / self.num_data)
+        return standard_error(self.log_px, self.log_px_variance)
 
     @property
     def mean_bias(self) -> float:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from evidence.inference.estimation.places import place
+from evidence.inference.estimation.standard_error import standard_error
 from evidence.inference.paths.guide_path import GuidePath
 from evidence.inference.paths.isolation import annealing_mode
 from evidence.inference.paths.log_joint import PriorPath
@@ -159,4 +160,4 @@ def _seen(draws: Draws | None, level: float) -> _Share:
 
 
 def _mean(values: Tensor) -> _Share:
-    return _Share(values.mean().item(), values.std().item() / math.sqrt(len(values)))
+    return _Share(values.mean().item(), standard_error(values))

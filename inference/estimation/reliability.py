@@ -164,7 +164,7 @@ def edge_caveat(on_edge: Tensor, mc_se: float, dtype: torch.dtype | None) -> str
     What lies there is not told from its neighbours: about −log(1 − share) nats are lost.
     """
     share = on_edge.mean().item()
-    if not share > 1 - math.exp(-max(mc_se, 1e-3)):
+    if not share > 1 - math.exp(-max(1e-3, mc_se)):  # in this order NaN counts for nothing
         return None
     remedy = "let the model draw it on an unconstrained scale"
     if dtype != torch.float64:

@@ -25,6 +25,7 @@ from evidence.inference.programs.unconstrained import (
 )
 
 _OTHERWISE = "anneal from the prior (guide=None)"
+_MOST_LOST = 0.1  # of draws of the prior: more are no matter of rounding
 
 
 class GuideTerms(NamedTuple):
@@ -119,6 +120,13 @@ class GuidePath(AbstractPath):
         Raises:
             ValueError: they cannot be found from the latents.
         """
+        u = self._found(values)
+        if lost := self._num_lost(u):
+            raise ValueError(_not_found(lost, len(u)))
+        return u
+
+    def _found(self, values: dict[str, Tensor]) -> Tensor:
+        """The same, with rows of NaN that cannot be found."""
         drawn = super().locate(values)
         if not self._made:
             return drawn
@@ -126,12 +134,18 @@ class GuidePath(AbstractPath):
         wanted = self._by(way, self._unconstrained, self._under(way, values))
         return solved(lambda u: self._by(way, self._made_of, {"u": u}), wanted, drawn)
 
+    def _num_lost(self, u: Tensor) -> int:
+        """How many rows are of auxiliary draws that were not found."""
+        return int(u.isnan().flatten(1).any(1).sum()) if self._made else 0
+
     @torch.no_grad()
     def sample_prior(self, num_chains: int) -> Tensor:
         """Draws from the model's prior, in the guide's coordinates: `[C, B, Z]`.
 
+        Those that were rounded onto the edge of their support come from no u, and are NaN.
+
         Raises:
-            ValueError: as `locate`.
+            ValueError: more than a tenth of them cannot be found.
         """
         plate = num_chains if self.way is Way.PLATE and num_chains > 1 else None
         runs = [self._run(self.model, plate) for _ in range(1 if plate else num_chains)]
@@ -139,7 +153,10 @@ class GuidePath(AbstractPath):
             self.latents.without_chains({n: run[n]["value"] for n in self.latents.dims}, plate or 1)
             for run in runs
         ]
-        return self.locate({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+        u = self._found({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+        if (lost := self._num_lost(u)) > _MOST_LOST * len(u):
+            raise ValueError(_not_found(lost, len(u)))
+        return u
 
     @torch.no_grad()
     def parts(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,6 +280,14 @@ class GuidePath(AbstractPath):
             raise ValueError(
                 f"the guide cannot score latents that it did not just draw: {otherwise}"
             ) from None
+
+
+def _not_found(number: int, total: int) -> str:
+    return (
+        f"the guide makes its latents from auxiliary draws, which cannot be found from {number} of "
+        f"{total} draws of the latents: use a guide that samples the latents themselves, or none "
+        "(guide=None)"
+    )
 
 
 def _only_site(sites: dict[str, Site]) -> Site | None:

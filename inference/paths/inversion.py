@@ -21,8 +21,9 @@ def solved(make: _Map, wanted: Tensor, start: Tensor) -> Tensor:
         wanted: these latents `[C, B, Z]`.
         start: any u `[C, B, Z]`.
 
-    Raises:
-        ValueError: there is no such u, or it is not found.
+    Returns:
+        NaN in the rows C of which there is no such u, or it is not found: latents that have been
+        rounded onto the edge of their support come from none.
     """
     u, jacobian = start, _jacobian(make, start[:1])
     for _ in range(2):
@@ -31,13 +32,7 @@ def solved(make: _Map, wanted: Tensor, start: Tensor) -> Tensor:
     at_once = max(1, _MOST_NUMBERS // (wanted[0].numel() * wanted.shape[-1]))
     for some in rows.split(at_once) if len(rows) else ():
         u[some] = _by_newton(make, wanted[some], start[some])
-    if not (there := _is_there(make(u), wanted)).all():
-        raise ValueError(
-            f"the guide makes its latents from auxiliary draws, which cannot be found from "
-            f"{int((~there).sum())} of {len(there)} draws of the latents: use a guide that samples "
-            "the latents themselves, or none (guide=None)"
-        )
-    return u
+    return torch.where(_is_there(make(u), wanted)[:, None, None], u, torch.nan)
 
 
 def _by_newton(make: _Map, wanted: Tensor, u: Tensor) -> Tensor:

@@ -95,12 +95,7 @@ def _scored(path: AbstractPath, z: Tensor, num_rows: int) -> tuple[Tensor, Tenso
 
 def _terms(path: AbstractPath, z: Tensor) -> tuple[Tensor, Tensor]:
     """Log p(x, u) and log q(u), or −inf without a guide, at `z` `[C, Z]`: `[C]` and `[C]`."""
-    try:
-        terms = torch.stack(list(path(z.unsqueeze(1)))).squeeze(-1)
-    except torch.linalg.LinAlgError:  # a matrix of the model's that is singular in one of the rows
-        if len(z) == 1:
-            return z.new_full((1,), -math.inf), z.new_full((1,), -math.inf)
-        return _scored(path, z, len(z) // 2)
+    terms = torch.stack(list(path(z.unsqueeze(1)))).squeeze(-1)
     log_p = weighted_sum(path.weights(1.0), terms)
     return log_p, terms[0] if isinstance(path, GuidePath) else torch.full_like(log_p, -math.inf)
 

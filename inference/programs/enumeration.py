@@ -21,6 +21,11 @@ from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.sites import Site, dim_of, plates_of, random_sites, sites_of
 from evidence.inference.programs.supports import zero_outside
 
+ONLY_DISCRETE = (
+    "discrete ones alone, all summed out: there is nothing to draw, and "
+    "importance_weighted_evidence(model, lambda *data, **named: None, data, 2) is exact"
+)
+
 _FIRST_DIM = -13  # of enumeration: left of the plates of any program, and of that of particles
 
 
@@ -82,6 +87,11 @@ def is_enumerated(site: Mapping[str, Any]) -> bool:
     return is_latent and site["infer"].get("enumerate") == "parallel"
 
 
+def is_summed_out(site: Mapping[str, Any]) -> bool:
+    """Whether a site has all its values at once, in a dim of their own."""
+    return "_enumerate_dim" in site["infer"]
+
+
 def prior_of(model: Program) -> Program:
     """The model as a guide that draws all latents, but for those summed out, from the prior."""
     return poutine.block(
@@ -122,7 +132,7 @@ def trace_summed_out(model: Program, x: Batch, latents: Trace | None = None) -> 
     program = EnumMessenger(first_available_dim=_FIRST_DIM)(model)
     program = program if latents is None else poutine.replay(program, trace=latents)
     trace = poutine.trace(program).get_trace(x)
-    if not any("_enumerate_dim" in site["infer"] for site in random_sites(trace).values()):
+    if not any(is_summed_out(site) for site in random_sites(trace).values()):
         return trace
     return _without_enumerated(trace)
 
@@ -170,9 +180,14 @@ def _without_enumerated(trace: Trace) -> Trace:
 
 
 def _log_prob(site: Site) -> Tensor:
-    """Masked and unscaled, in the shape of its plates, which Pyro's contraction relies on."""
+    """Masked and unscaled, in the shape of its plates, which Pyro's contraction relies on.
+
+    But for what is summed out: masked, all K values would count one, and their sum K, where the
+    expectation over draws, which a mask leaves as they are, takes their probabilities, and so does
+    Pyro's `TraceEnum_ELBO`.
+    """
     log_p = zero_outside(site, site["fn"].log_prob(site["value"]))
-    log_p = scale_and_mask(log_p, 1.0, site["mask"])
+    log_p = scale_and_mask(log_p, 1.0, None if is_summed_out(site) else site["mask"])
     shape = [1] * -min((dim_of(frame) for frame in plates_of(site)), default=0)
     for frame in plates_of(site):
         shape[dim_of(frame)] = frame.size
@@ -198,7 +213,7 @@ def _components(trace: Trace, sites: dict[str, Site]) -> Iterator[_Component]:
 def _carrier(component: _Component) -> Site | None:
     """The site that stands for all: the first observed, or else the last that is not summed out."""
     observed = [site for site in component.sites.values() if site["is_observed"]]
-    others = [site for site in component.sites.values() if "_enumerate_dim" not in site["infer"]]
+    others = [site for site in component.sites.values() if not is_summed_out(site)]
     return next(iter(observed + others[::-1]), None)
 
 

@@ -10,6 +10,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from evidence.inference.programs.modules import modules_of
 from evidence.inference.programs.parameters import evaluation_store
+from evidence.inference.programs.singular import nan_where_singular
 from evidence.inference.programs.validation import Unvalidated
 
 __all__ = ["evaluation_mode", "modules_of", "no_training"]
@@ -19,6 +20,8 @@ __all__ = ["evaluation_mode", "modules_of", "no_training"]
 def evaluation_mode(*programs: object) -> Generator[Callable[[], None]]:
     """No validation, modules in evaluation mode and with their parameters to themselves.
 
+    A density that cannot be computed is NaN, and no error.
+
     Yields:
         The check of `evaluation_store`.
     """
@@ -26,6 +29,7 @@ def evaluation_mode(*programs: object) -> Generator[Callable[[], None]]:
         no_training(*programs),
         pyro.validation_enabled(False),
         Unvalidated(),
+        nan_where_singular(),
         evaluation_store() as refuse_new_parameters,
     ):
         yield refuse_new_parameters

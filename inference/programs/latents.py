@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch, Program
-from evidence.inference.programs.enumeration import undrawn
+from evidence.inference.programs.enumeration import ONLY_DISCRETE, undrawn
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import dim_of, latent_sites, plates_of, random_sites
@@ -147,7 +147,7 @@ def _drawn(trace: Trace) -> dict[str, Site]:
             )
         found[name] = site
     if not found:
-        raise ValueError("expected a model with continuous latents, got discrete ones alone")
+        raise ValueError(f"expected a model with continuous latents, {ONLY_DISCRETE}")
     return found
 
 

@@ -22,6 +22,8 @@ class AsVmapNeeds(TorchFunctionMode):
             return torch.tensor(args[1], **like | kwargs)
         if func is torch.Tensor.__setitem__ and _is_mask(args[1], args[0]):  # of `Multinomial`
             return args[0].masked_fill_(args[1], args[2])
+        if func is torch.Tensor.requires_grad_ and args[0].requires_grad:  # of Pyro's store
+            return args[0]
         if func is torch.Tensor.normal_ and len(args) == 1 and not kwargs:  # of `Normal.rsample`
             return torch.randn(args[0].shape, dtype=args[0].dtype, device=args[0].device)
         return func(*args, **kwargs)

@@ -3,7 +3,7 @@
 A model that masks the prior of some entries leaves them without a density, and a guide that knows
 nothing of the mask, such as Pyro's autoguides, draws them all the same: p(x, z) / q(z | x) is then
 no weight. Where nothing else depends on these entries, scoring their prior in full leaves p(x) as
-it is and makes it one.
+it is and makes it one. So do latents that are summed out, whatever depends on them.
 """
 
 from collections.abc import Collection
@@ -15,12 +15,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from evidence.inference.programs.data import Batch, Program
+from evidence.inference.programs.enumeration import is_enumerated
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import Site, sites_of
 
 
 class InFull(Messenger):
-    """Scores latents of these names as if the model did not mask them."""
+    """Scores latents of these names, and all that are summed out, as if they were not masked."""
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
@@ -28,7 +29,8 @@ class InFull(Messenger):
         self.does = "unmasks", frozenset(names)  # all that there is to it, see `Compiled`
 
     def _pyro_sample(self, msg: Site) -> None:
-        if msg["name"] in self.names:  # observed, too, where NUTS conditions on it
+        # Observed, too, where NUTS conditions on it, or summed out by a handler outside.
+        if msg["name"] in self.names or (is_enumerated(msg) and msg["value"] is None):
             msg["mask"] = None
 
 

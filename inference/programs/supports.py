@@ -1,10 +1,11 @@
 """Where a distribution has a density: its support, as it is declared and as it is."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import TorchDistribution, VonMises, constraints
 from pyro.distributions.transforms import Transform
 from torch import Tensor
 from torch.distributions import biject_to, transform_to
@@ -12,6 +13,26 @@ from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from evidence.inference.programs.checks import base_distribution, has_fixed_support
 from evidence.inference.programs.sites import Site
+
+
+class Circle(constraints.interval):
+    """Where a latent angle lies, from −π to π; one that is observed is any that comes round to it.
+
+    Torch has a von Mises density on all real numbers, which repeats itself from turn to turn: as a
+    prior it would be improper, and an evidence would count as many turns as a proposal reaches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(-math.pi, math.pi)
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether it is an angle."""
+        return value.isfinite()
+
+
+biject_to.register(Circle, lambda _: biject_to(constraints.interval(-math.pi, math.pi)))
+transform_to.register(Circle, lambda _: transform_to(constraints.interval(-math.pi, math.pi)))
+VonMises.support = Circle()
 
 
 def support_of(fn: TorchDistribution) -> constraints.Constraint:
@@ -52,7 +73,12 @@ def zero_outside(site: Site, log_p: Tensor) -> Tensor:
     is_known = has_fixed_support(fn) if site["is_observed"] else support_of(fn).is_discrete
     if is_known:
         return log_p
-    inside = support_of(fn).check(site["value"])
+    support, value = support_of(fn), site["value"]
+    if isinstance(entry_of(support), Circle):
+        inside = value.abs() <= math.pi
+        inside = inside.flatten(-fn.event_dim).all(-1) if fn.event_dim else inside
+    else:
+        inside = support.check(value)
     return torch.where(inside, log_p, -torch.inf)
 
 

@@ -16,9 +16,10 @@ from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch
-from evidence.inference.programs.enumeration import trace_summed_out
+from evidence.inference.programs.enumeration import ONLY_DISCRETE, trace_summed_out
 from evidence.inference.programs.scoring import log_prob_per_datum
 from evidence.inference.programs.sites import Site
+from evidence.inference.programs.supports import entry_of
 from evidence.inference.programs.traces import Layout, Program, particle_plate
 
 
@@ -66,7 +67,7 @@ class Packing:
         self._parts = {name: self._part(site) for name, site in sites.items()}
         self.dim = sum(part.size for part in self._parts.values())
         if not self._parts:
-            raise ValueError("expected a program with latent sites, got none")
+            raise ValueError(f"expected a program with latent sites, got none, or {ONLY_DISCRETE}")
 
     @property
     def dims(self) -> dict[str, int]:
@@ -241,10 +242,7 @@ def transform_to(name: str, support: constraints.Constraint) -> Transform | None
     """
     if isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint
-    entry = support
-    while isinstance(entry, constraints.independent):
-        entry = entry.base_constraint
-    if entry is constraints.real:
+    if entry_of(support) is constraints.real:
         return None
     try:
         return biject_to(support)

@@ -1,7 +1,7 @@
 """From the outputs of a decoder to the distribution of pixels."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,11 @@ from pyro.distributions.constraints import Constraint
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from evidence.models.choices import chosen
 from evidence.models.likelihoods.bernoulli import Bernoulli
 from evidence.models.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from evidence.models.likelihoods.discretized_logistic import DiscretizedLogistic
 from evidence.models.likelihoods.normal import Normal
-from evidence.models.networks import expect_choice
 
 # What pixels each likelihood scores.
 PIXELS = {
@@ -29,61 +29,64 @@ PIXELS = {
 _LOG_SCALE_FLOOR_OF_LEVELS = -7.0
 
 
-@dataclass(frozen=True)
+def _bernoulli(outputs: Tensor) -> TorchDistribution:
+    return Bernoulli(logits=outputs).to_event(1)
+
+
+def _continuous_bernoulli(outputs: Tensor) -> TorchDistribution:
+    return ContinuousBernoulli(outputs).to_event(1)
+
+
+def _discretized_logistic(outputs: Tensor, *, num_levels: int | None = None) -> TorchDistribution:
+    if num_levels is None or num_levels < 2:
+        raise ValueError(
+            f"expected num_levels of at least 2, got {num_levels}: write discretized-logistic"
+            "(num_levels=17) for digits, 256 for mnist"
+        )
+    loc, raw = outputs.chunk(2, dim=-1)  # each [..., D]
+    log_scale = _above(_LOG_SCALE_FLOOR_OF_LEVELS, raw)
+    return DiscretizedLogistic(loc, log_scale, num_levels).to_event(1)
+
+
+def _gaussian(outputs: Tensor, *, scale_floor: float = 0.01) -> TorchDistribution:
+    if scale_floor <= 0:
+        raise ValueError(f"expected scale_floor > 0, got {scale_floor}")
+    loc, raw = outputs.chunk(2, dim=-1)  # each [..., D]
+    return Normal(loc, _above(math.log(scale_floor), raw)).to_event(1)
+
+
+LIKELIHOODS: Mapping[str, Callable[..., TorchDistribution]] = {
+    "bernoulli": _bernoulli,
+    "continuous-bernoulli": _continuous_bernoulli,
+    "discretized-logistic": _discretized_logistic,
+    "gaussian": _gaussian,
+}
+
+
 class PixelLikelihood:
-    """p(x | z) of pixels by name, out of a decoder's outputs.
+    """p(x | z) of pixels, out of a decoder's outputs.
 
     Args:
-        name: "bernoulli", "continuous-bernoulli", "discretized-logistic" or "gaussian".
-        scale_floor: smallest σ of a Gaussian pixel, in units of x.
-        num_levels: number of grey levels, for "discretized-logistic".
+        text: one of `LIKELIHOODS`, with its options if need be: "gaussian(scale_floor=0.1)".
 
     Raises:
-        ValueError: an unknown name, a floor that is not positive, or fewer than two levels.
+        ValueError: an unknown name or option, a floor that is not positive, fewer than two levels.
     """
 
-    name: str
-    scale_floor: float = 0.01
-    num_levels: int | None = None
-
-    def __post_init__(self) -> None:
-        expect_choice("likelihood", self.name, PIXELS)
-        if self.scale_floor <= 0:
-            raise ValueError(f"expected scale_floor > 0, got {self.scale_floor}")
-        if self.pixels == "levels" and (self.num_levels is None or self.num_levels < 2):
-            raise ValueError(
-                f"expected num_levels of at least 2 with likelihood {self.name!r} (17 for digits, "
-                f"256 for mnist), got {self.num_levels}"
-            )
-
-    @property
-    def pixels(self) -> str:
-        """What it scores: "binary", "unit" (interval), "levels" or "real" pixels."""
-        return PIXELS[self.name]
-
-    @property
-    def outputs_per_pixel(self) -> int:
-        """How many numbers it takes per pixel."""
-        return 1 if self.pixels in ("binary", "unit") else 2
-
-    @property
-    def support(self) -> Constraint:
-        """Where an image, a vector of pixels, may lie."""
+    def __init__(self, text: str) -> None:
+        self._of_outputs = chosen("likelihood", text, LIKELIHOODS)
+        # What it scores: "binary", "unit" (interval), "levels" or "real" pixels.
+        self.pixels = PIXELS[text.partition("(")[0]]
+        # How many numbers it takes per pixel.
+        self.outputs_per_pixel = 1 if self.pixels in ("binary", "unit") else 2
         support = self(torch.zeros(self.outputs_per_pixel)).support
         assert support is not None
-        return support
+        # Where an image, a vector of pixels, may lie.
+        self.support: Constraint = support
 
     def __call__(self, outputs: Tensor) -> TorchDistribution:
         """Pixels from outputs `[..., outputs_per_pixel · D]`: batch `[...]`, event `[D]`."""
-        if self.pixels == "binary":
-            return Bernoulli(logits=outputs).to_event(1)
-        if self.pixels == "unit":
-            return ContinuousBernoulli(outputs).to_event(1)
-        loc, raw = outputs.chunk(2, dim=-1)  # each [..., D]
-        if self.num_levels is not None and self.pixels == "levels":
-            log_scale = _above(_LOG_SCALE_FLOOR_OF_LEVELS, raw)
-            return DiscretizedLogistic(loc, log_scale, self.num_levels).to_event(1)
-        return Normal(loc, _above(math.log(self.scale_floor), raw)).to_event(1)
+        return self._of_outputs(outputs)
 
 
 def _above(floor: float, raw: Tensor) -> Tensor:

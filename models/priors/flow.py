@@ -1,6 +1,5 @@
 """A standard normal through invertible layers."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from evidence.models.networks import last_layer, mlp
 
 _NO_SHAPE = torch.Size()
-_HIDDEN = 64
+_HIDDEN_DIMS = (64,)  # of the network of a layer
 _MAX_LOG_SCALE = 2.0  # of one layer; several reach further
 
 
@@ -32,24 +31,19 @@ class FlowPrior(nn.Module):
     Args:
         latent_dim: Z, the number of latent variables, at least 2.
         num_flows: K, the number of layers.
-        hidden_dims: hidden layers of every layer's network.
 
     Raises:
         ValueError: a single latent, which has no other half, or no layer.
     """
 
-    def __init__(
-        self, latent_dim: int, *, num_flows: int = 4, hidden_dims: Sequence[int] = (_HIDDEN,)
-    ) -> None:
+    def __init__(self, latent_dim: int, *, num_flows: int = 4) -> None:
         super().__init__()
         if latent_dim < 2 or num_flows < 1:
             raise ValueError(
                 "expected latent_dim of at least 2 and num_flows of at least 1 for a flow prior, "
                 f"got {latent_dim} and {num_flows}"
             )
-        self.layers = nn.ModuleList(
-            [Coupling(latent_dim, parity=k % 2, hidden_dims=hidden_dims) for k in range(num_flows)]
-        )
+        self.layers = nn.ModuleList([Coupling(latent_dim, parity=k % 2) for k in range(num_flows)])
 
     def forward(self) -> TorchDistribution:
         """p(z): batch shape `[]`, event shape `[Z]`."""
@@ -64,16 +58,15 @@ class Coupling(nn.Module):
     Args:
         dim: Z.
         parity: 0 if the even entries stay, 1 if the odd ones do.
-        hidden_dims: hidden layers of the network from the ones to the others.
     """
 
     kept: Tensor
 
-    def __init__(self, dim: int, *, parity: int, hidden_dims: Sequence[int]) -> None:
+    def __init__(self, dim: int, *, parity: int) -> None:
         super().__init__()
         kept = torch.arange(dim) % 2 == parity
         self.register_buffer("kept", kept, persistent=False)
-        self.network = mlp(dim, hidden_dims, 2 * dim, activation="tanh")
+        self.network = mlp(dim, _HIDDEN_DIMS, 2 * dim, activation="tanh")
         nn.init.zeros_(last_layer(self.network).weight)
 
     def push(self, x: Tensor) -> tuple[Tensor, Tensor]:

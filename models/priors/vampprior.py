@@ -31,9 +31,9 @@ class VampPrior(nn.Module):
     Args:
         latent_dim: Z, the number of latent variables.
         data_dim: D, the number of entries of a pseudo-input.
-        num_components: K, the number of pseudo-inputs.
         hidden_dims: sizes of the encoder's hidden layers, from x to z.
         activation: nonlinearity between the layers.
+        num_components: K, the number of pseudo-inputs.
 
     Raises:
         ValueError: fewer than one component, or bad sizes of the encoder.
@@ -43,10 +43,10 @@ class VampPrior(nn.Module):
         self,
         latent_dim: int,
         data_dim: int,
-        *,
-        num_components: int = 10,
         hidden_dims: Sequence[int] = (),
         activation: str = "elu",
+        *,
+        num_components: int = 10,
     ) -> None:
         super().__init__()
         expect_components(num_components)
