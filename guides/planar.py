@@ -14,7 +14,7 @@ class Planar(AbstractFlow):
     z₀ ~ N(μ(x), diag σ²(x)),  z_k = z_{k−1} + û_k tanh(w_kᵀ z_{k−1} + b_k),  z = z_K, and
     log q(z | x) = log q₀(z₀) − Σ_k log|1 + û_kᵀ ψ_k(z_{k−1})|.
 
-    û = u + (√(1 + (wᵀu)²) − 1) w/‖w‖² keeps a layer invertible, and, unlike the paper's, is small
+    û = u + (elu(wᵀu) − wᵀu) w/‖w‖² keeps a layer invertible, and, unlike the paper's, is small
     where u is, whatever w. Any z is scored: a layer is inverted by Newton's method, with exact
     gradients.
 

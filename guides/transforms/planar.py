@@ -1,23 +1,26 @@
 """Planar layers."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from evidence.guides.transforms.base import AbstractTransform
 from evidence.guides.transforms.inversion import rise, unbend
 
+_TINY = 1e-12  # in the place of a length of zero
+_LEAST_LOG_SLOPE = -60.0  # what is less has no logarithm in float32
+
 
 class PlanarLayers(AbstractTransform):
     """K planar layers, f(z) = z + û tanh(wᵀz + b), one after the other.
 
-    û = u + (√(1 + a²) − 1) w/‖w‖² with a = wᵀu has wᵀû > −1, which makes f invertible:
+    û = u + (elu(a) − a) w/‖w‖² with a = wᵀu has wᵀû > −1, which makes f invertible:
     v = wᵀz + b solves v + wᵀû tanh v = wᵀy + b, and z = y − û tanh v. Then
-    det ∂f/∂z = 1 + wᵀû tanh′ v = tanh² v + s tanh′ v with s = 1 + wᵀû = a + √(1 + a²) > 0.
+    det ∂f/∂z = 1 + wᵀû tanh′ v = tanh² v + s tanh′ v with s = 1 + wᵀû: 1 + a, or eᵃ for a < 0.
 
-    The paper has softplus(a) − 1 − a in place of √(1 + a²) − 1 (appendix A.1): at w = 0 that is
-    log 2 − 1, and û has a pole, which an encoder meets with one latent, as w(x) changes its sign.
-    Here û has a bounded length, ‖û‖ ≤ 2 ‖u‖, and is u at w = 0 and wherever a = 0.
+    The paper has softplus(a) − 1 in place of elu(a) (appendix A.1): at w = 0 that is log 2 − 1, and
+    û has a pole, which an encoder meets with one latent, as w(x) changes its sign. Here û has a
+    bounded length, ‖û‖ ≤ 2 ‖u‖, and is u wherever a ≥ 0. What rises or falls more slowly than eᵃ,
+    such as a + √(1 + a²), trains less well: it reaches strong contractions late.
 
     Args:
         bias: b, `[B, K, 1]`.
@@ -59,8 +62,9 @@ class PlanarLayers(AbstractTransform):
 
 def invertible(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """û and 1 + wᵀû > 0, for u and w of shape `[..., Z]`: `[..., Z]` and `[..., 1]`."""
-    direction = F.normalize(w, dim=-1)
+    length = torch.linalg.vector_norm(w, dim=-1, keepdim=True).clamp(min=_TINY)
     a = (w * u).sum(-1, keepdim=True)
-    # (√(1 + a²) − 1)/‖w‖, without a difference of equals and without a division by ‖w‖.
-    excess = (direction * u).sum(-1, keepdim=True) * a / (1 + (1 + a * a).sqrt())
-    return torch.addcmul(u, excess, direction), torch.asinh(a).exp()
+    falling = torch.where(a < 0, a, 0.0)
+    along_w = (torch.expm1(falling) - falling) / length
+    slope = torch.where(a < 0, falling.clamp(min=_LEAST_LOG_SLOPE).exp(), 1 + a)
+    return torch.addcmul(u, along_w, w / length), slope
