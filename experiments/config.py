@@ -106,7 +106,7 @@ class Experiment(Options):
             epoch's weights are kept.
         objective: Pyro's or ours, such as TraceMeanField_ELBO, IWAE, DReG or STL.
         compile: whether training is compiled by Torch's Inductor; auto is where it can be, if
-            num_epochs makes it long enough to pay.
+            num_epochs makes it long enough to pay, and otherwise from a recorded graph.
         kl_warmup_epochs: epochs over which the weight of the KL term rises from 0 to 1.
         likelihood_warmup_epochs: epochs over which the weight of the log-likelihood rises from 0
             to 1, for a posterior with several modes.

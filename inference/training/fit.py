@@ -117,7 +117,8 @@ def fit(
             `TraceMeanField_ELBO()` takes the KL divergence in closed form where there is one.
         compile: whether to compile loss and gradients with Torch's Inductor, see `Compiled`: True,
             False, or "auto": where it can be, if the number of steps is given and compiling takes
-            less time than it saves. Random numbers are the same.
+            less time than it saves, and otherwise recorded after 500 steps, see `Recorded`. Random
+            numbers are the same.
         x_test: data to report the ELBO and its terms on after each epoch; not transformed.
         held_out: data that are not trained on, as `x_test`; their ELBO after each epoch decides
             when to stop, and the parameters of the best epoch are kept: against overfitting.
