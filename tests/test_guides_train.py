@@ -95,7 +95,7 @@ def test_a_pole_in_the_parameters_is_found(monkeypatch):
     ("guide", "is_enough"),
     [(partial(Planar.for_model, num_flows=8), True), (FullRank.for_model, False)],
 )
-def test_planar_flows_follow_a_wave(guide, is_enough):
+def test_planar_flows_follow_a_wave(guide_for, is_enough):
     """Of Rezende and Mohamed 2015, figure 3, by the zoo's recipe; the twin is what no flow gets."""
     torch.manual_seed(0)
     model, x = Energy2D(1, energy="U2"), torch.zeros(6400, 1)

@@ -19,8 +19,8 @@ class PlanarLayers(AbstractTransform):
 
     The paper has softplus(a) − 1 in place of elu(a) (appendix A.1): at w = 0 that is log 2 − 1, and
     û has a pole, which an encoder meets with one latent, as w(x) changes its sign. Here û has a
-    bounded length, ‖û‖ ≤ 2 ‖u‖, and is u wherever a ≥ 0. As û is short where u is, layers that start
-    small need larger learning rates than the paper's: 0.1, in the plane, where 0.03 was enough.
+    bounded length, ‖û‖ ≤ 2 ‖u‖, and is u wherever a ≥ 0. As û is short where u is, layers that
+    start small need larger learning rates than the paper's: in the plane 0.1, in place of 0.03.
 
     Args:
         bias: b, `[B, K, 1]`.
