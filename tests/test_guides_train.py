@@ -92,16 +92,15 @@ def test_a_pole_in_the_parameters_is_found(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("guide", "is_enough"),
+    ("guide_for", "is_enough"),
     [(partial(Planar.for_model, num_flows=8), True), (FullRank.for_model, False)],
 )
 def test_planar_flows_follow_a_wave(guide_for, is_enough):
     """Of Rezende and Mohamed 2015, figure 3, by the zoo's recipe; the twin is what no flow gets."""
     torch.manual_seed(0)
     model, x = Energy2D(1, energy="U2"), torch.zeros(6400, 1)
-    warmed = {"likelihood_warmup_epochs": 8, "num_epochs": 24, "lr": 0.1, "lr_decay": 0.85}
-    history = fit(
-        model, guide(model, x), x, batch_size=128, clip_norm=5.0, progress=False, **warmed
-    )
+    guide = guide_for(model, x)
+    recipe = {"num_epochs": 24, "batch_size": 128, "lr": 0.1, "lr_decay": 0.85, "clip_norm": 5.0}
+    history = fit(model, guide, x, likelihood_warmup_epochs=8, progress=False, **recipe)
     gap = model.log_evidence(x[:1]).item() + history.train_loss[-1]
     assert (gap < 0.1) is is_enough

@@ -1,13 +1,21 @@
 """Data whose support moves with the latents: p(x, z) is zero for some, and the evidence is not."""
 
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from evidence.inference import annealed_evidence, check, fit, importance_weighted_evidence
+from evidence.guides import FullRank
+from evidence.inference import (
+    annealed_evidence,
+    check,
+    fit,
+    importance_weighted_evidence,
+    marginal_likelihood,
+)
 
 DATA = torch.tensor([0.3, 0.9, 0.5, 0.1, 0.6]).double()
 LEAST, MOST = DATA.max() - 1, DATA.min() + 1  # of z
@@ -102,3 +110,24 @@ def standing(x):
 def test_data_beyond_a_support_that_stands_still_are_refused(call):
     with pytest.raises(ValueError, match="data outside the support of site 'x'"):
         call()
+
+
+def taxis(x):
+    """The largest number seen ends the support of the number of taxis."""
+    theta = pyro.sample("theta", dist.Pareto(x.new_tensor(2.0), 1.0))
+    with pyro.plate("seen", len(x)):
+        pyro.sample("x", dist.Uniform(0.0, theta), obs=x)
+
+
+def test_a_model_without_an_elbo_is_led_to_its_evidence():
+    """By ∫ 2 θ⁻² θ⁻ᴺ dθ from the largest number on."""
+    x = torch.tensor([1.0, 4.0, 3.5, 7.0, 2.0])
+    guide = FullRank.for_model(taxis, x)
+    advice = r"no ELBO is finite: marginal_likelihood \(evidence marginal\) needs none"
+    with pytest.raises(ValueError, match=advice):
+        fit(taxis, guide, x, progress=False)
+    (finding,) = [found for found in check(taxis, guide, x) if found.check == "finite"]
+    assert re.search(advice, finding.mend)
+    found = marginal_likelihood(taxis, x)
+    assert found.not_reliable is None
+    assert abs(found.log_ml - (math.log(2 / 6) - 6 * math.log(7.0))) < 4 * found.se

@@ -12,6 +12,7 @@ from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.sites import Site, advice_on_discrete
 from evidence.inference.programs.supports import declared_support
 from evidence.inference.programs.traces import Traces, random_sites
+from evidence.inference.programs.validation import MOVING
 from evidence.inference.soundness.coverage import SUPPORT_REMEDY, words
 from evidence.inference.soundness.findings import Finding
 from evidence.inference.soundness.pairs import check_priors
@@ -94,7 +95,9 @@ def _check_finite(role: str, trace: Trace, _: int) -> Iterator[Finding]:
         if not torch.isfinite(log_p).all():
             bad = log_p[~torch.isfinite(log_p)].flatten()[0].item()
             problem = f"a log-probability of {bad} in the {role}"
-            yield Finding("finite", name, problem, "look at the parameters of its distribution")
+            mend = "look at the parameters of its distribution"
+            mend += f"; {MOVING}" if bad == -math.inf and site["is_observed"] else ""
+            yield Finding("finite", name, problem, mend)
 
 
 OF_THE_PAIR = {

@@ -35,7 +35,8 @@ _REMEDIES = {
 _BY_GUIDE = ("iw", "psis")
 _DEFENCE = (
     "weigh a mixture with wider tails than the guide (importance_weighted_evidence with "
-    "defensive=0.2, --defensive 0.2)"
+    "defensive=0.2, --defensive 0.2), or ask marginal_likelihood (evidence marginal), which needs "
+    "no guide"
 )
 _WITHOUT_TAIL = ("smc", "nested")  # whose weights are made alike by temperatures, or by levels
 # Chance of the drift of chains in equilibrium, below which it is none.

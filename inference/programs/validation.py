@@ -54,6 +54,13 @@ class Unvalidated(Messenger):
             fn = getattr(fn, "base_dist", None)
 
 
+# Said where data lie outside a support.
+MOVING = (
+    "where a support moves with the latents, and data end it, no ELBO is finite: "
+    "marginal_likelihood (evidence marginal) needs none"
+)
+
+
 @contextmanager
 def validated(x: Batch) -> Generator[None]:
     """Run programs on the batch `x` under validation; what it finds is said in one line.
@@ -86,6 +93,7 @@ def in_one_line(x: Batch) -> Generator[None]:
         else:
             raise
         mend = advice_on_scale(x) or "look at what its program makes of the data"
+        mend = f"{mend}; {MOVING}" if "expected values" in what else mend
         raise InvalidArgumentError(f"{what}, got {_example(found['got'])}: {mend}") from None
     except RuntimeError as error:
         integers = isinstance(x, Tensor) and not x.is_floating_point()
