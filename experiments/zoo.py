@@ -63,7 +63,7 @@ PICTURED = (
 )
 # One minibatch holds 256 draws of the one density; the likelihood warms up, or modes are missed.
 FIT: dict[str, Any] = {"batch_size": 256, "num_particles": 5000, "num_data": 20, "clip_norm": 5.0}
-PLANAR_FIT = FIT | {"num_epochs": 40, "likelihood_warmup_epochs": 15.0, "lr": 0.1, "lr_decay": 0.9}
+PLANAR_FIT = FIT | {"num_epochs": 40, "likelihood_warmup_epochs": 15.0, "lr": 0.03, "lr_decay": 0.9}
 PLANE_FIT = FIT | {"num_epochs": 12, "likelihood_warmup_epochs": 5.0, "lr": 0.01, "lr_decay": 0.8}
 MIXTURE_FIT = FIT | {"num_epochs": 60, "lr": 0.005, "lr_decay": 0.95}
 PARTICLES = (1, 4, 16, 64, 256)

