@@ -50,6 +50,7 @@ from torchvision.utils import make_grid
 from evidence.experiments.setup.datasets import load
 from evidence.experiments.setup.preprocessing import prepare
 from evidence.guides import Delta, FullRank, MeanField, Planar
+from evidence.guides.transforms.planar import invertible
 from evidence.inference import estimate_evidence, fit
 from evidence.models import VAE, Autoencoder, LinearGaussian
 from evidence.notebooks import checks
@@ -224,7 +225,7 @@ checks.bound(bound)
 # %% [markdown]
 # First, the formula on the suite's guide: encode, draw z₀, go through the layers. With no data the
 # bound is log p(z_K) − log q(z_K), so it must hold the density that `Planar` computes. (The suite's
-# own layers correct u by $\sqrt{1 + (w^\top u)^2} - 1$ times $w / \lVert w \rVert^2$: the paper's
+# own layers make û of u and w by `invertible`, another formula with wᵀû > −1: the paper's
 # correction grows without bound as w goes to zero.)
 
 # %%
@@ -237,8 +238,8 @@ x = torch.randn(100, 5)
 def of_the_suite(parameters):
     """A layer (b, û, w) from a guide's parameters [..., 1 + 2 Z]."""
     b, u, w = parameters.split((1, latent_dim, latent_dim), dim=-1)
-    w_u = (w * u).sum(-1, keepdim=True)
-    return b, u + ((1 + w_u**2).sqrt() - 1) * w / (w * w).sum(-1, keepdim=True), w
+    u_hat, _ = invertible(u, w)
+    return b, u_hat, w
 
 
 with torch.no_grad():
