@@ -11,8 +11,9 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 
 from evidence.guides import FullRank, MeanField, Planar
 from evidence.inference import DReG, UntilConverged, fit
-from evidence.inference.objectives import choice, recorded
+from evidence.inference.objectives import choice, loss_graphs, recorded
 from evidence.inference.objectives.compiled import Compiled
+from evidence.inference.objectives.loss_graphs import LossGraph
 from evidence.inference.objectives.recorded import Recorded
 from evidence.models import LinearGaussian
 from tests.test_recorded import FAR_AWAY, Y, scale_of_backward, scale_of_caught, schools, with_scale
@@ -69,6 +70,9 @@ def used(monkeypatch):
 
     monkeypatch.setattr(choice, "Recorded", Noted)
     monkeypatch.setattr(recorded, "_BEFORE_RECORDING", 1)
+    monkeypatch.setattr(
+        LossGraph, "is_faster", lambda self, call: True
+    )  # whatever the machine does
     return found
 
 
@@ -146,6 +150,19 @@ def test_short_runs_and_what_cannot_be_recorded_go_on_without_a_word(used, monke
         trained("schools")
     assert used[1].num_calls == 0
     assert used[1].refused is None
+
+
+def test_what_is_no_faster_is_not_run_from_a_graph(monkeypatch):
+    monkeypatch.setattr(recorded, "_BEFORE_RECORDING", 1)
+    for ours, theirs, is_used in ((1.0, 2.0, True), (1.9, 2.0, False)):
+        times = iter([[ours] * 3, [theirs] * 3])  # of the graph, and of the program
+        monkeypatch.setattr(loss_graphs.timeit, "repeat", lambda *_, times=times, **__: next(times))
+        objective = Recorded(Trace_ELBO())
+        guide = FullRank.for_model(schools, Y)
+        with pyro.validation_enabled(False):
+            for _ in range(4):
+                objective.loss_and_grads(schools, guide, Y)
+        assert (objective.refused is None) is is_used
 
 
 @pytest.mark.parametrize("scale", [s for s in FAR_AWAY if s is not scale_of_backward])

@@ -1,6 +1,7 @@
 """Loss and gradients of an objective as one graph of tensors."""
 
 import math
+import timeit
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from evidence.inference.programs.sites import sites_of
 
 # Makes of a function of tensors, and of inputs like those to come, what stands for it.
 Record = Callable[[TensorFunction, Sequence[Tensor]], Callable[..., Sequence[Tensor]]]
+
+_ENOUGH = 0.9  # of a program's time: a graph that takes less is worth its room
 
 
 class Call(NamedTuple):
@@ -132,6 +135,20 @@ class LossGraph:
             raise NotRecordableError(
                 "the recorded graph does not return what the program does, which reads something "
                 "that changes"
+            )
+
+    def is_faster(self, call: Call) -> bool:
+        """Whether the graph takes less time than the objective itself, the best of three runs."""
+
+        def itself() -> None:
+            _value_and_gradients(*call.loss(*tensors_in(call.data)), self.leaves)
+
+        def graph() -> None:
+            self._run(*tensors_in(call.data), _count(1))
+
+        with _inside(call.data):
+            return min(timeit.repeat(graph, number=1, repeat=3)) < _ENOUGH * min(
+                timeit.repeat(itself, number=1, repeat=3)
             )
 
     def _loss_and_gradients(self, *tensors_and_count: Tensor) -> tuple[Tensor, ...]:

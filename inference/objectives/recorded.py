@@ -20,8 +20,8 @@ class Recorded(Compiled):
     """An objective that is recorded after 500 calls, and run without Pyro from then on.
 
     The same operations in the same order, to the same bits, which is tried: no result depends on
-    when that begins, and a resumed run ends where it would have. What cannot be recorded is called
-    as before, and nothing is said of it.
+    when that begins, and a resumed run ends where it would have. What cannot be recorded, or is no
+    faster so, is called as before, and nothing is said of it.
 
     Args:
         objective: see `Compiled`.
@@ -37,7 +37,10 @@ class Recorded(Compiled):
         return self._calls[key] > _BEFORE_RECORDING
 
     def _made(self, call: Call) -> LossGraph:
-        return LossGraph(call, lambda function, inputs: torch.no_grad()(traced(function, inputs)))
+        graph = LossGraph(call, lambda function, inputs: torch.no_grad()(traced(function, inputs)))
+        if not graph.is_faster(call):  # as of many steps, each of which is one call from Python
+            raise NotRecordableError("the recorded graph is no faster")
+        return graph
 
     def _tell(self, error: NotRecordableError, *, was_in_use: bool) -> None:
         if was_in_use:
