@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 
 from evidence.guides import FullRank, MeanField, Planar
-from evidence.inference import DReG, UntilConverged, fit
+from evidence.inference import STL, DReG, UntilConverged, fit
 from evidence.inference.objectives import choice, loss_graphs, recorded
 from evidence.inference.objectives.compiled import Compiled
 from evidence.inference.objectives.loss_graphs import LossGraph
@@ -207,6 +207,13 @@ def test_a_program_that_changes_is_found_out_and_told_of(used, monkeypatch):
     right = fitted(False, warnings.catch_warnings())
     assert not torch.equal(late, right)
     torch.testing.assert_close(late, right, rtol=0, atol=0.05)  # five steps of 40 were late
+
+
+@pytest.mark.parametrize(("num_calls", "kind"), [(None, Recorded), (5000, Recorded), (4999, STL)])
+def test_runs_of_a_known_length_are_recorded_where_they_are_long(num_calls, kind):
+    guide = FullRank.for_model(schools, Y)
+    found = choice.compiled_where_it_pays(STL(), "auto", schools, guide, Y, num_calls=num_calls)
+    assert type(found) is kind
 
 
 def test_what_is_compiled_already_is_left_alone():

@@ -19,6 +19,7 @@ from evidence.inference.programs.data import Batch, tensors_in
 from evidence.inference.programs.random_state import isolated_rng
 
 _FEWEST_CALLS = 200  # that are worth a look at what they would cost
+_FEWEST_RECORDED = 5000  # of a run whose length is known: shorter ones gain hardly anything
 
 
 def compiled_where_it_pays(
@@ -58,4 +59,5 @@ def compiled_where_it_pays(
             return objective
         if is_worth_compiling(work, num_calls):
             return Compiled(objective)
-    return Recorded(objective)
+    is_short = num_calls is not None and num_calls < _FEWEST_RECORDED
+    return objective if is_short else Recorded(objective)
