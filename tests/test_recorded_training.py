@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 
 from evidence.guides import FullRank, MeanField, Planar
-from evidence.inference import STL, DReG, UntilConverged, fit
+from evidence.inference import FAB, STL, DReG, UntilConverged, fit
 from evidence.inference.objectives import choice, loss_graphs, recorded
 from evidence.inference.objectives.compiled import Compiled
 from evidence.inference.objectives.loss_graphs import LossGraph
@@ -215,6 +215,18 @@ def test_runs_of_a_known_length_are_recorded_where_they_are_long(num_calls, kind
     with pyro.validation_enabled(False):
         found = choice.compiled_where_it_pays(STL(), "auto", schools, guide, Y, num_calls=num_calls)
     assert type(found) is kind
+
+
+class OwnELBO(Trace_ELBO):
+    """Of a user, which may keep a baseline."""
+
+
+@pytest.mark.parametrize("objective", [FAB(4), OwnELBO()])
+def test_objectives_that_may_keep_something_are_not_recorded(objective):
+    """Trying a graph calls them more often."""
+    guide = FullRank.for_model(schools, Y)
+    found = choice.compiled_where_it_pays(objective, "auto", schools, guide, Y, num_calls=None)
+    assert found is objective
 
 
 def test_what_is_compiled_already_is_left_alone():

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
 from evidence.inference.compilation.functions import (
     Compile,
@@ -11,6 +12,7 @@ from evidence.inference.compilation.functions import (
     is_worth_compiling,
 )
 from evidence.inference.compilation.recording import NotRecordableError, traced, work_of
+from evidence.inference.objectives.base import AbstractObjective
 from evidence.inference.objectives.compiled import Compiled
 from evidence.inference.objectives.interface import Differentiable, Objective
 from evidence.inference.objectives.loss_graphs import Call, loss_and_gradients
@@ -60,4 +62,11 @@ def compiled_where_it_pays(
         if is_worth_compiling(work, num_calls):
             return Compiled(objective)
     is_short = num_calls is not None and num_calls < _FEWEST_RECORDED
-    return objective if is_short else Recorded(objective)
+    return Recorded(objective) if not is_short and _keeps_nothing(objective) else objective
+
+
+def _keeps_nothing(objective: Objective) -> bool:
+    """Whether calls to try a graph leave an objective as it was: one that is known, and no path."""
+    if isinstance(objective, AbstractObjective):
+        return objective.draws_particles
+    return type(objective) in (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)
