@@ -105,7 +105,7 @@ def scale_of_backward(z):
 
 
 def scale_of_caught(z):
-    """The program knows what then, in training; in estimates such a matrix is NaN, in a graph too."""
+    """The program knows what then; in estimates such a matrix is NaN, in a graph, too."""
     try:
         return torch.linalg.cholesky((4.0 - z.abs())[..., None, None])[..., 0, 0] + 0.1
     except RuntimeError:
