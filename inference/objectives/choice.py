@@ -6,11 +6,7 @@ from typing import Any
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
-from evidence.inference.compilation.functions import (
-    Compile,
-    expect_compile,
-    is_worth_compiling,
-)
+from evidence.inference.compilation.functions import Compile, expect_compile, is_worth_compiling
 from evidence.inference.compilation.recording import NotRecordableError, traced, work_of
 from evidence.inference.objectives.base import AbstractObjective
 from evidence.inference.objectives.compiled import Compiled

@@ -13,10 +13,7 @@ from pyro.poutine import runtime
 from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
 
-from evidence.inference.compilation.functions import (
-    Backend,
-    CompiledFunction,
-)
+from evidence.inference.compilation.functions import Backend, CompiledFunction
 from evidence.inference.compilation.recording import NotRecordableError
 from evidence.inference.objectives.interface import Objective
 from evidence.inference.objectives.loss_graphs import (
@@ -25,10 +22,7 @@ from evidence.inference.objectives.loss_graphs import (
     collects_parameters,
     differentiable,
 )
-from evidence.inference.programs.data import (
-    Batch,
-    Data,
-)
+from evidence.inference.programs.data import Batch, Data
 
 # Shapes that are compiled, each for as long as a hundred steps or more: full batches and the last.
 _MOST_GRAPHS = 4
@@ -113,7 +107,7 @@ class Compiled(ELBO):
 
     def _graph(
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple["LossGraph | None", Batch]:
+    ) -> tuple[LossGraph | None, Batch]:
         """What stands for the objective in this call, made if need be; None for itself."""
         is_batch = len(args) == 1 and not kwargs and isinstance(args[0], Batch)
         data = args[0] if is_batch else Data(args, kwargs)
@@ -141,7 +135,8 @@ class Compiled(ELBO):
         """Whether it is time for a graph."""
         return True
 
-    def _made(self, call: "Call") -> "LossGraph":
+    def _made(self, call: Call) -> LossGraph:
+        """The graph of a call."""
         return LossGraph(call, partial(CompiledFunction, backend=self.backend))
 
     def _tell(self, error: NotRecordableError, *, was_in_use: bool) -> None:

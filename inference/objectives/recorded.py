@@ -7,8 +7,9 @@ from collections.abc import Hashable
 import torch
 
 from evidence.inference.compilation.recording import NotRecordableError, same_bits, traced
-from evidence.inference.objectives.compiled import Call, Compiled, LossGraph
+from evidence.inference.objectives.compiled import Compiled
 from evidence.inference.objectives.interface import Objective
+from evidence.inference.objectives.loss_graphs import Call, LossGraph
 
 # Recording takes as long as a few hundred calls.
 _BEFORE_RECORDING = 500
