@@ -20,6 +20,7 @@ from evidence.inference.estimation import reliability
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.interweaving import coordinates_of
 from evidence.inference.paths.log_joint import AbstractPath
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import as_data, takes
@@ -186,8 +187,6 @@ def smc(
         is_joint, num_chains = path.layout.is_joint, chosen.chains(path)
         size = max(1, chosen.chunk_size // num_chains)
         paths = [path] if is_joint else [path_of(model, guide, block) for block in x.split(size)]
-        for path in paths:
-            path.expect_calls(chosen.about_calls, chosen.compile)
         parts = [_block(path, chosen, bar.update) for path in paths]
     whole = _joined(parts)
     return dataclasses.replace(whole, data_set_size=len(x) if is_joint else None)
@@ -197,7 +196,10 @@ def _block(
     path: AbstractPath, options: SMCOptions, on_temperature: Callable[[], object]
 ) -> Sampled:
     """The record of the data of one path."""
-    plan = smc_pilot.plan_for(path, options, on_temperature)
+    coordinates = coordinates_of(path)
+    for one in coordinates:
+        one.expect_calls(options.about_calls // len(coordinates), options.compile)
+    plan = smc_pilot.plan_for(coordinates, options, on_temperature)
     passed = machine.run(path, plan, options, on_temperature)
     final, last = passed.final, passed.changes[-1]
     log_w = readings.log_weights(plan.betas, passed.changes)
@@ -220,7 +222,7 @@ def _block(
             correction.mean(0).abs(),
         ),
         num_particles=last[..., 0].numel(),
-        num_evaluations=path.num_evaluations,
+        num_evaluations=sum(one.num_evaluations for one in coordinates),
         dtype=final.z.dtype,
     )
 

@@ -272,13 +272,14 @@ class PriorPath(AbstractPath):
     Args:
         model: called with a batch; scores it.
         x: data `[B, *data_shape]`.
+        whitened: let u be latents without the location and scale of their priors, see `Packing`.
 
     Raises:
         ValueError: bad data, a missing data plate, or latents that annealing cannot move.
     """
 
     @torch.no_grad()
-    def __init__(self, model: Program, x: Batch) -> None:
+    def __init__(self, model: Program, x: Batch, *, whitened: bool = False) -> None:
         try:
             layout = layout_of(model, prior_of(model), x, require_density=False)
         except NotImplementedError:
@@ -286,13 +287,23 @@ class PriorPath(AbstractPath):
                 "a latent site of the model has a prior that cannot be drawn from: without a "
                 "proper prior there is no evidence"
             ) from None
-        packing = Packing(latents_of(model, x, layout), layout)
+        packing = Packing(latents_of(model, x, layout), layout, whitened=whitened)
         super().__init__(model, x, layout, packing)
 
     @staticmethod
     def weights(beta: float) -> tuple[float, float]:
         """The weights of log p(u) and log p(x | z) at inverse temperature β."""
         return 1.0, beta
+
+    @torch.no_grad()
+    def at_latents_of(self, other: "PriorPath", z: Tensor) -> Tensor:
+        """The u of the latents that `other`, of the same model, has at z, both `[C, B, Z]`."""
+
+        def compute(rows: dict[str, Tensor], plate: int | None) -> Tensor:
+            u = rows["u"].unsqueeze(0) if plate is None else rows["u"]
+            return self.packing.pack(other._sites(u, plate), plate or 1, len(self.x))
+
+        return self._by(self.way, compute, {"u": z})
 
     def _locate(self, values: dict[str, Tensor], plate: int | None) -> Tensor:
         with Given(values):

@@ -21,6 +21,7 @@ from evidence.inference.programs.scoring import log_prob_per_datum
 from evidence.inference.programs.sites import Site
 from evidence.inference.programs.supports import entry_of
 from evidence.inference.programs.traces import Layout, Program, particle_plate
+from evidence.inference.programs.whitening import whitening
 
 
 class _Part(NamedTuple):
@@ -49,6 +50,8 @@ class Packing:
         sites: the sites, from a trace without chains.
         layout: where data and chains are among the batch dimensions.
         supports: of sites whose own distribution does not tell it.
+        whitened: let u be what is left of a latent without the location and scale of its prior,
+            where that has them: T then moves with the latents that were drawn before.
 
     Raises:
         ValueError: a site that is discrete, a point mass, without a bijection, or outside the plate
@@ -60,8 +63,10 @@ class Packing:
         sites: dict[str, Site],
         layout: Layout,
         supports: dict[str, constraints.Constraint] | None = None,
+        *,
+        whitened: bool = False,
     ) -> None:
-        self._layout, self._supports = layout, supports or {}
+        self._layout, self._supports, self._whitened = layout, supports or {}, whitened
         self._depth = -layout.particle_dim - 1  # batch dimensions without that of the chains
         self._data_axis = layout.data_axis(self._depth)  # None: all data share the latents
         self._parts = {name: self._part(site) for name, site in sites.items()}
@@ -95,6 +100,8 @@ class Packing:
 
         Asked for anew in every run: a support may depend on latents drawn before.
         """
+        if self._whitened and (found := whitening(site["fn"])) is not None:
+            return found
         return transform_to(site["name"], self._supports.get(site["name"], site["fn"].support))
 
     def unpack(self, z: Tensor, *, has_chains: bool) -> dict[str, Tensor]:

@@ -1,0 +1,76 @@
+"""Chains that move in two sets of coordinates by turns.
+
+Where the scale of some latents is itself a latent, as in a hierarchy, the posterior is a funnel in
+the coordinates in which the model is written if the data say little, and in whitened ones if they
+say much. One step size does not suit a funnel's mouth and its neck, and chains stay out of the
+neck; steps in the other coordinates lead there.
+
+Reference: Y. Yu, X.-L. Meng, "To Center or Not to Center: That Is Not the Question — An
+Ancillarity–Sufficiency Interweaving Strategy (ASIS) for Boosting MCMC Efficiency", 2011,
+https://doi.org/10.1198/jcgs.2011.203main.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from evidence.inference.paths.hmc import Info, State
+from evidence.inference.paths.log_joint import AbstractPath, PriorPath, latents_of
+from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.whitening import moves_with_others
+
+
+def coordinates_of(path: AbstractPath) -> Sequence[AbstractPath]:
+    """The path; and in whitened coordinates, if the priors of some latents move with others."""
+    if not isinstance(path, PriorPath):
+        return [path]
+    runs = []
+    for seed in range(2):
+        with isolated_rng(seed, path.x.device), torch.no_grad():
+            runs.append(latents_of(path.model, path.x, path.layout))
+    if not any(moves_with_others(runs[0][name], runs[1][name]) for name in runs[0]):
+        return [path]
+    other = PriorPath(path.model, path.x, whitened=True)
+    return [path, other] if other.way is path.way else [path]
+
+
+def seen_from(path: AbstractPath, z: Tensor, other: AbstractPath) -> Tensor:
+    """Where the latents at z `[C, B, Z]` of a path are in the coordinates of another."""
+    if other is path:
+        return z
+    assert isinstance(path, PriorPath)
+    assert isinstance(other, PriorPath)
+    return other.at_latents_of(path, z)
+
+
+def moved_in(
+    other: AbstractPath,
+    path: AbstractPath,
+    state: State,
+    move: Callable[[State], tuple[State, Info]],
+) -> tuple[State, Info]:
+    """A step in other coordinates, of chains whose state is kept in those of the path.
+
+    Chains that are not finite in both, before the step or after it, stay where they are.
+    """
+    if other is path:
+        return move(state)
+    there = seen_from(path, state.z, other)
+    moved, info = move(other.state(there))
+    back = seen_from(other, moved.z, path)
+    is_finite = there.isfinite().all(-1) & back.isfinite().all(-1)
+    has_moved = (is_finite & info.is_accepted).unsqueeze(-1)
+    arrived = path.state(torch.where(has_moved, back, state.z))
+    return State(
+        arrived.z,
+        torch.where(has_moved.squeeze(-1), arrived.log_probs, state.log_probs),
+        torch.where(has_moved, arrived.grads, state.grads),
+    ), info
+
+
+def in_turn(
+    transitions: Sequence[Callable[[State], State]],
+) -> Callable[[State, int], State]:
+    """The transition whose turn it is, given the number of the step, from 0."""
+    return lambda state, number: transitions[number % len(transitions)](state)
