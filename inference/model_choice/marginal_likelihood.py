@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from evidence.inference.bridging.bridge import bridge_evidence
 from evidence.inference.bridging.posterior_draws import PosteriorDraws
 from evidence.inference.estimation.annealed import annealing_mode
@@ -21,7 +23,7 @@ from evidence.inference.estimation.sequential import Sampled, smc
 from evidence.inference.model_choice.bayes_factors import total
 from evidence.inference.model_choice.mixture_proposal import PRIOR_SHARE, MixtureProposal
 from evidence.inference.paths.guide_path import path_of
-from evidence.inference.paths.interweaving import coordinates_of
+from evidence.inference.paths.interweaving import coordinates_of, seen_from
 from evidence.inference.paths.log_joint import AbstractPath, PriorPath
 from evidence.inference.programs import estimators
 from evidence.inference.programs.data import Batch, as_data, takes
@@ -135,10 +137,9 @@ def marginal_likelihood(
     Sequential Monte Carlo from the prior finds where the posterior is, all its modes included, and
     is the first estimate. Importance weights are the second: of the guide, or of a mixture of
     Student's t that is fitted to the particles, in the model's coordinates or in whitened ones, as
-    many as the target needs. Where these weights
-    are not reliable, a bridge between the particles and the guide, or a normal, is the third. If
-    the kinds do not agree, or none reaches the target, all is done again with four times as many
-    particles, `max_rounds` times at the most.
+    many as the target needs. Where these weights are not reliable, a bridge between the particles
+    and the guide, or a normal, is the third. If the kinds do not agree, or none reaches the target,
+    all is done again with four times as many particles, `max_rounds` times at the most.
 
     What no particle comes upon is in none of the estimates, and nothing shows it: a narrow mode far
     from all others that hardly any draw from the prior is near.
@@ -231,7 +232,8 @@ class _Measured:
         with annealing_mode(program, None, self.seed * 1_000_003 + 499_979, self.x.device):
             path = path_of(program, None, self.x)
             draws = PosteriorDraws(self.sampled.draws, path)
-            fits = [self._fit(draws, one) for one in coordinates_of(path)]
+            u = draws.located(path).flatten(0, 1)[:: _every(self.sampled.num_particles)]
+            fits = [self._fit(seen_from(path, u, one), one) for one in coordinates_of(path)]
             fitted = max(fits, key=lambda one: one.pilot_ess)
             count = _enough(fitted.pilot_ess, self.target_se)
             log_w, caveat = fitted.proposal.log_weights(count)
@@ -247,11 +249,11 @@ class _Measured:
         )
         return record.of(on_edge, len(self.x))
 
-    def _fit(self, draws: PosteriorDraws, path: AbstractPath) -> "_Fitted":
-        """A mixture that is fitted to the particles in the coordinates of a path."""
+    def _fit(self, u: Tensor, path: AbstractPath) -> "_Fitted":
+        """A mixture that is fitted to particles `[S, 1, Z]` in the coordinates of a path."""
         assert isinstance(path, PriorPath)
-        u = draws.located(path).flatten(0, 1)[:: _every(self.sampled.num_particles)]
-        proposal = MixtureProposal(path, u, self.seed)
+        told = u[u.isfinite().all(-1).squeeze(1)]  # a scale that underflows whitens nothing
+        proposal = MixtureProposal(path, told, self.seed)
         pilot, _ = proposal.log_weights(_PILOT)
         return _Fitted(proposal, estimators.ess(pilot).nan_to_num(0.0).item())
 
