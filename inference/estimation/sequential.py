@@ -147,8 +147,9 @@ def smc(
     p(x). Temperatures, metrics and step sizes come from a pilot run with random numbers of its own
     and are frozen in the measured run, without which there is no such average.
 
-    Where the prior of some latents moves with others, as in a hierarchy, chains move by turns in the
-    model's own coordinates and in whitened ones, in which it does not (see `paths.interweaving`).
+    Where the prior of some latents moves with others, as in a hierarchy, chains move by turns in
+    the model's own coordinates and in whitened ones, in which it does not (see
+    `paths.interweaving`).
 
     All this is done by R islands side by side that share nothing but the pilot run. Chains that do
     not mix hand on the errors of one temperature to the next; no autocorrelation within a chain

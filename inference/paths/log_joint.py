@@ -5,7 +5,7 @@ inside `evaluation_mode`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -272,14 +272,15 @@ class PriorPath(AbstractPath):
     Args:
         model: called with a batch; scores it.
         x: data `[B, *data_shape]`.
-        whitened: let u be latents without the location and scale of their priors, see `Packing`.
+        whitened: sites of which u is what is left without the location and scale of their priors,
+            see `Packing`.
 
     Raises:
         ValueError: bad data, a missing data plate, or latents that annealing cannot move.
     """
 
     @torch.no_grad()
-    def __init__(self, model: Program, x: Batch, *, whitened: bool = False) -> None:
+    def __init__(self, model: Program, x: Batch, *, whitened: Collection[str] = ()) -> None:
         try:
             layout = layout_of(model, prior_of(model), x, require_density=False)
         except NotImplementedError:
