@@ -169,6 +169,9 @@ def log_joint(model, path, u):
     for name, latent in assignment.values.items():
         transform = biject_to(trace.nodes[name]["fn"].support)
         total = total + transform.log_abs_det_jacobian(latent, transform(latent)).sum()
+        if name.endswith("_unobserved"):  # the prior draws of `obs_mask` what Pyro does not score
+            site = trace.nodes[name]
+            total = total + site["fn"].log_prob(site["value"])[~site["mask"]].sum()
     return total
 
 
