@@ -1,12 +1,16 @@
 """Whitened coordinates, and chains that move in them by turns: the same density, a truer neck."""
 
+import itertools
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import transforms
 from pyro.distributions.util import sum_rightmost
+from pyro.infer import config_enumerate
 
 from evidence.inference import marginal_likelihood, smc, smc_evidence
 from evidence.inference.annealing import smc as machine
@@ -16,6 +20,7 @@ from evidence.inference.paths.log_joint import PriorPath, Way
 from evidence.inference.programs import unconstrained
 from evidence.inference.programs.data import as_data, takes
 from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.scaled_prior import scaled
 from evidence.inference.programs.whitening import whitening
 from tests.test_annealing import worst_of
 from tests.test_smc import ROUGH
@@ -53,6 +58,21 @@ FAMILIES = {
     "LowRankMultivariateNormal": lambda loc, s: dist.LowRankMultivariateNormal(
         loc, root(s)[:, :1], s.square() * line(0.2, 0.3)
     ),
+    "of several factors": lambda loc, s: dist.MultivariateNormal(
+        loc, scale_tril=root(s) * line([[1.0]], [[2.0]], [[3.0]])
+    ),
+    "Logistic": dist.Logistic,
+    "SkewLogistic": lambda loc, scale: dist.SkewLogistic(loc, scale, line(0.7)),
+    "AsymmetricLaplace": lambda loc, scale: dist.AsymmetricLaplace(loc, scale, line(1.3)),
+    "SoftLaplace": dist.SoftLaplace,
+    "SoftAsymmetricLaplace": lambda loc, scale: dist.SoftAsymmetricLaplace(loc, scale, line(1.3)),
+    "transformed": lambda loc, scale: dist.TransformedDistribution(
+        dist.StudentT(line(4.0), 0.0, 1.0), transforms.AffineTransform(loc, scale)
+    ),
+    "logit-normal": lambda loc, scale: dist.TransformedDistribution(
+        dist.Normal(loc, scale), transforms.SigmoidTransform()
+    ),
+    "ScaledPrior": lambda loc, scale: scaled(dist.Normal(loc, scale), 0.5),
     "Independent": lambda loc, scale: dist.Normal(loc, scale).to_event(1),
     "masked": lambda loc, scale: dist.Normal(loc, scale).mask(True),
 }
@@ -78,7 +98,17 @@ def test_neither_location_nor_scale_move_what_is_whitened(name):
     torch.testing.assert_close(density(line(2.0, -3.0), line(0.05)[0]), one)
 
 
-@pytest.mark.parametrize("fn", [dist.Beta(2.0, 3.0), dist.Uniform(0.0, 1.0), dist.Bernoulli(0.5)])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        dist.Beta(2.0, 3.0),
+        dist.Uniform(0.0, 1.0),
+        dist.Bernoulli(0.5),
+        dist.AffineBeta(2.0, 3.0, 0.0, 2.0),
+        dist.FoldedDistribution(dist.Normal(0.0, 1.0)),
+        dist.TransformedDistribution(dist.Normal(line(0.0, 0.0), 1.0), [transforms.Planar(2)]),
+    ],
+)
 def test_what_has_neither_is_left_as_it_is(fn):
     assert whitening(fn) is None
 
@@ -158,6 +188,61 @@ def test_both_coordinates_hold_one_density(model, way):
     torch.testing.assert_close(whitened.log_p_z, here.log_p_z + 3 * u[..., 0])
 
 
+def in_pairs(y):
+    """Pairs with a covariance that is a latent in scale, as ordinary hierarchies have them."""
+    sigma = pyro.sample("sigma", dist.HalfNormal(y.new_tensor(1.0)).expand([2]).to_event(1))
+    factor = pyro.sample("factor", dist.LKJCholesky(2, y.new_tensor(2.0)))
+    with pyro.plate("groups", len(y)):
+        prior = dist.MultivariateNormal(y.new_zeros(2), scale_tril=sigma.unsqueeze(-1) * factor)
+        theta = pyro.sample("theta", prior)
+        pyro.sample("y", dist.Normal(theta.sum(-1), 0.3), obs=y)
+
+
+def layered(y):
+    """A horseshoe whose slabs are logit-normal, in a plate left of that of the data."""
+    tau = pyro.sample("tau", dist.HalfCauchy(y.new_tensor(1.0)))
+    with pyro.plate("rows", 2, dim=-2):
+        width = pyro.sample("width", dist.Weibull(tau, 1.5))
+        with pyro.plate("groups", len(y), dim=-1):
+            loc_scale = transforms.AffineTransform(-width, width)
+            logit = dist.TransformedDistribution(dist.Logistic(0 * y, 1.0), loc_scale)
+            p = pyro.sample("p", dist.TransformedDistribution(logit, transforms.SigmoidTransform()))
+            pyro.sample("y", dist.Normal(p, 0.3), obs=y)
+
+
+@pytest.mark.parametrize("model", [in_pairs, layered])
+def test_the_jacobian_is_that_of_differences(model):
+    with evaluation_mode(model), torch.no_grad():
+        path, other = coordinates_of(PriorPath(model, Y))
+        assert path.way is Way.PLATE
+        u = path.sample(3)
+        there = other.at_latents_of(path, u)
+        torch.testing.assert_close(path.at_latents_of(other, there), u)
+        size = u.shape[2]
+        steps = 1e-6 * torch.eye(size, dtype=EIGHT)
+        ahead, behind = (
+            other.at_latents_of(path, (u + sign * steps).reshape(-1, 1, size)) for sign in (1, -1)
+        )
+        here, whitened = path(u), other(there)
+    jacobian = ((ahead - behind) / 2e-6).reshape(3, size, size)
+    torch.testing.assert_close(whitened.log_p_x, here.log_p_x)
+    expected = here.log_p_z.squeeze(1) - torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(whitened.log_p_z.squeeze(1), expected, atol=1e-5, rtol=0)
+
+
+def test_a_location_that_makes_up_for_a_scale_moves_nonetheless():
+    """N(−σ, σ): −σ + 1 · σ is the same number whatever σ is."""
+
+    def model(y):
+        sigma = pyro.sample("sigma", dist.HalfNormal(y.new_tensor(1.0)))
+        with pyro.plate("groups", len(y)):
+            theta = pyro.sample("theta", dist.Normal(-sigma, sigma))
+            pyro.sample("y", dist.Normal(theta, 0.3), obs=y)
+
+    with evaluation_mode(model):
+        assert len(coordinates_of(PriorPath(model, Y))) == 2
+
+
 def worst_island(model=None, **options):
     """Of chains that make every move twice or more."""
     options = ROUGH | {"num_steps": 6} | options
@@ -186,7 +271,7 @@ def planted_jacobian(monkeypatch):
 
     def assign(self, site):
         own(self, site)
-        if self.packing._whitened:
+        if site["name"] in self.packing._whitened:
             self.ladj.pop(site["name"], None)
 
     monkeypatch.setattr(unconstrained.Assignment, "assign", assign)
@@ -231,6 +316,70 @@ def test_chains_that_whitened_coordinates_cannot_tell_stay_where_they_are():
     torch.testing.assert_close(moved.z[1, 0, 1:], torch.full((3,), math.e))
     torch.testing.assert_close(moved.log_probs[:, 1], again.log_probs[:, 1])
     torch.testing.assert_close(moved.grads[:, 1], again.grads[:, 1])
+
+
+# Latents that are summed out: a whitened ε would stand for as many values as these have.
+
+SHARES = (0.3, 0.6, 0.1)
+
+
+@config_enumerate
+def spiked(y, locs=(-1.0, 2.0, -1.0), scales=(1.0, 1.0, 1.0)):
+    """θ_n ~ N(loc_k, σ · scale_k), k of three; the first and the last may be alike."""
+    sigma = pyro.sample("sigma", dist.HalfNormal(y.new_tensor(1.0)))
+    shift = pyro.sample("shift", dist.Normal(0.0, sigma))
+    with pyro.plate("groups", len(y)):
+        k = pyro.sample("k", dist.Categorical(line(*SHARES)))
+        prior = dist.Normal(line(*locs)[k], sigma * line(*scales)[k])
+        theta = pyro.sample("theta", prior)
+        pyro.sample("y", dist.Normal(theta + shift, 0.3), obs=y)
+
+
+def spiked_evidence(y, locs=(-1.0, 2.0, -1.0), scales=(1.0, 1.0, 1.0)):
+    """Gaussian given σ and the three to the power of N assignments, by quadrature over log σ."""
+    log_sigma = torch.linspace(-15, 3, 20_001, dtype=EIGHT)
+    square = log_sigma.exp().square().reshape(-1, 1, 1)
+    total = dist.HalfNormal(line(1.0)[0]).log_prob(log_sigma.exp()) + log_sigma
+    terms = []
+    for ks in itertools.product(range(3), repeat=len(y)):
+        chosen = list(ks)
+        covariance = square * (line(*scales)[chosen].square().diag() + 1.0)
+        covariance = covariance + 0.09 * torch.eye(len(y), dtype=EIGHT)
+        given = dist.MultivariateNormal(line(*locs)[chosen], covariance).log_prob(y)
+        terms.append(given + line(*SHARES)[chosen].log().sum())
+    return (torch.stack(terms).logsumexp(0) + total).logsumexp(0) + math.log(18 / 20_000)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [{}, {"locs": (0.0, 0.0, 0.0), "scales": (0.3, 3.0, 0.3)}],
+    ids=["location", "scale"],
+)
+def test_what_moves_with_latents_that_are_summed_out_is_not_whitened(prior):
+    model = partial(spiked, **prior)
+    with evaluation_mode(model), torch.no_grad():
+        path, other = coordinates_of(PriorPath(model, Y))
+        u = path.sample(4)
+        there = other.at_latents_of(path, u)
+    moved = [0, *range(2, 5)]
+    torch.testing.assert_close(there[..., moved], u[..., moved])
+    torch.testing.assert_close(there[..., 1], u[..., 1] / u[..., 0].exp())
+    found = smc_evidence(model, Y, num_steps=8)
+    assert abs(found.mean - spiked_evidence(Y, **prior)) < 4 * found.mc_se < 0.4
+
+
+def test_discrete_parents_alone_whiten_nothing():
+    """Of fixed locations, nothing that is drawn moves the prior."""
+
+    @config_enumerate
+    def model(y):
+        with pyro.plate("groups", len(y)):
+            k = pyro.sample("k", dist.Categorical(line(*SHARES)))
+            theta = pyro.sample("theta", dist.Normal(0.0, line(0.1, 1.0, 2.0)[k]))
+            pyro.sample("y", dist.Normal(theta, 0.3), obs=y)
+
+    with evaluation_mode(model):
+        assert len(coordinates_of(PriorPath(model, Y))) == 1
 
 
 # What it is for: necks of funnels, that data say little of.

@@ -17,22 +17,34 @@ from torch import Tensor
 
 from evidence.inference.paths.hmc import Info, State
 from evidence.inference.paths.log_joint import AbstractPath, PriorPath, latents_of
+from evidence.inference.programs.enumeration import moved_by_enumerated
 from evidence.inference.programs.random_state import isolated_rng
-from evidence.inference.programs.whitening import moves_with_others
+from evidence.inference.programs.sites import Site
+from evidence.inference.programs.whitening import moves_with_others, whitening
 
 
 def coordinates_of(path: AbstractPath) -> Sequence[AbstractPath]:
-    """The path; and in whitened coordinates, if the priors of some latents move with others."""
+    """The path; and in whitened coordinates, if the priors of some latents move with others.
+
+    Those that move with discrete latents which are summed out stay as they are: an ε would stand
+    for as many values as these have.
+    """
     if not isinstance(path, PriorPath):
         return [path]
-    runs = []
-    for seed in range(2):
-        with isolated_rng(seed, path.x.device), torch.no_grad():
-            runs.append(latents_of(path.model, path.x, path.layout))
-    if not any(moves_with_others(runs[0][name], runs[1][name]) for name in runs[0]):
+    sites, again = (_drawn(path, seed) for seed in range(2))
+    values = {name: site["value"] for name, site in sites.items()}
+    of_discrete = moved_by_enumerated(path.model, path.x, values)
+    whitened = {n for n, site in sites.items() if whitening(site["fn"])} - of_discrete
+    if not any(moves_with_others(sites[name], again[name]) for name in whitened):
         return [path]
-    other = PriorPath(path.model, path.x, whitened=True)
+    other = PriorPath(path.model, path.x, whitened=whitened)
     return [path, other] if other.way is path.way else [path]
+
+
+def _drawn(path: PriorPath, seed: int) -> dict[str, Site]:
+    """The latents in a run of the model."""
+    with isolated_rng(seed, path.x.device), torch.no_grad():
+        return latents_of(path.model, path.x, path.layout)
 
 
 def seen_from(path: AbstractPath, z: Tensor, other: AbstractPath) -> Tensor:

@@ -1,6 +1,7 @@
 """The continuous latents of a Pyro program, side by side in one unconstrained tensor."""
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -50,8 +51,8 @@ class Packing:
         sites: the sites, from a trace without chains.
         layout: where data and chains are among the batch dimensions.
         supports: of sites whose own distribution does not tell it.
-        whitened: let u be what is left of a latent without the location and scale of its prior,
-            where that has them: T then moves with the latents that were drawn before.
+        whitened: sites of which u is what is left without the location and scale of their priors:
+            T then moves with the latents that were drawn before.
 
     Raises:
         ValueError: a site that is discrete, a point mass, without a bijection, or outside the plate
@@ -64,7 +65,7 @@ class Packing:
         layout: Layout,
         supports: dict[str, constraints.Constraint] | None = None,
         *,
-        whitened: bool = False,
+        whitened: Collection[str] = (),
     ) -> None:
         self._layout, self._supports, self._whitened = layout, supports or {}, whitened
         self._depth = -layout.particle_dim - 1  # batch dimensions without that of the chains
@@ -100,8 +101,8 @@ class Packing:
 
         Asked for anew in every run: a support may depend on latents drawn before.
         """
-        if self._whitened and (found := whitening(site["fn"])) is not None:
-            return found
+        if site["name"] in self._whitened:
+            return whitening(site["fn"])
         return transform_to(site["name"], self._supports.get(site["name"], site["fn"].support))
 
     def unpack(self, z: Tensor, *, has_chains: bool) -> dict[str, Tensor]:

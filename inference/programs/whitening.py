@@ -11,9 +11,12 @@ from pyro.distributions.transforms import (
     ComposeTransform,
     ExpTransform,
     LowerCholeskyAffine,
+    SigmoidTransform,
+    SoftplusTransform,
     Transform,
 )
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.sites import Site
@@ -28,32 +31,70 @@ def whitening(fn: TorchDistribution) -> Transform | None:
     return next((make(fn) for kinds, make in _MAPS if isinstance(fn, kinds)), None)
 
 
+class _ByFactor(LowerCholeskyAffine):
+    """x ↦ L x + loc, of as many L `[*batch, D, D]` as there are: Pyro's has the Jacobian of one."""
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log|det L| `[*batch]`."""
+        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return log_det.expand(x.shape[:-1])
+
+
 def _scaled(scale: Tensor) -> Transform:
     return ComposeTransform([ExpTransform(), AffineTransform(0.0, scale)])
 
 
-_MAPS: list[tuple[Any, Callable[[Any], Transform]]] = [
+def _of_transformed(fn: Any) -> Transform | None:
+    """Of what whitens the distribution before its transforms, and these."""
+    before = whitening(fn.base_dist)
+    if before is None or not all(isinstance(part, _INVERTIBLE) for part in fn.transforms):
+        return None
+    return ComposeTransform([before, *fn.transforms])
+
+
+# Of others the inverse may be slow, or not known.
+_INVERTIBLE = (
+    AffineTransform,
+    ExpTransform,
+    LowerCholeskyAffine,
+    SigmoidTransform,
+    SoftplusTransform,
+)
+
+_MAPS: list[tuple[Any, Callable[[Any], Transform | None]]] = [
     (
-        dist.LogNormal,
-        lambda fn: ComposeTransform([AffineTransform(fn.loc, fn.scale), ExpTransform()]),
-    ),
-    (
-        (dist.Normal, dist.StudentT, dist.Cauchy, dist.Laplace, dist.Gumbel),
+        (
+            dist.Normal,
+            dist.StudentT,
+            dist.Cauchy,
+            dist.Laplace,
+            dist.Gumbel,
+            dist.Logistic,
+            dist.SkewLogistic,
+            dist.AsymmetricLaplace,
+            dist.SoftLaplace,
+            dist.SoftAsymmetricLaplace,
+        ),
         lambda fn: AffineTransform(fn.loc, fn.scale),
     ),
     (
         (dist.MultivariateNormal, dist.MultivariateStudentT, dist.LowRankMultivariateNormal),
-        lambda fn: LowerCholeskyAffine(fn.loc, fn.scale_tril),
+        lambda fn: _ByFactor(fn.loc, fn.scale_tril),
     ),
     ((dist.HalfNormal, dist.HalfCauchy, dist.Weibull), lambda fn: _scaled(fn.scale)),
     (dist.InverseGamma, lambda fn: _scaled(fn.rate)),
     ((dist.Exponential, dist.Gamma), lambda fn: _scaled(1 / fn.rate)),
+    (TransformedDistribution, _of_transformed),  # the last: many of those above are some
 ]
 
 
 def moves_with_others(site: Site, again: Site) -> bool:
-    """Whether what whitens a site differs between two runs, whose other draws differ."""
-    maps = [whitening(run["fn"]) for run in (site, again)]
-    epsilon = torch.ones_like(site["value"])
-    first, second = (None if one is None else one(epsilon) for one in maps)
-    return first is not None and second is not None and not torch.equal(first, second)
+    """Whether what whitens a site differs between two runs, whose other draws differ.
+
+    At the ε of one of them: at a number of ours some location and scale might make up for another.
+    """
+    first, second = (whitening(run["fn"]) for run in (site, again))
+    if first is None or second is None:
+        return False
+    epsilon = first.inv(site["value"])
+    return not torch.equal(first(epsilon), second(epsilon))
