@@ -655,7 +655,7 @@ INTERWEAVING = Check(
     interwoven(),
     {
         "SMC: no Jacobian of whitened coordinates": interwoven("planted_jacobian"),
-        "SMC: densities of the other coordinates": interwoven("planted_terms"),
+        "SMC: places in the other coordinates": interwoven("planted_places"),
     },
     num_seeds=3,
 )

@@ -13,7 +13,7 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer import config_enumerate
 
 from evidence.inference import marginal_likelihood, smc, smc_evidence
-from evidence.inference.annealing import smc as machine
+from evidence.inference.annealing import smc_pilot
 from evidence.inference.paths import interweaving
 from evidence.inference.paths.interweaving import coordinates_of, moved_in
 from evidence.inference.paths.log_joint import PriorPath, Way
@@ -277,19 +277,19 @@ def planted_jacobian(monkeypatch):
     monkeypatch.setattr(unconstrained.Assignment, "assign", assign)
 
 
-def planted_terms(monkeypatch):
-    """Chains come back with the densities of the other coordinates."""
+def planted_places(monkeypatch):
+    """Chains do not come back from the other coordinates."""
 
-    def at(other, path, state, move):
-        if other is path:
+    def at(path, state, move, *, kept_in):
+        if path is kept_in:
             return move(state)
-        moved, info = move(other.state(interweaving.seen_from(path, state.z, other)))
-        return moved._replace(z=interweaving.seen_from(other, moved.z, path)), info
+        moved, info = move(path.state(interweaving.seen_from(kept_in, state.z, path)))
+        return kept_in.state(moved.z), info
 
-    monkeypatch.setattr(machine, "moved_in", at)
+    monkeypatch.setattr(smc_pilot, "moved_in", at)
 
 
-@pytest.mark.parametrize("plant", [planted_jacobian, planted_terms])
+@pytest.mark.parametrize("plant", [planted_jacobian, planted_places])
 def test_a_planted_error_biases_the_islands(plant, monkeypatch):
     plant(monkeypatch)
     assert worst_island() > 5
@@ -309,7 +309,7 @@ def test_chains_that_whitened_coordinates_cannot_tell_stay_where_they_are():
             yes = torch.ones_like(there.z[..., 0])
             return moved, interweaving.Info(yes, yes > 0, yes < 0)
 
-        moved, _ = moved_in(other, path, state, shifted)
+        moved, _ = moved_in(other, state, shifted, kept_in=path)
         again = path.state(moved.z)
     assert torch.equal(moved.z[0], state.z[0])
     torch.testing.assert_close(moved.log_probs[:, 0], state.log_probs[:, 0], equal_nan=True)

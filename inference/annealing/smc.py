@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing import particles, pilot
+from evidence.inference.annealing import particles
 from evidence.inference.annealing.particles import Particles
 from evidence.inference.annealing.smc_options import SMCOptions
-from evidence.inference.annealing.smc_pilot import Move, Plan
+from evidence.inference.annealing.smc_pilot import Move, SMCPlan
 from evidence.inference.paths import hmc
-from evidence.inference.paths.interweaving import in_turn, moved_in
+from evidence.inference.paths.interweaving import in_turn
 from evidence.inference.paths.log_joint import AbstractPath
 
 
@@ -33,7 +33,7 @@ class Passed(NamedTuple):
 
 
 def run(
-    path: AbstractPath, plan: Plan, options: SMCOptions, on_temperature: Callable[[], object]
+    path: AbstractPath, plan: SMCPlan, options: SMCOptions, on_temperature: Callable[[], object]
 ) -> Passed:
     """One pass with everything frozen: unbiased, and a lower bound of log p(x) in expectation.
 
@@ -66,24 +66,19 @@ def run(
 
 
 class _Kernel:
-    """HMC at one temperature in one set of coordinates, its step sizes and metric frozen."""
+    """A move at one temperature, its step sizes and metric frozen."""
 
     def __init__(self, move: Move, path: AbstractPath, beta: float, options: SMCOptions) -> None:
         self.move, self.kept_in, self.beta, self.options = move, path, beta, options
         self.accepted = torch.zeros_like(move.step_sizes)  # mean acceptance, summed over the steps
 
     def __call__(self, state: hmc.State) -> hmc.State:
-        state, info = moved_in(self.move.path, self.kept_in, state, self._step)
-        self.accepted += info.acceptance.mean(0)
-        return state
-
-    def _step(self, state: hmc.State) -> tuple[hmc.State, hmc.Info]:
-        return pilot.move(
-            self.move.path,
+        state, info = self.move(
             state,
             self.beta,
-            self.move.step_sizes,
-            self.move.factor,
-            self.options.num_leapfrog_steps,
+            self.options,
+            kept_in=self.kept_in,
             of_all_lengths=self.kept_in.layout.is_joint,
         )
+        self.accepted += info.acceptance.mean(0)
+        return state

@@ -32,8 +32,32 @@ class Move(NamedTuple):
     step_sizes: Tensor
     factor: Tensor | None
 
+    def __call__(
+        self,
+        state: hmc.State,
+        beta: float,
+        options: SMCOptions,
+        *,
+        kept_in: AbstractPath,
+        of_all_lengths: bool = False,
+    ) -> tuple[hmc.State, hmc.Info]:
+        """One step at β, of chains whose state is kept in the coordinates of another path."""
 
-class Plan(NamedTuple):
+        def move(there: hmc.State) -> tuple[hmc.State, hmc.Info]:
+            return pilot.move(
+                self.path,
+                there,
+                beta,
+                self.step_sizes,
+                self.factor,
+                options.num_leapfrog_steps,
+                of_all_lengths=of_all_lengths,
+            )
+
+        return moved_in(self.path, state, move, kept_in=kept_in)
+
+
+class SMCPlan(NamedTuple):
     """What the measured run takes from the pilot run.
 
     Args:
@@ -49,7 +73,7 @@ def plan_for(
     coordinates: Sequence[AbstractPath],
     options: SMCOptions,
     on_temperature: Callable[[], object],
-) -> Plan:
+) -> SMCPlan:
     """Temperatures, and a metric and step sizes for each, from one adaptive run.
 
     Each temperature is as far from the last as the effective share of the particles allows. The
@@ -83,7 +107,7 @@ def plan_for(
         betas.append(beta)
         moves.append([tuner.settled() for tuner in tuners])
         on_temperature()
-    return Plan(torch.tensor(betas, dtype=torch.float64, device=cloud.z.device), moves[1:])
+    return SMCPlan(torch.tensor(betas, dtype=torch.float64, device=cloud.z.device), moves[1:])
 
 
 class _Tuner:
@@ -91,8 +115,8 @@ class _Tuner:
 
     Args:
         before: the move at the last temperature.
-        path: in whose coordinates chains are kept.
-        everywhere: particles at this temperature `[N, b, Z]`.
+        kept_in: the path in whose coordinates chains are kept.
+        everywhere: particles at this temperature `[N, b, Z]`, in these.
         options: of the run.
         beta: the inverse temperature.
     """
@@ -100,32 +124,29 @@ class _Tuner:
     def __init__(
         self,
         before: Move,
-        path: AbstractPath,
+        kept_in: AbstractPath,
         everywhere: Tensor,
         options: SMCOptions,
         beta: float,
     ) -> None:
-        self.path, self.kept_in, self.options, self.beta = before.path, path, options, beta
-        z = seen_from(path, everywhere, self.path)
-        kind = metric.kind_for(options.metric, path.dim)
+        z = seen_from(kept_in, everywhere, before.path)
+        kind = metric.kind_for(options.metric, kept_in.dim)
         factor = metric.factor_of(metric.covariance_of(z, kind)).to(z)
-        self.factor = factor if len(factor) else None
+        self.move = before._replace(factor=factor if len(factor) else None)
+        self.kept_in, self.options, self.beta = kept_in, options, beta
         self.log_steps = [before.step_sizes.log()]
 
     def __call__(self, state: hmc.State) -> hmc.State:
-        state, info = moved_in(self.path, self.kept_in, state, self._move)
+        move = self.move._replace(step_sizes=self.log_steps[-1].exp())
+        state, info = move(state, self.beta, self.options, kept_in=self.kept_in)
         number, target = len(self.log_steps) - 1, self.options.target_acceptance
         self.log_steps.append(schedule.adapted(self.log_steps[-1], info.acceptance, target, number))
         return state
 
-    def _move(self, state: hmc.State) -> tuple[hmc.State, hmc.Info]:
-        size, length = self.log_steps[-1].exp(), self.options.num_leapfrog_steps
-        return pilot.move(self.path, state, self.beta, size, self.factor, length)
-
     def settled(self) -> Move:
         """With the step sizes of the second half, their mean in logarithms."""
         late = torch.stack(self.log_steps[len(self.log_steps) // 2 :])
-        return Move(self.path, late.mean(0).exp(), self.factor)
+        return self.move._replace(step_sizes=late.mean(0).exp())
 
 
 def next_beta(changes: Tensor, beta: float, ess_share: float) -> float:

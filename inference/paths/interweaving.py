@@ -38,6 +38,7 @@ def coordinates_of(path: AbstractPath) -> Sequence[AbstractPath]:
     if not any(moves_with_others(sites[name], again[name]) for name in whitened):
         return [path]
     other = PriorPath(path.model, path.x, whitened=whitened)
+    # Values go from one to the other in a single run of all chains.
     return [path, other] if other.way is path.way else [path]
 
 
@@ -57,23 +58,24 @@ def seen_from(path: AbstractPath, z: Tensor, other: AbstractPath) -> Tensor:
 
 
 def moved_in(
-    other: AbstractPath,
     path: AbstractPath,
     state: State,
     move: Callable[[State], tuple[State, Info]],
+    *,
+    kept_in: AbstractPath,
 ) -> tuple[State, Info]:
-    """A step in other coordinates, of chains whose state is kept in those of the path.
+    """A step in the coordinates of a path, of chains whose state is kept in those of another.
 
     Chains that are not finite in both, before the step or after it, stay where they are.
     """
-    if other is path:
+    if path is kept_in:
         return move(state)
-    there = seen_from(path, state.z, other)
-    moved, info = move(other.state(there))
-    back = seen_from(other, moved.z, path)
+    there = seen_from(kept_in, state.z, path)
+    moved, info = move(path.state(there))
+    back = seen_from(path, moved.z, kept_in)
     is_finite = there.isfinite().all(-1) & back.isfinite().all(-1)
     has_moved = (is_finite & info.is_accepted).unsqueeze(-1)
-    arrived = path.state(torch.where(has_moved, back, state.z))
+    arrived = kept_in.state(torch.where(has_moved, back, state.z))
     return State(
         arrived.z,
         torch.where(has_moved.squeeze(-1), arrived.log_probs, state.log_probs),
