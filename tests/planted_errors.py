@@ -620,6 +620,20 @@ def islands(plant=None):
     return score
 
 
+def interwoven(plant=None):
+    """The same of a hierarchy, whose chains move in whitened coordinates by turns."""
+
+    def score(seed):
+        from tests import test_interweaving  # noqa: PLC0415
+
+        with pytest.MonkeyPatch.context() as patch:
+            if plant is not None:
+                getattr(test_interweaving, plant)(patch)
+            return test_interweaving.worst_island(seed=seed)
+
+    return score
+
+
 SMC = Check(
     "test_smc.py::test_a_planted_error_biases_the_islands_of_a_constrained_latent",
     lambda implementation, seed: implementation(seed),
@@ -631,6 +645,17 @@ SMC = Check(
         "SMC: weights of the next temperature": islands("planted_shift"),
         "SMC: ancestors that owe nothing to the weights": islands("planted_ancestors"),
         "SMC: no Jacobian of a constrained latent": islands("planted_jacobian"),
+    },
+    num_seeds=3,
+)
+
+INTERWEAVING = Check(
+    "test_interweaving.py::test_a_planted_error_biases_the_islands",
+    lambda implementation, seed: implementation(seed),
+    interwoven(),
+    {
+        "SMC: no Jacobian of whitened coordinates": interwoven("planted_jacobian"),
+        "SMC: places in the other coordinates": interwoven("planted_places"),
     },
     num_seeds=3,
 )
@@ -687,7 +712,7 @@ BRIDGE_ERROR = Check(
 CHECKS = [
     UNBIASED, EXACT_POSTERIOR, FLOW, VARIANCE, FEW_WEIGHTS, SPREAD, ESS, DATA_SE, MC_SE,
     JACKKNIFE, K_HAT, STOPPING, PAIRS, WINNERS, SKEW, FITS, DIVERGENCES, BEST, ANNEALING, SMC,
-    BRIDGE, BRIDGE_ERROR,
+    INTERWEAVING, BRIDGE, BRIDGE_ERROR,
 ]  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_a_guide_makes_the_same_of_the_same_draw(monkeypatch):
     Then log q is no density of the effects, which annealing, bridges and gradients rely on.
     """
     assert (effects_of_one_draw(FullRank.for_model(effects, X)).std(0) == 0).all()
-    monkeypatch.setattr(latents, "_dependent_on_discrete", lambda *_: frozenset())
+    monkeypatch.setattr(latents, "moved_by_enumerated", lambda *_: frozenset())
     monkeypatch.setattr("evidence.guides.placement.undrawn", lambda model: model)
     assert effects_of_one_draw(FullRank.for_model(effects, X)).std(0).min() > 0.1
 

@@ -169,6 +169,9 @@ def log_joint(model, path, u):
     for name, latent in assignment.values.items():
         transform = biject_to(trace.nodes[name]["fn"].support)
         total = total + transform.log_abs_det_jacobian(latent, transform(latent)).sum()
+        if name.endswith("_unobserved"):  # the prior draws of `obs_mask` what Pyro does not score
+            site = trace.nodes[name]
+            total = total + site["fn"].log_prob(site["value"])[~site["mask"]].sum()
     return total
 
 
@@ -236,3 +239,17 @@ def test_discrete_latents_are_summed_out_under_vmap():
     assert torch.allclose(together.log_probs, alone.log_probs)
     assert torch.allclose(together.grads, alone.grads)
     assert together.grads.abs().min() > 0
+
+
+def test_latents_of_another_dtype_than_the_data():
+    """Beside others a scalar float32 decides the dtype of what is float64 alone."""
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        for n in range(len(y)):
+            pyro.sample(f"y_{n}", dist.Normal(mean, 1.0), obs=y[n])
+
+    x = as_data(Y.double())
+    with annealing_mode(takes(model, x), None, 0, X.device):
+        path = path_of(takes(model, x), None, x)
+        assert path.way is Way.PLATE

@@ -15,6 +15,7 @@ from evidence.inference import (
     check,
     fit,
     importance_weighted_evidence,
+    marginal_likelihood,
     nuts_reference,
 )
 from evidence.inference.programs.random_state import isolated_rng
@@ -160,3 +161,14 @@ def test_the_reference_stays_where_the_posterior_is():
     assert draws.std() < 3  # else it walks off where nothing holds it
     mean = X[SEEN].sum() / (len(X[SEEN]) + PRIOR_SD**-2)
     assert abs(found.site_values["mu"].mean() - mean) < 0.3
+
+
+@pytest.mark.parametrize("model", [missing, padded])
+def test_weights_of_draws_from_a_prior_that_is_masked_confirm_the_evidence(model):
+    """Entries that are masked out need a density for that, of their own."""
+    quick = {"num_islands": 16, "num_chains": 8, "max_rounds": 1}
+    found = marginal_likelihood(model, (X, SEEN), **quick)
+    assert found.not_reliable is None
+    assert {"iw", "smc"} <= found.estimates.keys()
+    for one in found.estimates.values():
+        assert abs(one.mean - exact()) < 4 * one.mc_se < 0.4

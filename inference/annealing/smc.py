@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evidence.inference.annealing import particles, pilot
+from evidence.inference.annealing import particles
 from evidence.inference.annealing.particles import Particles
-from evidence.inference.annealing.pilot import Plan
 from evidence.inference.annealing.smc_options import SMCOptions
+from evidence.inference.annealing.smc_pilot import Move, SMCPlan
 from evidence.inference.paths import hmc
+from evidence.inference.paths.interweaving import in_turn
 from evidence.inference.paths.log_joint import AbstractPath
 
 
@@ -32,7 +33,7 @@ class Passed(NamedTuple):
 
 
 def run(
-    path: AbstractPath, plan: Plan, options: SMCOptions, on_temperature: Callable[[], object]
+    path: AbstractPath, plan: SMCPlan, options: SMCOptions, on_temperature: Callable[[], object]
 ) -> Passed:
     """One pass with everything frozen: unbiased, and a lower bound of log p(x) in expectation.
 
@@ -53,33 +54,31 @@ def run(
     for t in range(1, len(plan.betas)):
         log_w = (plan.betas[t] - plan.betas[t - 1]) * changes[-1]
         ancestors = particles.resampled(cloud, log_w, num_chains // islands)
-        kernel = _Kernel(path, plan, t, options)
-        cloud = particles.moved(path, ancestors, options.num_steps, kernel)
+        beta = plan.betas[t].item()
+        kernels = [_Kernel(move, path, beta, options) for move in plan.moves[t - 1]]
+        cloud = particles.moved(path, ancestors, options.num_steps, in_turn(kernels))
         changes.append(particles.by_island(path.log_ratio(cloud.log_probs), islands))
-        acceptance.append(kernel.accepted / (options.num_steps - 1))
+        accepted = torch.stack([kernel.accepted for kernel in kernels]).sum(0)
+        acceptance.append(accepted / (options.num_steps - 1))
         on_temperature()
     began = particles.by_island(began, islands)
     return Passed(torch.stack(changes), torch.stack(acceptance), began, cloud)
 
 
 class _Kernel:
-    """HMC at one temperature, its step sizes and metric frozen."""
+    """A move at one temperature, its step sizes and metric frozen."""
 
-    def __init__(self, path: AbstractPath, plan: Plan, t: int, options: SMCOptions) -> None:
-        self.path, self.beta = path, plan.betas[t].item()
-        self.step_sizes, self.factor = plan.step_sizes[t - 1], pilot.factor_at(plan.factors, t - 1)
-        self.length = options.num_leapfrog_steps
-        self.accepted = torch.zeros_like(self.step_sizes)  # mean acceptance, summed over the steps
+    def __init__(self, move: Move, path: AbstractPath, beta: float, options: SMCOptions) -> None:
+        self.move, self.kept_in, self.beta, self.options = move, path, beta, options
+        self.accepted = torch.zeros_like(move.step_sizes)  # mean acceptance, summed over the steps
 
-    def __call__(self, state: hmc.State, number: int) -> hmc.State:
-        moved, info = pilot.move(
-            self.path,
+    def __call__(self, state: hmc.State) -> hmc.State:
+        state, info = self.move(
             state,
             self.beta,
-            self.step_sizes,
-            self.factor,
-            self.length,
-            of_all_lengths=self.path.layout.is_joint,
+            self.options,
+            kept_in=self.kept_in,
+            of_all_lengths=self.kept_in.layout.is_joint,
         )
         self.accepted += info.acceptance.mean(0)
-        return moved
+        return state

@@ -20,6 +20,7 @@ from evidence.inference.estimation import reliability
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.interweaving import coordinates_of
 from evidence.inference.paths.log_joint import AbstractPath
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import as_data, takes
@@ -146,6 +147,10 @@ def smc(
     p(x). Temperatures, metrics and step sizes come from a pilot run with random numbers of its own
     and are frozen in the measured run, without which there is no such average.
 
+    Where the prior of some latents moves with others, as in a hierarchy, chains move by turns in
+    the model's own coordinates and in whitened ones, in which it does not, see
+    `paths.interweaving`.
+
     All this is done by R islands side by side that share nothing but the pilot run. Chains that do
     not mix hand on the errors of one temperature to the next; no autocorrelation within a chain
     shows that, and the error bar that is made of it is too short. The spread of independent
@@ -186,8 +191,6 @@ def smc(
         is_joint, num_chains = path.layout.is_joint, chosen.chains(path)
         size = max(1, chosen.chunk_size // num_chains)
         paths = [path] if is_joint else [path_of(model, guide, block) for block in x.split(size)]
-        for path in paths:
-            path.expect_calls(chosen.about_calls, chosen.compile)
         parts = [_block(path, chosen, bar.update) for path in paths]
     whole = _joined(parts)
     return dataclasses.replace(whole, data_set_size=len(x) if is_joint else None)
@@ -197,7 +200,10 @@ def _block(
     path: AbstractPath, options: SMCOptions, on_temperature: Callable[[], object]
 ) -> Sampled:
     """The record of the data of one path."""
-    plan = smc_pilot.plan_for(path, options, on_temperature)
+    coordinates = coordinates_of(path)
+    for one in coordinates:
+        one.expect_calls(options.about_calls // len(coordinates), options.compile)
+    plan = smc_pilot.plan_for(coordinates, options, on_temperature)
     passed = machine.run(path, plan, options, on_temperature)
     final, last = passed.final, passed.changes[-1]
     log_w = readings.log_weights(plan.betas, passed.changes)
@@ -220,7 +226,7 @@ def _block(
             correction.mean(0).abs(),
         ),
         num_particles=last[..., 0].numel(),
-        num_evaluations=path.num_evaluations,
+        num_evaluations=sum(one.num_evaluations for one in coordinates),
         dtype=final.z.dtype,
     )
 

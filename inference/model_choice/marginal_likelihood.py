@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,7 +23,8 @@ from evidence.inference.estimation.sequential import Sampled, smc
 from evidence.inference.model_choice.bayes_factors import total
 from evidence.inference.model_choice.mixture_proposal import PRIOR_SHARE, MixtureProposal
 from evidence.inference.paths.guide_path import path_of
-from evidence.inference.paths.log_joint import PriorPath
+from evidence.inference.paths.interweaving import coordinates_of, seen_from
+from evidence.inference.paths.log_joint import AbstractPath, PriorPath
 from evidence.inference.programs import estimators
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.random_state import isolated_rng
@@ -135,10 +136,10 @@ def marginal_likelihood(
 
     Sequential Monte Carlo from the prior finds where the posterior is, all its modes included, and
     is the first estimate. Importance weights are the second: of the guide, or of a mixture of
-    Student's t that is fitted to the particles, as many as the target needs. Where these weights
-    are not reliable, a bridge between the particles and the guide, or a normal, is the third. If
-    the kinds do not agree, or none reaches the target, all is done again with four times as many
-    particles, `max_rounds` times at the most.
+    Student's t that is fitted to the particles, in the model's coordinates or in whitened ones, as
+    many as the target needs. Where these weights are not reliable, a bridge between the particles
+    and the guide, or a normal, is the third. If the kinds do not agree, or none reaches the target,
+    all is done again with four times as many particles, `max_rounds` times at the most.
 
     What no particle comes upon is in none of the estimates, and nothing shows it: a narrow mode far
     from all others that hardly any draw from the prior is near.
@@ -193,6 +194,13 @@ def _reliable_first(found: Mapping[str, Evidence]) -> dict[str, Evidence]:
     return {name: found[name] for name in sorted(found, key=rank)}
 
 
+class _Fitted(NamedTuple):
+    """A proposal, and the ESS of so many weights of a pilot run."""
+
+    proposal: MixtureProposal
+    pilot_ess: float
+
+
 @dataclass
 class _Measured:
     """The estimates of one round."""
@@ -223,24 +231,31 @@ class _Measured:
         # Numbers that the particles were moved by must have nothing in common with the weights'.
         with annealing_mode(program, None, self.seed * 1_000_003 + 499_979, self.x.device):
             path = path_of(program, None, self.x)
-            assert isinstance(path, PriorPath)
             draws = PosteriorDraws(self.sampled.draws, path)
             u = draws.located(path).flatten(0, 1)[:: _every(self.sampled.num_particles)]
-            proposal = MixtureProposal(path, u, self.seed)
-            pilot, _ = proposal.log_weights(_PILOT)
-            count = _enough(pilot, self.target_se)
-            log_w, caveat = proposal.log_weights(count)
+            fits = [self._fit(seen_from(path, u, one), one) for one in coordinates_of(path)]
+            fitted = max(fits, key=lambda one: one.pilot_ess)
+            count = _enough(fitted.pilot_ess, self.target_se)
+            log_w, caveat = fitted.proposal.log_weights(count)
             record = from_log_weights(log_w)["iw"]
             on_edge = draws.share_on_edge
-        spent = proposal.num_evaluations + _PILOT + count
+        spent = sum(one.proposal.num_evaluations + _PILOT for one in fits) + count
         record = dataclasses.replace(
             record,
             num_evaluations=spent,
-            dtype=u.dtype,
+            dtype=self.sampled.dtype,
             caveat=caveat,
             defensive=PRIOR_SHARE,
         )
         return record.of(on_edge, len(self.x))
+
+    def _fit(self, u: Tensor, path: AbstractPath) -> "_Fitted":
+        """A mixture that is fitted to particles `[S, 1, Z]` in the coordinates of a path."""
+        assert isinstance(path, PriorPath)
+        told = u[u.isfinite().all(-1).squeeze(1)]  # a scale that underflows whitens nothing
+        proposal = MixtureProposal(path, told, self.seed)
+        pilot, _ = proposal.log_weights(_PILOT)
+        return _Fitted(proposal, estimators.ess(pilot).nan_to_num(0.0).item())
 
     def _by_guide(self, guide: Program) -> Evidence:
         with isolated_rng(self.seed, self.x.device):
@@ -264,9 +279,9 @@ def _every(num_draws: int) -> int:
     return max(1, num_draws // _DRAWS_TO_FIT)
 
 
-def _enough(pilot: Tensor, target_se: float) -> int:
-    """How many weights bring the standard error to the target, by those of a pilot run."""
-    return _count((estimators.ess(pilot) / len(pilot)).item(), target_se)
+def _enough(pilot_ess: float, target_se: float) -> int:
+    """How many weights bring the standard error to the target, by the ESS of a pilot run."""
+    return _count(pilot_ess / _PILOT, target_se)
 
 
 def _count(share: float, target_se: float) -> int:

@@ -4,12 +4,14 @@
 inside `evaluation_mode`.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from evidence.inference.compilation.functions import Compile
@@ -19,6 +21,7 @@ from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import is_enumerated, prior_of, undrawn
 from evidence.inference.programs.mapping import AsVmapNeeds
+from evidence.inference.programs.masks import without_effect
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.recorded import RecordedFunction
 from evidence.inference.programs.sites import latent_sites
@@ -272,13 +275,15 @@ class PriorPath(AbstractPath):
     Args:
         model: called with a batch; scores it.
         x: data `[B, *data_shape]`.
+        whitened: sites of which u is what is left without the location and scale of their priors,
+            see `Packing`.
 
     Raises:
         ValueError: bad data, a missing data plate, or latents that annealing cannot move.
     """
 
     @torch.no_grad()
-    def __init__(self, model: Program, x: Batch) -> None:
+    def __init__(self, model: Program, x: Batch, *, whitened: Collection[str] = ()) -> None:
         try:
             layout = layout_of(model, prior_of(model), x, require_density=False)
         except NotImplementedError:
@@ -286,13 +291,27 @@ class PriorPath(AbstractPath):
                 "a latent site of the model has a prior that cannot be drawn from: without a "
                 "proper prior there is no evidence"
             ) from None
-        packing = Packing(latents_of(model, x, layout), layout)
+        # The prior draws what it masks: unscored, there would be no density of these entries.
+        with isolated_rng(device=x.device):
+            in_full = without_effect(model, x, poutine.trace(model).get_trace(x))
+        layout = dataclasses.replace(layout, in_full=in_full)
+        packing = Packing(latents_of(model, x, layout), layout, whitened=whitened)
         super().__init__(model, x, layout, packing)
 
     @staticmethod
     def weights(beta: float) -> tuple[float, float]:
         """The weights of log p(u) and log p(x | z) at inverse temperature β."""
         return 1.0, beta
+
+    @torch.no_grad()
+    def at_latents_of(self, other: "PriorPath", z: Tensor) -> Tensor:
+        """The u of the latents that `other`, of the same model, has at z, both `[C, B, Z]`."""
+
+        def compute(rows: dict[str, Tensor], plate: int | None) -> Tensor:
+            u = rows["u"].unsqueeze(0) if plate is None else rows["u"]
+            return self.packing.pack(other._sites(u, plate), plate or 1, len(self.x))
+
+        return self._by(self.way, compute, {"u": z})
 
     def _locate(self, values: dict[str, Tensor], plate: int | None) -> Tensor:
         with Given(values):

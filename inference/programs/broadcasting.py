@@ -89,8 +89,12 @@ def _agree(together: LogProbs, row: int, alone: LogProbs) -> bool:
 
 
 def agree(together: Tensor, alone: Tensor) -> bool:
-    """Whether log-probabilities are equal to the rounding of their dtype."""
-    relative = 1e-4 if alone.dtype == torch.float32 else 1e-8
+    """Whether log-probabilities are equal to the rounding of their dtype.
+
+    These may be two: torch lets no scalar decide, which a latent is alone, and not beside others.
+    """
+    relative = 1e-4 if torch.float32 in (together.dtype, alone.dtype) else 1e-8
+    together, alone = together.double(), alone.double()
     scale = 1 + torch.nan_to_num(alone.abs(), posinf=0.0).max().item()
     return torch.allclose(together, alone, rtol=relative, atol=relative * scale, equal_nan=True)
 

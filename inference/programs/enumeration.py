@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution, Unit, constraints
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from evidence.inference.programs.checks import check_support
 from evidence.inference.programs.data import Batch, Program
+from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import Site, dim_of, plates_of, random_sites, sites_of
 from evidence.inference.programs.supports import zero_outside
 
@@ -99,23 +101,41 @@ def prior_of(model: Program) -> Program:
     )
 
 
-def undrawn(model: Program, *, which: int = 0) -> Program:
-    """The model with the latents that it enumerates at their first values, or others; none drawn.
+def undrawn(model: Program) -> Program:
+    """The model with the latents that it enumerates at their first values; none drawn.
 
     For what does not depend on them: the values and supports of the other latents, which may then
     be asked for under `torch.vmap`, too.
     """
-    return _Undrawn(which)(model)
+    return _Undrawn()(model)
 
 
 class _Undrawn(Messenger):
-    def __init__(self, which: int) -> None:
-        super().__init__()
-        self.which = which
-
     def _pyro_sample(self, msg: Site) -> None:
         if is_enumerated(msg) and msg["value"] is None and msg["fn"].has_enumerate_support:
-            msg["value"] = msg["fn"].enumerate_support()[self.which]
+            msg["value"] = msg["fn"].enumerate_support()[0]
+
+
+@torch.no_grad()
+def moved_by_enumerated(model: Program, x: Batch, values: dict[str, Tensor]) -> frozenset[str]:
+    """The sites whose distribution depends on latents that the model enumerates, at any of these.
+
+    Args:
+        model: called with a batch; scores it.
+        x: data.
+        values: of the other latents, by site name.
+    """
+    with isolated_rng(device=x.device):
+        trace = poutine.trace(_enumerating(pyro.condition(model, values))).get_trace(x)
+    return frozenset(
+        name
+        for name, site in random_sites(trace).items()
+        if len(site["fn"].batch_shape) >= -_FIRST_DIM
+    )
+
+
+def _enumerating(model: Program) -> Program:
+    return EnumMessenger(first_available_dim=_FIRST_DIM)(model)
 
 
 def trace_summed_out(model: Program, x: Batch, latents: Trace | None = None) -> Trace:
@@ -129,7 +149,7 @@ def trace_summed_out(model: Program, x: Batch, latents: Trace | None = None) -> 
     Reference: F. Obermeyer et al., "Tensor Variable Elimination for Plated Factor Graphs", 2019,
     https://arxiv.org/abs/1902.03210.
     """
-    program = EnumMessenger(first_available_dim=_FIRST_DIM)(model)
+    program = _enumerating(model)
     program = program if latents is None else poutine.replay(program, trace=latents)
     trace = poutine.trace(program).get_trace(x)
     if not any(is_summed_out(site) for site in random_sites(trace).values()):

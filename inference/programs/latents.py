@@ -12,13 +12,13 @@ from torch import Tensor
 
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch, Program
-from evidence.inference.programs.enumeration import ONLY_DISCRETE, undrawn
+from evidence.inference.programs.enumeration import ONLY_DISCRETE, moved_by_enumerated
 from evidence.inference.programs.evaluation import evaluation_mode
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import dim_of, latent_sites, plates_of, random_sites
 from evidence.inference.programs.supports import entry_of
 from evidence.inference.programs.traces import Layout, common_dims, trace_of_one_more
-from evidence.inference.programs.unconstrained import Assignment, Given, Packing, Site
+from evidence.inference.programs.unconstrained import Assignment, Packing, Site
 
 _FEW = 64  # data: enough to see where every datum has latents of its own
 
@@ -84,7 +84,8 @@ def latents_of(model: Program, x: Batch) -> Latents:
     dependent = frozenset(name for name, site in sites.items() if _depends(site, again[name]))
     enumerated = len(sites) + len(imputed) < len(latents)
     if enumerated:
-        dependent -= _dependent_on_discrete(model, few, sites)
+        values = {name: site["value"] for name, site in sites.items()}
+        dependent -= moved_by_enumerated(model, few, values)  # which no guide knows
     vary = any(_varies(site, again[name], name in local) for name, site in sites.items())
     return Latents(sites, layout, local, data_dim, imputed, dependent, enumerated, vary, few)
 
@@ -168,14 +169,6 @@ def _depends(site: Site, again: Site) -> bool:
         for name in ("loc", "scale", "scale_tril")
         if isinstance(getattr(one, name, None), Tensor)
     )
-
-
-def _dependent_on_discrete(model: Program, x: Batch, sites: dict[str, Site]) -> frozenset[str]:
-    """Those whose prior moves with latents that are summed out, which no guide knows."""
-    with Given({name: site["value"] for name, site in sites.items()}):
-        first, last = (prior_trace(undrawn(model, which=which), x) for which in (0, -1))
-    ends = [random_sites(trace) for trace in (first, last)]
-    return frozenset(name for name in sites if _depends(*(end[name] for end in ends)))
 
 
 def _varies(site: Site, again: Site, is_local: bool) -> bool:

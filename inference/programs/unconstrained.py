@@ -1,6 +1,7 @@
 """The continuous latents of a Pyro program, side by side in one unconstrained tensor."""
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -21,6 +22,7 @@ from evidence.inference.programs.scoring import log_prob_per_datum
 from evidence.inference.programs.sites import Site
 from evidence.inference.programs.supports import entry_of
 from evidence.inference.programs.traces import Layout, Program, particle_plate
+from evidence.inference.programs.whitening import whitening
 
 
 class _Part(NamedTuple):
@@ -49,6 +51,8 @@ class Packing:
         sites: the sites, from a trace without chains.
         layout: where data and chains are among the batch dimensions.
         supports: of sites whose own distribution does not tell it.
+        whitened: sites of which u is what is left without the location and scale of their priors:
+            T then moves with the latents that were drawn before.
 
     Raises:
         ValueError: a site that is discrete, a point mass, without a bijection, or outside the plate
@@ -60,8 +64,10 @@ class Packing:
         sites: dict[str, Site],
         layout: Layout,
         supports: dict[str, constraints.Constraint] | None = None,
+        *,
+        whitened: Collection[str] = (),
     ) -> None:
-        self._layout, self._supports = layout, supports or {}
+        self._layout, self._supports, self._whitened = layout, supports or {}, whitened
         self._depth = -layout.particle_dim - 1  # batch dimensions without that of the chains
         self._data_axis = layout.data_axis(self._depth)  # None: all data share the latents
         self._parts = {name: self._part(site) for name, site in sites.items()}
@@ -95,6 +101,8 @@ class Packing:
 
         Asked for anew in every run: a support may depend on latents drawn before.
         """
+        if site["name"] in self._whitened:
+            return whitening(site["fn"])
         return transform_to(site["name"], self._supports.get(site["name"], site["fn"].support))
 
     def unpack(self, z: Tensor, *, has_chains: bool) -> dict[str, Tensor]:
