@@ -38,8 +38,7 @@ class Data:
 
     def __len__(self) -> int:
         """N, the number of data; 1 if there are no tensors."""
-        sizes = [len(tensor) for tensor in self.tensors if tensor.ndim]
-        return sizes[0] if sizes else 1
+        return next((len(tensor) for tensor in self.tensors if tensor.ndim), 1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Data":
         """The same arguments, every tensor with one datum per row changed."""

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -73,9 +74,9 @@ class JointOptim(PyroOptim):
         """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
+        if not math.isfinite(value := norm.item()):
             self.zero_grad()
-            raise FloatingPointError(f"the gradient norm is {norm.item()}")
+            raise FloatingPointError(f"the gradient norm is {value}")
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip_norm, norm)
         self.optimizer.step()
@@ -83,7 +84,8 @@ class JointOptim(PyroOptim):
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def set_lr(self, lr: float) -> None:
         """Change the learning rate from the next update on."""

@@ -73,6 +73,8 @@ class TrainingStep:
         batch = data.x_train[:batch_size]
         self.gradients = GradientWatch(_to_be_trained(optim.parameters, objective, first.guide))
         self.is_watched = True
+        # Asked once: each time it would take as long as a dozen small tensor operations.
+        self._differentiable = objective if isinstance(objective, Differentiable) else None
         self._svi = SVI(
             model, guide, optim, loss=objective.loss, loss_and_grads=self._loss_and_grads
         )
@@ -128,23 +130,24 @@ class TrainingStep:
         """The loss of a batch, of which every process takes a share, and its gradients."""
         total, parameters = len(x), self.optim.parameters.values()
         part = x if ranks.size == 1 else x[ranks.share(total)]
-        num_data = self._plate_total or (len(self.data) if self._data_dims else len(part))
+        size = len(part)
+        num_data = self._plate_total or (len(self.data) if self._data_dims else size)
         is_shared = self.ranks.size > 1  # also where one alone takes all
         draws = ShareDraws(self._dims, ranks.share(total), total) if is_shared else nullcontext()
         with (
             poutine.block(hide_types=["param"]),
-            self._scaled(len(part)),
+            self._scaled(size),
             draws,
         ):
             if isinstance(self.objective, Compiled):
                 loss = self.objective.mean_loss_and_grads(num_data, model, guide, part)
-            elif not isinstance(self.objective, Differentiable):
+            elif self._differentiable is None:
                 loss = self.objective.loss_and_grads(model, guide, part) / num_data
                 for parameter in parameters:
                     if parameter.grad is not None:
                         parameter.grad /= num_data
             else:
-                surrogate = self.objective.differentiable_loss(model, guide, part) / num_data
+                surrogate = self._differentiable.differentiable_loss(model, guide, part) / num_data
                 loss = surrogate.item()
                 if math.isfinite(loss):
                     surrogate.backward()
