@@ -28,7 +28,7 @@ from evidence.inference.training.non_finite import (
     likely_cause,
     non_finite_parameter,
 )
-from evidence.inference.training.optimizer import JointOptim
+from evidence.inference.training.optimizer import JointOptim, joint_norm
 from evidence.inference.training.options import TrainingOptions
 from evidence.inference.training.ranks import Ranks
 from evidence.inference.training.snapshots import Saver, Snapshot
@@ -279,7 +279,7 @@ class TrainingRun:
 
     def _expect_finite_parameters(self) -> None:
         """Look at what the last update made: no step has used it yet."""
-        norm = torch.nn.utils.get_total_norm(self.parameters.values())
+        norm = joint_norm([*self.parameters.values()])
         if math.isfinite(norm.item()) or (name := non_finite_parameter(self.parameters)) is None:
             return
         raise NonFiniteLossError(
