@@ -1,5 +1,6 @@
 """Training until the ELBO is flat, what is said when it is not, and which parameters are kept."""
 
+import copy
 import functools
 import math
 
@@ -123,10 +124,35 @@ def test_a_cap_on_the_steps_ends_training_which_is_said_and_gone_on_from_as_advi
     assert history.epochs[-1].is_capped
     assert history.still_rising > 0
     assert str(history).endswith(history.not_converged)
+    before = copy.deepcopy(snapshots[-1].meta)
     history = run(100_000, resume_from=snapshots[-1])
+    assert snapshots[-1].meta == before  # a run that goes on from it leaves it as it was
     assert not any(record.is_capped for record in history.epochs)
     assert history.not_converged is None
     assert gap() < 2e-3
+
+
+@pytest.mark.parametrize("judged", ["held_out", "x_test"])
+def test_an_epoch_costs_no_more_the_more_epochs_went_before(judged, monkeypatch):
+    """Of a fit of all data at once, where every step is an epoch."""
+    work = []
+    make, judge = EpochRecord.__init__, EpochRecord.judged_loss.fget
+    monkeypatch.setattr(
+        EpochRecord, "__init__", lambda self, *args, **kw: work.append(1) or make(self, *args, **kw)
+    )
+    monkeypatch.setattr(
+        EpochRecord, "judged_loss", property(lambda self: work.append(1) or judge(self))
+    )
+
+    def work_of(num_steps):
+        pyro.clear_param_store()
+        work.clear()
+        options = {"num_steps": num_steps, "batch_size": len(DATA), judged: DATA[:32]}
+        fit(normal_model, normal_guide, DATA, progress=False, compile=False, **options)
+        return len(work)
+
+    few, some, many = work_of(10), work_of(20), work_of(30)
+    assert 10 <= some - few == many - some
 
 
 def test_training_of_a_number_of_steps_is_not_said_to_be_cut_short():

@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -160,7 +160,7 @@ class Schedule:
 
 
 @torch.no_grad()
-def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
+def joint_norm(tensors: list[Tensor]) -> Tensor:
     """The Euclidean norm of all entries of these tensors, bit for bit as torch takes it.
 
     Torch sorts them by device and type first, which takes longer than the norm of small ones.

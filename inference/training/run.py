@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
-import torch
 from tqdm import tqdm
 
 from evidence.inference.objectives.interface import Objective

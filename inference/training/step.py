@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
@@ -17,7 +16,7 @@ from evidence.inference.objectives.interface import Differentiable, Objective
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import slices
 from evidence.inference.programs.evaluation import no_training
-from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.random_state import isolated_rng, set_seed
 from evidence.inference.programs.sites import observed_sites
 from evidence.inference.programs.traces import Program, Traces, takes_subsamples
 from evidence.inference.programs.validation import in_one_line, validated
@@ -182,7 +181,7 @@ class TrainingStep:
     def loss(self, x: Batch, seed: int) -> float:
         """The objective of a batch in nats, under a seed; draws nothing from training's own."""
         with self._looking(x.device), self._scaled(len(x)):
-            pyro.set_rng_seed(seed)
+            set_seed(seed)
             return self.objective.loss(self.model, self.guide, x)
 
     @torch.no_grad()
@@ -195,7 +194,7 @@ class TrainingStep:
                 x = data.x_train[rows]
                 share = len(x) / len(data) if self._data_dims else 1.0
                 for seed in range(_NUM_SEEDS):
-                    pyro.set_rng_seed(seed)
+                    set_seed(seed)
                     with self._scaled(len(x)):
                         loss = self.objective.loss(self.model, self.guide, data.transformed(x))
                         total[seed] += share * loss
