@@ -309,8 +309,16 @@ def test_a_step_is_adam_on_the_mean_loss():
     assert difference.abs().max() < 1e-9
 
 
+LAYOUTS = [
+    lambda x: x,
+    torch.t,
+    lambda x: x[:, ::2],
+    lambda x: x.view(6, 2, 2, 5).to(memory_format=torch.channels_last),
+]
+
+
 @pytest.mark.parametrize("several", [False, True])
-@pytest.mark.parametrize("layout", [lambda x: x, torch.t, lambda x: x[::2], lambda x: x[:, ::2]])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_data_at_once_are_laid_out_as_a_minibatch_is(several, layout):
     """For sums depend on the layout, in their last bits; and they are nobody else's memory."""
     rows = layout(torch.randn(12, 10))
