@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from evidence.inference.programs.random_state import seed_torch
+
 _ROWS = 1  # the dimension of the rows, after that of the particles
 
 
@@ -63,7 +65,7 @@ class CommonNoise(TorchDispatchMode):
         results = []
         for row in range(self.shape[1]):
             with torch.random.fork_rng(devices):
-                torch.manual_seed(seed)
+                seed_torch(seed)
                 given = [of_row(arg, row) for arg in args]
                 results.append(func(*given, **{k: of_row(v, row) for k, v in options.items()}))
         return torch.cat(results, _ROWS)

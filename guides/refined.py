@@ -13,6 +13,7 @@ from evidence.guides.common_noise import CommonNoise
 from evidence.guides.full_rank import FullRank
 from evidence.guides.per_datum import per_datum
 from evidence.guides.posterior import AbstractPosterior
+from evidence.inference.programs.random_state import seed_torch
 
 
 class Refined(AbstractPosterior):
@@ -109,7 +110,7 @@ class Refined(AbstractPosterior):
         noise = CommonNoise(self.num_particles, len(x))
         for step in range(self.num_steps):
             with torch.random.fork_rng(devices), poutine.block(), noise:
-                torch.manual_seed(step)
+                seed_torch(step)
                 loss = -self._elbo_sum(x, refined)
             (refined.grad,) = torch.autograd.grad(loss, refined)
             adam.step()

@@ -10,7 +10,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from evidence.guides import MeanField
 from evidence.inference import NonFiniteLossError, Snapshot, restore_tensors
-from evidence.inference.training.optimizer import JointOptim, describe_maker, fused_adam
+from evidence.inference.training.optimizer import (
+    JointOptim,
+    describe_maker,
+    fused_adam,
+    joint_norm,
+)
 from evidence.models import VAE
 from tests.test_training import X, pair, quick, weights_of
 
@@ -179,3 +184,19 @@ def test_a_last_update_that_leaves_finite_weights_and_no_loss_is_found():
     with pytest.raises(NonFiniteLossError, match=r"after the last update|not finite"):
         quick(model, guide, lr=1e30, num_epochs=1, batch_size=60, on_snapshot=seen.append)
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    "dtypes", [[torch.float32], [torch.float64], [torch.float32, torch.float64]]
+)
+def test_the_joint_norm_is_torchs_to_the_bit(dtypes):
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-30, 1.0, 1e30, math.inf):
+        tensors = [
+            scale * torch.randn(size, 7, generator=generator).to(dtype)
+            for size in (1, 3, 40)
+            for dtype in dtypes
+        ]
+        ours, theirs = joint_norm(tensors), torch.nn.utils.get_total_norm(tensors)
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == theirs.dtype

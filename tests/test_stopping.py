@@ -1,5 +1,6 @@
 """Training until the ELBO is flat, what is said when it is not, and which parameters are kept."""
 
+import copy
 import functools
 import math
 
@@ -123,10 +124,34 @@ def test_a_cap_on_the_steps_ends_training_which_is_said_and_gone_on_from_as_advi
     assert history.epochs[-1].is_capped
     assert history.still_rising > 0
     assert str(history).endswith(history.not_converged)
+    before = copy.deepcopy(snapshots[-1].meta)
     history = run(100_000, resume_from=snapshots[-1])
+    assert snapshots[-1].meta == before  # a run that goes on from it leaves it as it was
     assert not any(record.is_capped for record in history.epochs)
     assert history.not_converged is None
     assert gap() < 2e-3
+
+
+def test_an_epoch_costs_no_more_the_more_epochs_went_before(monkeypatch):
+    """Of a fit of all data at once, where every step is an epoch."""
+    work = []
+    make, judge = EpochRecord.__init__, EpochRecord.judged_loss.fget
+    monkeypatch.setattr(
+        EpochRecord, "__init__", lambda self, *args, **kw: work.append(1) or make(self, *args, **kw)
+    )
+    monkeypatch.setattr(
+        EpochRecord, "judged_loss", property(lambda self: work.append(1) or judge(self))
+    )
+
+    def work_of(num_steps):
+        pyro.clear_param_store()
+        work.clear()
+        options = {"num_steps": num_steps, "batch_size": len(DATA), "held_out": DATA[:32]}
+        fit(normal_model, normal_guide, DATA, progress=False, compile=False, **options)
+        return len(work)
+
+    few, some, many = work_of(10), work_of(20), work_of(30)
+    assert 10 <= some - few == many - some
 
 
 def test_training_of_a_number_of_steps_is_not_said_to_be_cut_short():
@@ -170,7 +195,8 @@ def overfitting(**options):
 
 
 def test_the_best_epoch_on_held_out_data_is_kept():
-    model, guide, history, held_out = overfitting()
+    snapshots = []
+    model, guide, history, held_out = overfitting(on_snapshot=snapshots.append, snapshot_every=75)
     losses = [record.held_out_loss for record in history.epochs]
     assert history.best_epoch == 1 + int(np.argmin(losses))
     assert losses[-1] > min(losses) + 1  # the twin: the last epoch is worse
@@ -178,6 +204,9 @@ def test_the_best_epoch_on_held_out_data_is_kept():
     exact = -terms.log_w.mean().item()
     assert exact == pytest.approx(min(losses), abs=0.3)
     assert f"epoch {history.best_epoch}" in str(history)
+    assert history.best_epoch < snapshots[0].meta["position"]["epoch"]
+    *resumed, _, _ = overfitting(resume_from=snapshots[0])  # where none is as good any more
+    assert torch.equal(weights_of(*resumed), weights_of(model, guide))
 
 
 def test_a_number_of_steps_may_end_within_an_epoch():

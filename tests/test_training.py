@@ -24,8 +24,10 @@ from torch.distributions import kl_divergence
 from evidence.guides import Delta, FullRank, MeanField, Planar
 from evidence.inference import NonFiniteLossError, fit, log_weights
 from evidence.inference.programs import precision
+from evidence.inference.programs.data import as_data, tensors_in
 from evidence.inference.programs.parameters import trainable_parameters
-from evidence.inference.programs.random_state import rng_state, set_rng_state
+from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
+from evidence.inference.training.data import TrainingData
 from evidence.inference.training.optimizer import JointOptim
 from evidence.inference.training.tempering import TemperLatents
 from evidence.models import VAE, Autoencoder, LinearGaussian
@@ -307,6 +309,30 @@ def test_a_step_is_adam_on_the_mean_loss():
     assert difference.abs().max() < 1e-9
 
 
+LAYOUTS = [
+    lambda x: x,
+    torch.t,
+    lambda x: x[:, ::2],
+    lambda x: x.view(6, 2, 2, 5).to(memory_format=torch.channels_last),
+]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_data_at_once_are_laid_out_as_a_minibatch_is(several, layout):
+    """For sums depend on the layout, in their last bits; and they are nobody else's memory."""
+    rows = layout(torch.randn(12, 10))
+    x_train = as_data((rows, torch.arange(len(rows)))) if several else rows
+    data = TrainingData(x_train, None, None, None)
+    (batch,) = data.batches(len(rows), seed=0, start=0)
+    assert list(data.batches(len(rows), seed=0, start=1)) == []
+    for given, all_of_it in zip(tensors_in(x_train), tensors_in(batch), strict=True):
+        expected = given[torch.arange(len(rows))]
+        assert torch.equal(all_of_it, expected)
+        assert all_of_it.stride() == expected.stride()
+        assert all_of_it.data_ptr() != given.data_ptr()
+
+
 def test_frozen_models_stay_as_they_are():
     model, guide = pair()
     model.requires_grad_(False)
@@ -526,6 +552,21 @@ def test_the_random_state_comes_back_with_its_cached_draws():
     assert draws() != first
     set_rng_state(state)
     assert draws() == first
+
+
+def test_what_is_drawn_apart_leaves_the_random_state_with_its_cached_draws():
+    def draws():
+        return [random.gauss(0, 1), random.random(), np.random.randn(), torch.rand(()).item()]
+
+    state = rng_state()
+    expected = draws() + draws()
+    set_rng_state(state)
+    first = draws()
+    with isolated_rng(3):
+        inside = draws()
+    assert first + draws() == expected
+    pyro.set_rng_seed(3)
+    assert draws() == inside
 
 
 def test_a_resumption_without_the_random_state_is_not_identical():

@@ -38,8 +38,8 @@ class Data:
 
     def __len__(self) -> int:
         """N, the number of data; 1 if there are no tensors."""
-        sizes = [len(tensor) for tensor in self.tensors if tensor.ndim]
-        return sizes[0] if sizes else 1
+        values = (*self.args, *self.kwargs.values())
+        return next((len(v) for v in values if isinstance(v, Tensor) and v.ndim), 1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Data":
         """The same arguments, every tensor with one datum per row changed."""

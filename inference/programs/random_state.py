@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import TypeGuard
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
@@ -19,13 +18,38 @@ def isolated_rng(seed: int | None = None, device: torch.device | None = None) ->
         seed: seed of the state inside; without it, the state goes on from the one outside.
         device: a CUDA device whose state is set apart too.
     """
-    before = rng_state(device)
+    of_torch, of_python = torch.get_rng_state(), random.getstate()
+    of_numpy = np.random.get_state(legacy=False)
+    of_cuda = torch.cuda.get_rng_state(device) if _is_cuda(device) else None
     try:
         if seed is not None:
-            pyro.set_rng_seed(seed)
+            set_seed(seed)
         yield
     finally:
-        set_rng_state(before, device)
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        if of_cuda is not None and device is not None:
+            torch.cuda.set_rng_state(of_cuda, device)
+
+
+def set_seed(seed: int) -> None:
+    """Seed torch, Python and numpy, as `pyro.set_rng_seed` does."""
+    seed_torch(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch on every device there is.
+
+    `torch.manual_seed` also keeps, for devices that might turn up, the stack of each call as text:
+    that takes a hundred times as long.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(int(seed))
 
 
 def rng_state(device: torch.device | None = None) -> dict[str, Tensor]:

@@ -157,5 +157,6 @@ def order_of(total: int, size: int, seed: int) -> tuple[Tensor, ...]:
 
     A batch of all data is in their own order, for a guide may have a parameter for each.
     """
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    return (torch.arange(total) if size >= total else order).split(size)
+    if size >= total:
+        return (torch.arange(total),)
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).split(size)

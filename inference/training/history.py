@@ -1,6 +1,6 @@
 """What a training run leaves behind: one record per epoch."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ class History:
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One plain dictionary per epoch, for JSON."""
-        return [asdict(record) for record in self.epochs]
+        return [dict(vars(record)) for record in self.epochs]
 
     @classmethod
     def from_rows(cls, rows: list[dict[str, Any]]) -> "History":

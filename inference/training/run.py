@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
-import torch
 from tqdm import tqdm
 
 from evidence.inference.objectives.interface import Objective
@@ -28,7 +27,7 @@ from evidence.inference.training.non_finite import (
     likely_cause,
     non_finite_parameter,
 )
-from evidence.inference.training.optimizer import JointOptim
+from evidence.inference.training.optimizer import JointOptim, joint_norm
 from evidence.inference.training.options import TrainingOptions
 from evidence.inference.training.ranks import Ranks
 from evidence.inference.training.snapshots import Saver, Snapshot
@@ -119,10 +118,12 @@ class TrainingRun:
 
     def _mark_end(self) -> None:
         """Say whether it was `max_steps` that ended training, and which epoch ended with it."""
-        for record in self.position.history:  # of an earlier end, too, that has been gone on from
-            record["is_capped"] = False
+        epochs = self.history.epochs
+        for number, record in enumerate(epochs):
+            if record.is_capped:  # by an earlier end, that has been gone on from
+                epochs[number] = replace(record, is_capped=False)
         if self.options.is_until and not self.rate.has_ended:
-            self.position.history[-1]["is_capped"] = True
+            epochs[-1] = replace(epochs[-1], is_capped=True)
             warnings.warn(str(self.history.not_converged), NotConvergedWarning, stacklevel=4)
 
     @property
@@ -133,7 +134,7 @@ class TrainingRun:
     @property
     def history(self) -> History:
         """The epochs behind it."""
-        return History.from_rows(self.position.history)
+        return History(self.position.history)
 
     @property
     def steps_done(self) -> int:
@@ -178,8 +179,9 @@ class TrainingRun:
                 return
             self.last_batch, loss = x, self._step(x)
             at.seconds += time.perf_counter() - started
-            at.loss_sum += loss * len(x)
-            at.num_rows += len(x)
+            num_rows = len(x)
+            at.loss_sum += loss * num_rows
+            at.num_rows += num_rows
             at.step += 1
             if self.averages is not None:
                 self.averages.after_step()
@@ -228,13 +230,14 @@ class TrainingRun:
             lr=self.optim.lr,
         )
         self.rate.after_epoch(record)
-        ended = self.rate.has_ended
-        record = replace(record, is_flat=ended, is_average=ended and self.averages is not None)
+        if self.rate.has_ended:
+            record = replace(record, is_flat=True, is_average=self.averages is not None)
         if self.writer is not None:
             _log(self.writer, record)
-        self.state.position = Position(at.epoch + 1, history=[*at.history, asdict(record)])
-        if held_out_loss is not None and self.history.best_epoch == record.epoch:
-            self.state.keep_best()
+        at.history.append(record)  # as a list of its own would cost each epoch all those before
+        self.state.position = Position(at.epoch + 1, history=at.history)
+        if held_out_loss is not None:
+            self.state.keep_if_best(held_out_loss)
 
     def _test_terms(self, x: Batch | StoredData) -> tuple[float, float]:
         """Reconstruction and KL on other data; draws nothing from the training's randomness."""
@@ -275,8 +278,8 @@ class TrainingRun:
 
     def _expect_finite_parameters(self) -> None:
         """Look at what the last update made: no step has used it yet."""
-        norm = torch.nn.utils.get_total_norm(self.parameters.values())
-        if torch.isfinite(norm) or (name := non_finite_parameter(self.parameters)) is None:
+        norm = joint_norm([*self.parameters.values()])
+        if math.isfinite(norm.item()) or (name := non_finite_parameter(self.parameters)) is None:
             return
         raise NonFiniteLossError(
             f"parameter {name} is not finite after the update of {self._where()}: {self._advice()}"

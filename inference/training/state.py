@@ -1,7 +1,8 @@
 """All that changes while a training run goes on: what a snapshot of it holds."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from evidence.inference.programs.parameters import tensors_of
 from evidence.inference.programs.random_state import rng_state, set_rng_state
 from evidence.inference.programs.traces import Program
 from evidence.inference.training.averaging import IterateAverages
-from evidence.inference.training.history import History
+from evidence.inference.training.history import EpochRecord, History
 from evidence.inference.training.optimizer import JointOptim
 from evidence.inference.training.snapshots import (
     Snapshot,
@@ -32,7 +33,17 @@ class Position:
     loss_sum: float = 0.0
     num_rows: int = 0
     seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochRecord] = field(default_factory=list)
+
+    def to_meta(self) -> dict[str, Any]:
+        """As plain numbers, for a snapshot."""
+        return vars(self) | {"history": History(self.history).to_rows()}
+
+    @classmethod
+    def from_meta(cls, meta: dict[str, Any]) -> "Position":
+        """The inverse of `to_meta`."""
+        given: dict[str, Any] = meta | {"history": History.from_rows(meta["history"]).epochs}
+        return cls(**given)
 
 
 @dataclass
@@ -47,6 +58,7 @@ class TrainingState:
         device: of the data, and of the random state.
         position: where the run is.
         best: the parameters that are best on held-out data so far, where there are any.
+        best_loss: theirs on the held-out data.
     """
 
     model: Program
@@ -56,10 +68,12 @@ class TrainingState:
     device: torch.device
     position: Position = field(default_factory=Position)
     best: dict[str, Tensor] | None = None
+    best_loss: float = math.inf
 
-    def keep_best(self) -> None:
-        """Take the parameters as they are for the best so far."""
-        self.best = copies(tensors_of(self.model, self.guide))
+    def keep_if_best(self, loss: float) -> None:
+        """Take the parameters for the best so far, if they are, by their loss on held-out data."""
+        if self.best is None or loss < self.best_loss:
+            self.best, self.best_loss = copies(tensors_of(self.model, self.guide)), loss
 
     def put_best(self) -> None:
         """Make the best parameters those of the pair, where held-out data say which they are."""
@@ -82,7 +96,7 @@ class TrainingState:
         meta = {
             "identity": dict(identity),
             "trained": list(self.optim.parameters),
-            "position": asdict(self.position),
+            "position": self.position.to_meta(),
         }
         return Snapshot(copies(tensors), meta)
 
@@ -113,6 +127,7 @@ class TrainingState:
             self.averages.set_state(within("averages.", snapshot.tensors))
         copy_into(state, current)
         self.best = copies(kept) if last else None
+        self.best_loss = min((r.judged_loss for r in position.history), default=math.inf)
         self.position = position
 
 
@@ -123,9 +138,8 @@ def _position_of(snapshot: Snapshot, steps_per_epoch: int, num_epochs: int | Non
         ValueError: it does not say, or was further than `num_epochs`.
     """
     try:
-        position = Position(**snapshot.meta["position"])
-        History.from_rows(position.history)
-        is_readable = asdict(position).keys() == snapshot.meta["position"].keys()
+        position = Position.from_meta(snapshot.meta["position"])
+        is_readable = vars(position).keys() == snapshot.meta["position"].keys()
         is_readable &= position.epoch == len(position.history)
         is_readable &= 0 <= position.step <= steps_per_epoch
     except (KeyError, TypeError):

@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
@@ -17,7 +16,7 @@ from evidence.inference.objectives.interface import Differentiable, Objective
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.draws import slices
 from evidence.inference.programs.evaluation import no_training
-from evidence.inference.programs.random_state import isolated_rng
+from evidence.inference.programs.random_state import isolated_rng, set_seed
 from evidence.inference.programs.sites import observed_sites
 from evidence.inference.programs.traces import Program, Traces, takes_subsamples
 from evidence.inference.programs.validation import in_one_line, validated
@@ -73,6 +72,8 @@ class TrainingStep:
         batch = data.x_train[:batch_size]
         self.gradients = GradientWatch(_to_be_trained(optim.parameters, objective, first.guide))
         self.is_watched = True
+        # Asked once: each time it would take as long as a dozen small tensor operations.
+        self._differentiable = objective if isinstance(objective, Differentiable) else None
         self._svi = SVI(
             model, guide, optim, loss=objective.loss, loss_and_grads=self._loss_and_grads
         )
@@ -128,23 +129,24 @@ class TrainingStep:
         """The loss of a batch, of which every process takes a share, and its gradients."""
         total, parameters = len(x), self.optim.parameters.values()
         part = x if ranks.size == 1 else x[ranks.share(total)]
-        num_data = self._plate_total or (len(self.data) if self._data_dims else len(part))
+        size = len(part)
+        num_data = self._plate_total or (len(self.data) if self._data_dims else size)
         is_shared = self.ranks.size > 1  # also where one alone takes all
         draws = ShareDraws(self._dims, ranks.share(total), total) if is_shared else nullcontext()
         with (
             poutine.block(hide_types=["param"]),
-            self._scaled(len(part)),
+            self._scaled(size),
             draws,
         ):
             if isinstance(self.objective, Compiled):
                 loss = self.objective.mean_loss_and_grads(num_data, model, guide, part)
-            elif not isinstance(self.objective, Differentiable):
+            elif self._differentiable is None:
                 loss = self.objective.loss_and_grads(model, guide, part) / num_data
                 for parameter in parameters:
                     if parameter.grad is not None:
                         parameter.grad /= num_data
             else:
-                surrogate = self.objective.differentiable_loss(model, guide, part) / num_data
+                surrogate = self._differentiable.differentiable_loss(model, guide, part) / num_data
                 loss = surrogate.item()
                 if math.isfinite(loss):
                     surrogate.backward()
@@ -179,7 +181,7 @@ class TrainingStep:
     def loss(self, x: Batch, seed: int) -> float:
         """The objective of a batch in nats, under a seed; draws nothing from training's own."""
         with self._looking(x.device), self._scaled(len(x)):
-            pyro.set_rng_seed(seed)
+            set_seed(seed)
             return self.objective.loss(self.model, self.guide, x)
 
     @torch.no_grad()
@@ -192,7 +194,7 @@ class TrainingStep:
                 x = data.x_train[rows]
                 share = len(x) / len(data) if self._data_dims else 1.0
                 for seed in range(_NUM_SEEDS):
-                    pyro.set_rng_seed(seed)
+                    set_seed(seed)
                     with self._scaled(len(x)):
                         loss = self.objective.loss(self.model, self.guide, data.transformed(x))
                         total[seed] += share * loss
