@@ -608,7 +608,7 @@ ANNEALING = Check(
 
 
 def islands(plant=None, *, module="test_smc", score="gamma_islands"):
-    """Largest |z| of E[Ẑ] / p(x) = 1 over islands, as a test has it, under a patch of its module."""
+    """Largest |z| of E[Ẑ] / p(x) = 1 over islands, by a test module, under a patch of it."""
 
     def of_seed(seed):
         tests = importlib.import_module(f"tests.{module}")
