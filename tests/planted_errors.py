@@ -9,11 +9,12 @@ if correct code raises an alarm, or if a named test is not there.
 """
 
 import dataclasses
+import importlib
 import math
 import sys
 import time
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -606,32 +607,21 @@ ANNEALING = Check(
 # Sequential Monte Carlo
 
 
-def islands(plant=None):
-    """Largest |z| of E[Ẑ] / p(x) = 1 over islands, of a constrained latent, under a patch."""
+def islands(plant=None, *, module="test_smc", score="gamma_islands"):
+    """Largest |z| of E[Ẑ] / p(x) = 1 over islands, by a test module, under a patch of it."""
 
-    def score(seed):
-        from tests import test_smc  # noqa: PLC0415
-
+    def of_seed(seed):
+        tests = importlib.import_module(f"tests.{module}")
         with pytest.MonkeyPatch.context() as patch:
             if plant is not None:
-                getattr(test_smc, plant)(patch)
-            return test_smc.gamma_islands(seed=seed)
+                getattr(tests, plant)(patch)
+            return getattr(tests, score)(seed=seed)
 
-    return score
+    return of_seed
 
 
-def interwoven(plant=None):
-    """The same of a hierarchy, whose chains move in whitened coordinates by turns."""
-
-    def score(seed):
-        from tests import test_interweaving  # noqa: PLC0415
-
-        with pytest.MonkeyPatch.context() as patch:
-            if plant is not None:
-                getattr(test_interweaving, plant)(patch)
-            return test_interweaving.worst_island(seed=seed)
-
-    return score
+# Of a hierarchy, whose chains move in whitened coordinates by turns.
+interwoven = partial(islands, module="test_interweaving", score="worst_island")
 
 
 SMC = Check(

@@ -1,5 +1,8 @@
 """The log joint of annealing against that of Pyro, for many programs and ways of running them."""
 
+import functools
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +12,7 @@ from pyro.infer import config_enumerate
 from pyro.nn import PyroModule, PyroSample
 from torch.distributions import biject_to
 
+from evidence.inference import smc_evidence
 from evidence.inference.paths import hmc
 from evidence.inference.paths.guide_path import path_of
 from evidence.inference.paths.isolation import annealing_mode
@@ -253,3 +257,34 @@ def test_latents_of_another_dtype_than_the_data():
     with annealing_mode(takes(model, x), None, 0, X.device):
         path = path_of(takes(model, x), None, x)
         assert path.way is Way.PLATE
+
+
+def sometimes(y, *, always=False):
+    """A second latent where the first is positive; with `always`, as the error advises."""
+    first = pyro.sample("first", dist.Normal(y.new_tensor(0.0), 1.0))
+    if always:
+        second = torch.where(first > 0, pyro.sample("second", dist.Normal(0 * y[0], 2.0)), 0.0)
+    else:
+        second = pyro.sample("second", dist.Normal(0 * y[0], 2.0)) if first > 0 else 0.0
+    mean = (first + second).unsqueeze(-1)
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("seed", range(4))  # the first run has the second latent, or has not
+def test_latents_that_vary_from_run_to_run_are_refused(seed):
+    with pytest.raises(ValueError, match=r"latent site 'second' is there in some .*torch\.where"):
+        smc_evidence(sometimes, Y[:3], seed=seed)
+
+
+def test_the_advice_for_these_leads_to_the_evidence():
+    y = Y[:3]
+    grid = torch.linspace(-12, 12, 1201, dtype=torch.float64)
+    first, second = torch.meshgrid(grid, grid, indexing="ij")
+    mean = torch.where(first > 0, first + second, first)
+    log_p = dist.Normal(mean.unsqueeze(-1), 1.0).log_prob(y).sum(-1)
+    log_p += dist.Normal(0.0, 1.0).log_prob(first) + dist.Normal(0.0, 2.0).log_prob(second)
+    exact = log_p.flatten().logsumexp(0) + 2 * math.log(24 / 1200)
+    found = smc_evidence(functools.partial(sometimes, always=True), y)
+    assert found.not_reliable is None
+    assert abs(found.mean - exact) < 4 * found.mc_se < 0.2

@@ -303,6 +303,20 @@ class PriorPath(AbstractPath):
         """The weights of log p(u) and log p(x | z) at inverse temperature β."""
         return 1.0, beta
 
+    def _run(
+        self, program: Program, plate: int | None, *, sum_out: bool = False
+    ) -> dict[str, Site]:
+        sites = super()._run(program, plate, sum_out=sum_out)
+        found = {
+            name for name, site in sites.items() if not (site["is_observed"] or is_enumerated(site))
+        }
+        if odd := found.symmetric_difference(self.packing.dims):
+            raise ValueError(
+                f"latent site {min(odd)!r} is there in some runs of the model and not in others: "
+                "draw every latent in each run, and use torch.where for what it does in some"
+            )
+        return sites
+
     @torch.no_grad()
     def at_latents_of(self, other: "PriorPath", z: Tensor) -> Tensor:
         """The u of the latents that `other`, of the same model, has at z, both `[C, B, Z]`."""
