@@ -32,11 +32,14 @@ def coordinates_of(path: AbstractPath) -> Sequence[AbstractPath]:
     if not isinstance(path, PriorPath):
         return [path]
     sites, again = (_drawn(path, seed) for seed in range(2))
+    moving = {name for name, site in sites.items() if moves_with_others(site, again[name])}
+    if not moving:
+        return [path]
     values = {name: site["value"] for name, site in sites.items()}
     of_discrete = moved_by_enumerated(path.model, path.x, values)
-    whitened = {n for n, site in sites.items() if whitening(site["fn"])} - of_discrete
-    if not any(moves_with_others(sites[name], again[name]) for name in whitened):
+    if moving <= of_discrete:
         return [path]
+    whitened = {n for n, site in sites.items() if whitening(site["fn"])} - of_discrete
     other = PriorPath(path.model, path.x, whitened=whitened)
     # Values go from one to the other in a single run of all chains.
     return [path, other] if other.way is path.way else [path]
