@@ -19,6 +19,7 @@ from evidence.inference.annealing.state import (
     tensors_of,
 )
 from evidence.inference.paths import hmc
+from evidence.inference.paths.beside import share_beside
 from evidence.inference.paths.guide_path import path_of
 from evidence.inference.paths.log_joint import AbstractPath
 from evidence.inference.programs.data import Batch
@@ -134,7 +135,7 @@ class AnnealingRun:
         """Take every step that is left.
 
         Returns:
-            `log_w`, `log_ratio`, `acceptance`, `on_edge`, `latent.*` and `reverse_log_w`.
+            `log_w`, `log_ratio`, `acceptance`, `on_edge`, `beside`, `latent.*`, `reverse_log_w`.
         """
         at, saver = self.position, Saver(on_snapshot, every=self.options.snapshot_every)
         per_block = sum(self._num_steps(stage) for stage in self.stages)
@@ -242,6 +243,8 @@ class AnnealingRun:
             results["log_w"] = chains.log_w
             results["log_ratio"] = path.log_ratio(chains.state.log_probs)
             results["on_edge"] = chains.share_on_edge(path)
+            share, _ = share_beside(path, chains.state.z, chains.log_w)
+            results["beside"] = share.unsqueeze(0)
             results["acceptance"] = chains.acceptance / self.options.num_temperatures
             self._keep(results)
         else:
