@@ -180,7 +180,9 @@ def test_without_the_look_beside_the_number_is_wrong(monkeypatch):
 
 def test_many_draws_of_the_prior_without_a_number_are_refused_and_advised(in_float64):
     model, y = wide(60.0), torch.tensor(0.7)
-    with pytest.raises(ValueError, match=r"by site 'scale'.*torch\.set_default_dtype\(torch\.float64"):
+    with pytest.raises(
+        ValueError, match=r"by site 'scale'.*torch\.set_default_dtype\(torch\.float64"
+    ):
         marginal_likelihood(model, y, **QUICK)
     in_float64()
     expect_right(marginal_likelihood(model, y.double(), **QUICK), wide_evidence(0.7, 60.0))

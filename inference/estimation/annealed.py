@@ -95,8 +95,10 @@ def anneal(
     temperatures; more temperatures make them more equal. Where the temperatures lie, step sizes,
     per datum and temperature, and the metric of HMC come from a pilot run with random numbers of
     its own and are frozen in the measured run: chains that adapt while they are measured have no
-    such average. Any Pyro model with continuous latents will do; constrained latents move in
-    unconstrained space. The random state outside is untouched.
+    such average. Where the prior of some latents moves with others, as in a hierarchy, transitions
+    are by turns in the model's own coordinates and in whitened ones, see `paths.interweaving`. Any
+    Pyro model with continuous latents will do; constrained latents move in unconstrained space. The
+    random state outside is untouched.
 
     References: R. M. Neal, "Annealed importance sampling", 2001, https://arxiv.org/abs/physics/9803008;
     Y. Wu, Y. Burda, R. Salakhutdinov, R. Grosse, "On the Quantitative Analysis of Decoder-Based
