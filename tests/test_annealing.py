@@ -166,15 +166,15 @@ def planted_order(monkeypatch):
     """The weight's change and the move to the new temperature come in the other order."""
     advance = AnnealingRun._advance
 
-    def swapped(self, stage, path, chains, step):
+    def swapped(self, stage, paths, chains, step):
         if stage == "pilot":
-            return advance(self, stage, path, chains, step)
+            return advance(self, stage, paths, chains, step)
         t = step + 1 if stage == "forward" else self.options.num_temperatures - step
         if stage == "reverse":
-            chains.log_w += self._log_increment(path, chains, t)
-        self._move(path, chains, t)
+            chains.log_w += self._log_increment(paths[0], chains, t)
+        self._move(paths, chains, t)
         if stage == "forward":
-            chains.log_w += self._log_increment(path, chains, t)
+            chains.log_w += self._log_increment(paths[0], chains, t)
         return None
 
     monkeypatch.setattr(AnnealingRun, "_advance", swapped)
