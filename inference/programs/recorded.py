@@ -25,8 +25,8 @@ from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.random_state import isolated_rng
 
 # What recording takes, a graph saves in 60 to 200 calls.
-_FEWEST_CALLS = 500  # of functions that are recorded from the first call on
-_BEFORE_RECORDING = 150  # calls, where nobody said how many there will be
+_FEWEST_CALLS = 2000  # of functions that are recorded from the first call on
+_BEFORE_RECORDING = 250  # calls with inputs alike, of all others
 _CALLS_PER_CHECK = 1000
 # Where else a graph is tried: branches in code that it does not see are often taken there only.
 _FAR = 10.0
@@ -70,8 +70,8 @@ class RecordedFunction:
         Raises:
             ValueError: the function is no longer what was recorded.
         """
-        inputs = tuple(tensor.detach() for tensor in inputs)
-        key = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs)
+        inputs = tuple(tensor.detach().contiguous() for tensor in inputs)
+        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         self._calls[key] += 1
         if self._is_due(key):
             with isolated_rng(device=inputs[0].device):
@@ -92,7 +92,7 @@ class RecordedFunction:
             return False
         if self._compile is True or self._expected >= _FEWEST_CALLS:
             return True
-        return self._expected == 0 and self._calls[key] >= _BEFORE_RECORDING
+        return self._calls[key] >= _BEFORE_RECORDING
 
     def _made(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
         """Compiled, or to be run step by step; None if neither is what the function does."""
