@@ -59,10 +59,13 @@ def test_parameters_that_change_are_seen_and_results_have_no_gradients():
     z = torch.randn(5, 2)
     before = steps(z)
     assert not any(result.requires_grad for result in before)
-    with torch.no_grad():
-        WEIGHT.add_(0.25)
-    assert all(map(same_bits, steps(z), scored(z.clone())))
-    assert not torch.equal(steps(z)[0], before[0])
+    for changed in (
+        lambda: WEIGHT.detach().add_(0.25),
+        lambda: setattr(WEIGHT, "data", WEIGHT + 1),
+    ):
+        changed()
+        assert all(map(same_bits, steps(z), scored(z.clone())))
+        assert not torch.equal(steps(z)[0], before[0])
 
 
 @pytest.mark.parametrize("is_planted", [False, True])

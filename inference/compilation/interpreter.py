@@ -28,7 +28,7 @@ def interpreted(graph: GraphModule, inputs: Sequence[Tensor]) -> Steps:
     Returns:
         What takes such inputs and returns the results, without gradients.
     """
-    constants = tuple(constant.detach() for constant in lift_constants(graph))
+    constants = lift_constants(graph)
     run: Any = graph.forward
     if not any(map(_returns_nothing, graph.graph.nodes)):
         with suppress(Exception), torch.no_grad():  # whatever Torch raises: it promises nothing
