@@ -200,16 +200,29 @@ def test_whole_runs_have_the_same_bits(model, monkeypatch):
     assert torch.equal(anneal(model, Y, **FEW).log_w, eager.log_w)
 
 
-@pytest.mark.parametrize(("num_calls", "is_recorded"), [(0, True), (4999, False), (5000, True)])
-def test_a_short_run_is_not_recorded(num_calls, is_recorded):
-    """It would take longer; of a run whose length is not known, so many calls are not."""
+@pytest.mark.parametrize(
+    ("expected", "num_calls", "is_recorded"),
+    [(0, 249, False), (0, 250, True), (1999, 249, False), (1999, 250, True), (2000, 1, True)],
+)
+def test_a_short_run_is_not_recorded(expected, num_calls, is_recorded):
+    """It would take longer: so many calls with inputs alike are not, where few are expected."""
     function = RecordedFunction(lambda z: (z.square(),))
-    function.expect(num_calls, "auto")
-    for number in range(500):
-        assert torch.equal(
-            function(torch.full((2,), float(number)))[0], torch.full((2,), number**2.0)
-        )
-    assert any(graph is not None for graph in function._graphs.values()) == is_recorded
+    function.expect(expected, "auto")
+    for number in range(num_calls):
+        for size in (2, 3) if number % 2 else (2,):  # others do not count
+            z = torch.full((size,), float(number))
+            assert torch.equal(function(z)[0], z.square())
+    found = [graph is not None for graph in function._graphs.values()]
+    assert any(found) == is_recorded
+
+
+def test_memory_order_makes_no_other_graph(monkeypatch):
+    recorded(monkeypatch, calls=1)
+    function = RecordedFunction(lambda z: (z.square(),))
+    z = torch.randn(3, 2)
+    assert torch.equal(function(z)[0], z.square())
+    assert torch.equal(function(z.T.contiguous().T)[0], z.square())
+    assert len(function._graphs) == 1
 
 
 def test_parameters_that_change_are_seen(monkeypatch):

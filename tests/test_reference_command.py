@@ -100,7 +100,8 @@ def document(folder):
 def test_mean_field_on_a_correlated_posterior_is_told_apart_and_the_exact_guide_is_not(
     runs, planted, capsys
 ):
-    options = ["--num_samples", 500, "--num_warmup", 150, "--num_chains", 2]
+    # Half as many draws, and R̂ of chains that are right is above 1.01 for one seed in ten.
+    options = ["--num_samples", 1000, "--num_warmup", 200, "--num_chains", 4]
     run("reference", *runs[2], "--rows", 0, 2, *options, "--out", "made")
     out = capsys.readouterr().out
     found = document("made")

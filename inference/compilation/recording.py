@@ -10,8 +10,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.overrides import TorchFunctionMode
 
-# Pyro and autograd around a step included, of a step of a graph and of a number that it makes.
-_NS_PER_STEP, _NS_PER_NUMBER = 10_000.0, 1.0
+# Of a step of a program, with Pyro and autograd around it; of one that Torch's interpreter runs;
+# and of a number that either makes.
+_NS_PER_STEP, _NS_INTERPRETED, _NS_PER_NUMBER = 10_000.0, 1_700.0, 1.0
 
 _ELU = torch.ops.aten.elu.default
 _INDEX = torch.ops.aten.index.Tensor
@@ -54,9 +55,10 @@ class Recording:
         return work_of(self.rest)
 
 
-def work_of(module: GraphModule) -> float:
-    """About how many nanoseconds a run under Pyro takes of what a graph holds, on a CPU's core."""
-    return sum(map(_work, module.graph.nodes))
+def work_of(module: GraphModule, *, is_interpreted: bool = False) -> float:
+    """About how many nanoseconds it takes on a CPU's core, by the program under Pyro or as is."""
+    per_step = _NS_INTERPRETED if is_interpreted else _NS_PER_STEP
+    return sum(_work(node, per_step) for node in module.graph.nodes)
 
 
 def traced(function: TensorFunction, inputs: Sequence[Tensor]) -> GraphModule:
@@ -107,7 +109,7 @@ def record(function: TensorFunction, inputs: Sequence[Tensor]) -> Recording:
     """
     graph = traced(function, inputs)
     try:
-        constants = _lift_constants(graph)
+        constants = lift_constants(graph)
         with torch.no_grad():
             functional = make_fx(
                 torch.func.functionalize(graph),
@@ -196,7 +198,7 @@ def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float =
     return scale * torch.where(x > 0, x, alpha * ((x.clamp(max=0) * input_scale).exp() - 1))
 
 
-def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:
+def lift_constants(module: GraphModule) -> tuple[Tensor, ...]:
     """Make inputs of the tensors that the graph holds; returns them."""
     graph, lifted = module.graph, {}
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -244,12 +246,12 @@ def _apart(functional: GraphModule) -> tuple[GraphModule, GraphModule]:
     return GraphModule(functional, draws), GraphModule(functional, graph)
 
 
-def _work(node: Node) -> float:
+def _work(node: Node, per_step: float) -> float:
     """Of a step of a graph: it is dispatched, and it goes over its result; products cost more."""
     if node.op != "call_function":
         return 0.0
     results = [part for part in _as_tuple(node.meta.get("val")) if isinstance(part, Tensor)]
-    return _NS_PER_STEP + _NS_PER_NUMBER * sum(part.numel() for part in results)
+    return per_step + _NS_PER_NUMBER * sum(part.numel() for part in results)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from evidence.inference.programs.data import Batch, tensors_in
 from evidence.inference.programs.random_state import isolated_rng
 
 _FEWEST_CALLS = 200  # that are worth a look at what they would cost
-_FEWEST_RECORDED = 5000  # of a run whose length is known: shorter ones gain hardly anything
+_FEWEST_RECORDED = 1000  # of a run whose length is known: shorter ones gain hardly anything
 
 
 def compiled_where_it_pays(

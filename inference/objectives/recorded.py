@@ -2,23 +2,29 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
-import torch
+from torch import Tensor
 
-from evidence.inference.compilation.recording import NotRecordableError, same_bits, traced
+from evidence.inference.compilation.interpreter import Steps, interpreted
+from evidence.inference.compilation.recording import (
+    NotRecordableError,
+    TensorFunction,
+    same_bits,
+    traced,
+)
 from evidence.inference.objectives.compiled import Compiled
 from evidence.inference.objectives.interface import Objective
 from evidence.inference.objectives.loss_graphs import Call, LossGraph
 
-# Recording takes as long as a few hundred calls.
-_BEFORE_RECORDING = 500
+# Recording takes as long as a hundred calls or two.
+_BEFORE_RECORDING = 200
 # Holding a graph against the program takes as long as two calls.
 _CALLS_PER_CHECK = 100
 
 
 class Recorded(Compiled):
-    """An objective that is recorded after 500 calls, and run without Pyro from then on.
+    """An objective that is recorded after 200 calls, and run without Pyro from then on.
 
     The same operations in the same order, to the same bits, which is tried: no result depends on
     when that begins, and a resumed run ends where it would have. What cannot be recorded, or is no
@@ -38,7 +44,7 @@ class Recorded(Compiled):
         return self._calls[key] > _BEFORE_RECORDING
 
     def _made(self, call: Call) -> LossGraph:
-        graph = LossGraph(call, lambda function, inputs: torch.no_grad()(traced(function, inputs)))
+        graph = LossGraph(call, _interpreted)
         if not graph.is_faster(call):  # as of many steps, each of which is one call from Python
             raise NotRecordableError("the recorded graph is no faster")
         return graph
@@ -53,3 +59,7 @@ class Recorded(Compiled):
 
     def __repr__(self) -> str:
         return f"Recorded({self.objective!r})"
+
+
+def _interpreted(function: TensorFunction, inputs: Sequence[Tensor]) -> Steps:
+    return interpreted(traced(function, inputs), inputs)
