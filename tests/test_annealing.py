@@ -166,15 +166,15 @@ def planted_order(monkeypatch):
     """The weight's change and the move to the new temperature come in the other order."""
     advance = AnnealingRun._advance
 
-    def swapped(self, stage, path, chains, step):
+    def swapped(self, stage, paths, chains, step):
         if stage == "pilot":
-            return advance(self, stage, path, chains, step)
+            return advance(self, stage, paths, chains, step)
         t = step + 1 if stage == "forward" else self.options.num_temperatures - step
         if stage == "reverse":
-            chains.log_w += self._log_increment(path, chains, t)
-        self._move(path, chains, t)
+            chains.log_w += self._log_increment(paths[0], chains, t)
+        self._move(paths, chains, t)
         if stage == "forward":
-            chains.log_w += self._log_increment(path, chains, t)
+            chains.log_w += self._log_increment(paths[0], chains, t)
         return None
 
     monkeypatch.setattr(AnnealingRun, "_advance", swapped)
@@ -405,11 +405,11 @@ def test_paths_have_the_gradients_of_their_terms(name):
 
 
 def test_the_cost_counts_every_evaluation_of_the_pilot_run_too():
-    """Of seven data in three blocks: one at the start of a run, two for each transition."""
+    """Of seven data: one at the start of a run, two for each transition, and one at the end."""
     model = make_oracle()
     options = {k: v for k, v in RESUMED.items() if k != "seed"}
     annealed = anneal(model, model(None, size=7), metric="unit", **options)
-    pilot, measured = 1 + 2 * (NUM_WARMUP_STEPS + 4), 1 + 2 * 9
+    pilot, measured = 1 + 2 * (NUM_WARMUP_STEPS + 4), 1 + 2 * 9 + 1
     assert annealed.evidence.num_evaluations == 7 * 4 * (pilot + measured)
 
 

@@ -85,9 +85,9 @@ def planted_independence(monkeypatch):
 def planted_fit(monkeypatch):
     """The proposal is fitted to the draws that it is bridged with."""
 
-    def bridges(path, draws, u, how):
+    def bridges(path, draws, u, how, unknown):
         half = u[:, : draws.num_draws // 2]
-        yield bridge._bridge(bridge.Normal(path, half), half, how.rows(path), how)
+        yield bridge._bridge(bridge.Normal(path, half), half, how.rows(path), how, unknown)
 
     monkeypatch.setattr(bridge, "_bridges", bridges)
 

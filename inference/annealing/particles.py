@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evidence.inference.paths import hmc
 from evidence.inference.paths.log_joint import AbstractPath
+from evidence.inference.programs.precision import in_double
 
 _MOST_UNKNOWN = 0.01
 
@@ -55,8 +56,8 @@ def changes_at_start(path: AbstractPath, cloud: Particles) -> tuple[Tensor, Tens
         raise ValueError(
             f"the log joint is NaN or +inf at draws from where the path begins{by}: the model or "
             "the guide is not a density here. Where a logarithm underflows, as log(cdf(x)) does, "
-            "write the function that does not, such as torch.special.log_ndtr; or compute in "
-            "float64"
+            "write the function that does not, such as torch.special.log_ndtr; or else "
+            f"{in_double(cloud.z.dtype)}"
         )
     on_edge = torch.stack([path.on_edge(z) for z in cloud.z]) | is_unknown
     return torch.where(is_unknown, -torch.inf, changes), on_edge

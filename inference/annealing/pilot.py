@@ -1,8 +1,13 @@
-"""The pilot run: it finds temperatures, step sizes and metrics, frozen in the measured run."""
+"""The pilot run: it finds temperatures, step sizes and metrics, frozen in the measured run.
+
+Where chains move in several sets of coordinates, transition number t, from 1, is in those of
+number (t − 1) mod K, with a step size and a metric of their own; see `paths.interweaving`.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +15,7 @@ from torch import Tensor
 from evidence.inference.annealing import schedule
 from evidence.inference.annealing.options import Options
 from evidence.inference.paths import hmc, metric
+from evidence.inference.paths.interweaving import moved_in, seen_from
 from evidence.inference.paths.log_joint import AbstractPath, Way
 
 # Steps at temperature 0, before the pilot run sets out.
@@ -35,8 +41,8 @@ class Plan(NamedTuple):
     Args:
         betas: inverse temperatures, from 0 to 1 `[T + 1]`, in float64.
         step_sizes: of each transition and datum `[T, b]`.
-        factors: of the metric, each for as many transitions `[G, Z]`, `[G, Z, Z]`, or `[G, 0]` for
-            unit masses.
+        factors: of the metric in each coordinates, each for as many transitions `[K, G, Z]`,
+            `[K, G, Z, Z]`, or `[K, G, 0]` for unit masses.
     """
 
     betas: Tensor
@@ -51,9 +57,9 @@ class Pilot:
     Args:
         state: of the chains.
         betas: inverse temperatures `[P]`, in float64.
-        log_step_sizes: `[P + 1, b]`, one row more each step.
-        covariance: of the last temperatures, see `metric`.
-        factors: of the metric, every few steps `[G, ...]`.
+        log_step_sizes: in each coordinates `[K, P + 1, b]`, one row more each step.
+        covariance: of the last temperatures in each `[K, ...]`, see `metric`.
+        factors: of the metric in each, every few steps `[K, G, ...]`.
         spreads: sd of log f_1 − log f_0 at every temperature `[P]`.
     """
 
@@ -65,41 +71,52 @@ class Pilot:
     spreads: Tensor
 
     @classmethod
-    def begin(cls, path: AbstractPath, options: Options) -> "Pilot":
-        """At draws from where the path begins."""
+    def begin(cls, coordinates: Sequence[AbstractPath], options: Options) -> "Pilot":
+        """At draws from where the path begins; chains are kept in the first coordinates."""
+        path = coordinates[0]
         kind = metric.kind_for(options.metric, path.dim)
         num_data = path.layout.num_weights(len(path.x))
         num_chains = _num_chains(path, options)
         draws = path.sample(max(num_chains, metric.num_draws(kind, num_data, path.dim)))
-        covariance = metric.covariance_of(draws, kind)
+        covariance = torch.stack(
+            [metric.covariance_of(seen_from(path, draws, one), kind) for one in coordinates]
+        )
         state = path.state(draws[:num_chains])
         rising = schedule.pilot_betas(
             options.num_pilot_temperatures, schedule.spread_of(path.log_ratio(state.log_probs))
         )
         betas = torch.cat([torch.zeros(NUM_WARMUP_STEPS, dtype=torch.float64), rising])
         num_metrics = math.ceil(len(betas) / _STEPS_PER_METRIC)
-        first = draws.new_full((len(betas) + 1, num_data), math.log(_FIRST_STEP_SIZE))
-        factors = draws.new_zeros(num_metrics, *covariance.shape)
+        shape = len(coordinates), len(betas) + 1, num_data
+        first = draws.new_full(shape, math.log(_FIRST_STEP_SIZE))
+        factors = draws.new_zeros(len(coordinates), num_metrics, *covariance.shape[1:])
         return cls(state, betas.to(draws.device), first, covariance, factors, 0 * betas)
 
-    def advance(self, path: AbstractPath, options: Options, step: int) -> None:
+    def advance(self, coordinates: Sequence[AbstractPath], options: Options, step: int) -> None:
         """One transition, and what is to be learned from it."""
+        path = coordinates[0]
         kind = metric.kind_for(options.metric, path.dim)
         number, is_new = divmod(step, _STEPS_PER_METRIC)
         if is_new == 0 and kind != "unit":
-            self.factors[number] = metric.factor_of(self.covariance)
-        self.state, info = move(
-            path,
+            for factors, covariance in zip(self.factors, self.covariance, strict=True):
+                factors[number] = metric.factor_of(covariance)
+        before, turn = divmod(step, len(coordinates))
+        self.state, info = move_in_turn(
+            coordinates,
+            turn,
             self.state,
             self.betas[step].item(),
-            self.log_step_sizes[step].exp(),
-            factor_at(self.factors, number),
+            self.log_step_sizes[turn, step].exp(),
+            factor_at(self.factors[turn], number),
             options.num_leapfrog_steps,
         )
-        self.covariance = metric.updated(self.covariance, self.state.z, kind)
+        for one, covariance in zip(coordinates, self.covariance, strict=True):
+            z = seen_from(path, self.state.z, one)
+            covariance.copy_(metric.updated(covariance, z, kind))
         self.spreads[step] = schedule.spread_of(path.log_ratio(self.state.log_probs))
-        self.log_step_sizes[step + 1] = schedule.adapted(
-            self.log_step_sizes[step], info.acceptance, options.target_acceptance, step
+        self.log_step_sizes[:, step + 1] = self.log_step_sizes[:, step]
+        self.log_step_sizes[turn, step + 1] = schedule.adapted(
+            self.log_step_sizes[turn, step], info.acceptance, options.target_acceptance, before
         )
 
     def plan(self, options: Options) -> Plan:
@@ -107,13 +124,14 @@ class Pilot:
         before = NUM_WARMUP_STEPS - 1  # the last step at temperature 0
         betas = self.betas[before:]
         places = schedule.equidistant(betas, self.spreads[before:], options.num_temperatures)
-        sizes = schedule.smoothed(
-            self.log_step_sizes[NUM_WARMUP_STEPS + 1 :], (places[1:] - 1).clamp(min=0)
-        )
+        after, at = NUM_WARMUP_STEPS + 1, (places[1:] - 1).clamp(min=0)
+        of_each = torch.stack([schedule.smoothed(row[after:], at) for row in self.log_step_sizes])
+        transitions = torch.arange(options.num_temperatures, device=of_each.device)
+        sizes = of_each[transitions % len(of_each), transitions]
         count = min(_MOST_METRICS, options.num_temperatures)
         middle = (torch.arange(count) + 0.5) * options.num_temperatures / count
         steps = before + places[middle.long().to(places.device)]
-        factors = self.factors[(steps / _STEPS_PER_METRIC).long()]
+        factors = self.factors[:, (steps / _STEPS_PER_METRIC).long()]
         return Plan(schedule.at_places(betas, places), sizes, factors)
 
 
@@ -148,6 +166,26 @@ def move(
         weights=path.weights(beta),
         factor=factor,
     )
+
+
+def move_in_turn(
+    coordinates: Sequence[AbstractPath],
+    turn: int,
+    state: hmc.State,
+    *how: Any,
+    of_all_lengths: bool = False,
+) -> tuple[hmc.State, hmc.Info]:
+    """`move` in the coordinates whose turn it is, of chains that are kept in the first ones.
+
+    In either it is reversible with respect to one and the same density of the latents, for which
+    whitened coordinates carry their Jacobian: it is its own reversal.
+    """
+    path = coordinates[turn]
+
+    def one(there: hmc.State) -> tuple[hmc.State, hmc.Info]:
+        return move(path, there, *how, of_all_lengths=of_all_lengths)
+
+    return moved_in(path, state, one, kept_in=coordinates[0])
 
 
 def factor_at(factors: Tensor, number: int) -> Tensor | None:

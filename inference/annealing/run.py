@@ -1,6 +1,6 @@
 """The machine behind annealing: stages of HMC chains, block by block, resumable bit for bit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ from evidence.inference.annealing.state import (
     tensors_of,
 )
 from evidence.inference.paths import hmc
+from evidence.inference.paths.beside import share_beside
 from evidence.inference.paths.guide_path import path_of
+from evidence.inference.paths.interweaving import coordinates_of
 from evidence.inference.paths.log_joint import AbstractPath
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.random_state import rng_state, set_rng_state
@@ -93,7 +95,8 @@ class AnnealingRun:
 
         w = Π_t f_t(z_{t−1}) / f_{t−1}(z_{t−1}),    z_t ~ K_t(z_{t−1}),  t = 1 … T,
 
-    E[w] = p(x) forward, and E[1/w] = 1/p(x) in reverse, as HMC's K_t is its own reversal.
+    E[w] = p(x) forward, and E[1/w] = 1/p(x) in reverse, as HMC's K_t is its own reversal. Of two
+    sets of coordinates K_t is in those that the parity of t says, in either direction.
 
     Args:
         model: called with a batch; scores it.
@@ -126,7 +129,7 @@ class AnnealingRun:
         self.chains: Pilot | Measured | None = None
         self.done: dict[str, Tensor] = {}  # results, each [C or 1, data done, ...]
         self._spent = 0  # evaluations of the log joint, but for those of the path at work
-        self._at_work: AbstractPath | None = None
+        self._at_work: Sequence[AbstractPath] = ()
 
     def run(
         self, *, progress: bool, on_snapshot: Callable[[Snapshot], None] | None
@@ -134,7 +137,7 @@ class AnnealingRun:
         """Take every step that is left.
 
         Returns:
-            `log_w`, `log_ratio`, `acceptance`, `on_edge`, `latent.*` and `reverse_log_w`.
+            `log_w`, `log_ratio`, `acceptance`, `on_edge`, `beside`, `latent.*`, `reverse_log_w`.
         """
         at, saver = self.position, Saver(on_snapshot, every=self.options.snapshot_every)
         per_block = sum(self._num_steps(stage) for stage in self.stages)
@@ -156,26 +159,27 @@ class AnnealingRun:
     @property
     def num_evaluations(self) -> int:
         """Of the log joint, so far, before a snapshot as well."""
-        return self._spent + (0 if self._at_work is None else self._at_work.num_evaluations)
+        return self._spent + sum(path.num_evaluations for path in self._at_work)
 
     def _block(self) -> Iterator[str]:
         """Take the steps that are left of this block; yields the stage of each."""
         at = self.position
-        path = self._at_work = self._path(self.blocks[at.block])
-        num_steps = sum(map(self._num_steps, self.stages))
-        path.expect_calls(num_steps * self.options.num_leapfrog_steps, self.options.compile)
+        paths = self._at_work = coordinates_of(self._path(self.blocks[at.block]))
+        num_steps = sum(map(self._num_steps, self.stages)) // len(paths)
+        for path in paths:
+            path.expect_calls(num_steps * self.options.num_leapfrog_steps, self.options.compile)
         while at.stage < len(self.stages):
             stage = self.stages[at.stage]
             chains = self.chains
             if chains is None or at.step == 0:
-                chains = self.chains = self._start(stage, path, chains)
+                chains = self.chains = self._start(stage, paths, chains)
             while at.step < self._num_steps(stage):
-                self._advance(stage, path, chains, at.step)
+                self._advance(stage, paths, chains, at.step)
                 at.step += 1
                 yield stage
-            self._finish(stage, path, chains)
+            self._finish(stage, paths[0], chains)
             at.stage, at.step = at.stage + 1, 0
-        self._spent, self._at_work = self.num_evaluations, None
+        self._spent, self._at_work = self.num_evaluations, ()
         self.chains = None
         at.block, at.stage = at.block + 1, 0
 
@@ -188,39 +192,43 @@ class AnnealingRun:
         return self.options.num_temperatures
 
     def _start(
-        self, stage: str, path: AbstractPath, before: Pilot | Measured | None
+        self, stage: str, paths: Sequence[AbstractPath], before: Pilot | Measured | None
     ) -> Pilot | Measured:
         if stage == "pilot" or before is None:
-            return Pilot.begin(path, self.options)
+            return Pilot.begin(paths, self.options)
         plan = before.plan(self.options) if isinstance(before, Pilot) else before.plan
-        z = path.sample(self.num_chains) if stage == "forward" else self._exact_draws()
-        return Measured.begin(path, z, plan)
+        z = paths[0].sample(self.num_chains) if stage == "forward" else self._exact_draws()
+        return Measured.begin(paths[0], z, plan)
 
     def _exact_draws(self) -> Tensor:
         """Every chain of a datum starts at the datum's own posterior draw: `[C, b, Z]`."""
         exact = self.exact[self.position.block]
         return exact.expand(self.num_chains, *exact.shape)
 
-    def _advance(self, stage: str, path: AbstractPath, chains: Pilot | Measured, step: int) -> None:
+    def _advance(
+        self, stage: str, paths: Sequence[AbstractPath], chains: Pilot | Measured, step: int
+    ) -> None:
         if isinstance(chains, Pilot):
-            chains.advance(path, self.options, step)
+            chains.advance(paths, self.options, step)
         elif stage == "forward":
-            chains.log_w += self._log_increment(path, chains, step + 1)
-            self._move(path, chains, step + 1)
+            chains.log_w += self._log_increment(paths[0], chains, step + 1)
+            self._move(paths, chains, step + 1)
         else:  # the same, read backwards
             t = self.options.num_temperatures - step
-            self._move(path, chains, t)
-            chains.log_w += self._log_increment(path, chains, t)
+            self._move(paths, chains, t)
+            chains.log_w += self._log_increment(paths[0], chains, t)
 
-    def _move(self, path: AbstractPath, chains: Measured, t: int) -> Tensor:
-        """One transition at β_t; returns the acceptance `[C, b]`."""
-        number = (t - 1) * len(chains.factors) // self.options.num_temperatures
-        chains.state, info = pilot.move(
-            path,
+    def _move(self, paths: Sequence[AbstractPath], chains: Measured, t: int) -> Tensor:
+        """Transition number t, at β_t; returns the acceptance `[C, b]`."""
+        turn = (t - 1) % len(paths)
+        number = (t - 1) * chains.factors.shape[1] // self.options.num_temperatures
+        chains.state, info = pilot.move_in_turn(
+            paths,
+            turn,
             chains.state,
             chains.betas[t].item(),
             chains.step_sizes[t - 1],
-            pilot.factor_at(chains.factors, number),
+            pilot.factor_at(chains.factors[turn], number),
             self.options.num_leapfrog_steps,
             of_all_lengths=self.is_joint,
         )
@@ -242,6 +250,8 @@ class AnnealingRun:
             results["log_w"] = chains.log_w
             results["log_ratio"] = path.log_ratio(chains.state.log_probs)
             results["on_edge"] = chains.share_on_edge(path)
+            share, _ = share_beside(path, chains.state.z, chains.log_w)
+            results["beside"] = share.unsqueeze(0)
             results["acceptance"] = chains.acceptance / self.options.num_temperatures
             self._keep(results)
         else:
@@ -293,11 +303,11 @@ class AnnealingRun:
 
     def _restore_chains(self, stage: str, tensors: dict[str, Tensor]) -> None:
         """Chains as this stage has them, and their densities where they are."""
-        path = self._path(self.blocks[self.position.block])
-        first = Pilot.begin(path, self.options)
-        like = first if stage == "pilot" else self._start(stage, path, first)
+        paths = coordinates_of(self._path(self.blocks[self.position.block]))
+        first = Pilot.begin(paths, self.options)
+        like = first if stage == "pilot" else self._start(stage, paths, first)
         self.chains = restored(like, tensors)
-        ours, theirs = path.state(self.chains.state.z).log_probs, self.chains.state.log_probs
+        ours, theirs = paths[0].state(self.chains.state.z).log_probs, self.chains.state.log_probs
         if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-3, equal_nan=True):
             raise ValueError("the snapshot is of another model, guide or batch of data")
 

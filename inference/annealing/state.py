@@ -72,7 +72,7 @@ def expect_done(
         ValueError: one is missing, or of another shape or type.
     """
     expected = dict.fromkeys(("log_w", "log_ratio"), (num_chains, forward))
-    expected |= dict.fromkeys(("acceptance", "on_edge"), (1, forward))
+    expected |= dict.fromkeys(("acceptance", "on_edge", "beside"), (1, forward))
     if reverse is not None:
         expected["reverse_log_w"] = (num_chains, reverse)
     for name, shape in expected.items():

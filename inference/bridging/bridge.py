@@ -13,6 +13,7 @@ from evidence.inference.bridging.posterior_draws import Draws, PosteriorDraws
 from evidence.inference.bridging.proposals import Normal, fitted_guide
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.evidence import Evidence
+from evidence.inference.estimation.unknown import Unknown, unknown_beside
 from evidence.inference.paths.guide_path import GuidePath
 from evidence.inference.paths.log_joint import PriorPath
 from evidence.inference.paths.reference import nuts_reference
@@ -20,6 +21,7 @@ from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, Program, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
 from evidence.inference.programs.parameters import evaluation_store
+from evidence.inference.programs.precision import in_double
 from evidence.inference.soundness.pairs import expect_sound_model, expect_sound_pair
 
 Fit = Literal["forward"]
@@ -106,9 +108,12 @@ def bridge_evidence(
         draws = nuts_reference(model, x, seed=seed) if draws is None else draws
         found = PosteriorDraws(draws, path)
         u = found.located(path)
-        parts = list(_bridges(path, found, u, how))
+        unknown = Unknown(path)
+        parts = list(_bridges(path, found, u, how, unknown))
+        caveat = unknown_beside(path, u.flatten(0, 1))
+        caveat = caveat or unknown.caveat(sum(len(part.of_proposal) for part in parts))
+        caveat = caveat or caveat_of(parts, found.of_chains_that_mix(u))
     record = _record(path, found, parts)
-    caveat = caveat_of(parts, found.of_chains_that_mix(u))
     return dataclasses.replace(record, caveat=caveat or record.caveat)
 
 
@@ -146,12 +151,12 @@ class How:
 
 
 def _bridges(
-    path: PriorPath | GuidePath, draws: PosteriorDraws, u: Tensor, how: How
+    path: PriorPath | GuidePath, draws: PosteriorDraws, u: Tensor, how: How, unknown: Unknown
 ) -> Iterator[Bridged]:
     """Of all draws with the guide; or of those halves that did not fit the proposal."""
     rows = how.rows(path)
     if isinstance(path, GuidePath) and how.fit_guide is None:
-        yield _bridge(path, u, rows, how)
+        yield _bridge(path, u, rows, how, unknown)
         return
     middle = draws.num_draws // 2
     halves = slice(0, middle), slice(middle, None)
@@ -159,30 +164,42 @@ def _bridges(
         if isinstance(path, GuidePath):
             with evaluation_store():  # a copy of a Pyro module has the names of the first one
                 proposal = fitted_guide(path, draws, fitted)
-                yield _bridge(proposal, draws.located(proposal, bridged), rows, how)
+                yield _bridge(proposal, draws.located(proposal, bridged), rows, how, unknown)
         else:
-            yield _bridge(Normal(path, u[:, fitted]), u[:, bridged], rows, how)
+            yield _bridge(Normal(path, u[:, fitted]), u[:, bridged], rows, how, unknown)
 
 
-def _bridge(proposal: Proposal, u: Tensor, rows: int, how: How) -> Bridged:
-    """Between posterior draws `[C, N, B, Z]` and as many of the proposal as are wanted."""
+def _bridge(proposal: Proposal, u: Tensor, rows: int, how: How, unknown: Unknown) -> Bridged:
+    """Between posterior draws `[C, N, B, Z]` and as many of the proposal as are wanted.
+
+    Where the proposal alone comes the log joint may be NaN, and counts as zero; see `Unknown`.
+    """
     of_posterior = u.flatten(0, 1)
     of_proposal = proposal.sample(how.num_particles or len(of_posterior))
-    ratios = [log_ratios(proposal, side, rows) for side in (of_posterior, of_proposal)]
-    return Bridged.between(u, ratios[0].unflatten(0, u.shape[:2]), of_proposal, ratios[1])
+    at_posterior = log_ratios(proposal, of_posterior, rows).unflatten(0, u.shape[:2])
+    at_proposal = unknown.zeroed(_log_ratios(proposal, of_proposal, rows), of_proposal)
+    return Bridged.between(u, at_posterior, of_proposal, at_proposal)
 
 
 def log_ratios(proposal: Proposal, u: Tensor, rows: int) -> Tensor:
-    """Log p(x, u) − log q(u) at `[S, B, Z]`, so many rows at a time: `[S, M]`.
+    """Log p(x, u) − log q(u) at draws `[S, B, Z]`, so many rows at a time: `[S, M]`.
 
     Raises:
         ValueError: one is NaN.
     """
-    parts = [proposal(some) for some in u.split(rows)]
-    ratios = torch.cat([log_p.double() - log_q.double() for log_q, log_p in parts])
-    if ratios.isnan().any():
-        raise ValueError("log-ratios are NaN: the model or the guide is not a density here")
+    ratios = _log_ratios(proposal, u, rows)
+    if share := ratios.isnan().double().mean().item():
+        raise ValueError(
+            f"the log joint, or the density of the proposal, is NaN at {share:.1%} of the draws: "
+            f"{in_double(u.dtype)}"
+        )
     return ratios
+
+
+def _log_ratios(proposal: Proposal, u: Tensor, rows: int) -> Tensor:
+    """The same, some of them NaN."""
+    parts = [proposal(some) for some in u.split(rows)]
+    return torch.cat([log_p.double() - log_q.double() for log_q, log_p in parts])
 
 
 def _record(

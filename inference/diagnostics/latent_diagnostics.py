@@ -10,6 +10,7 @@ from torch.distributions import Independent
 from evidence.inference.programs import estimators
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE, Block, Record, visit_draws
+from evidence.inference.programs.masking import is_masked
 from evidence.inference.programs.per_datum import expect_per_datum
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import Site, sites_of
@@ -163,7 +164,7 @@ def _entrywise(block: Block, site: Site) -> Tensor | None:
     event_dim = fn.event_dim
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    if fn.event_dim != 0 or site["mask"] is not None:
+    if fn.event_dim != 0 or is_masked(site):
         return None
     log_p = fn.log_prob(site["value"])
     return block.lay_out(site, log_p, event_dim)

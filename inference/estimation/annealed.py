@@ -11,6 +11,7 @@ from evidence.inference.annealing.options import Options
 from evidence.inference.annealing.run import AnnealingRun
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
 from evidence.inference.estimation.modes import Draws, caveat_of_modes
+from evidence.inference.estimation.unknown import beside_caveat
 from evidence.inference.paths.isolation import annealing_mode
 from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
@@ -31,7 +32,7 @@ class Annealed:
         on_edge: share of the evidence from chains that began or ended on the edge of a support
             `[B]`, where their dtype tells no numbers apart.
         data_set_size: N, if there is one weight for all data, `[C, 1]`; else None.
-        missed: what chains from a guide have missed, in words; None if nothing shows that.
+        missed: what chains have missed, in words; None if nothing shows that.
         num_evaluations: see `Evidence`.
     """
 
@@ -94,8 +95,10 @@ def anneal(
     temperatures; more temperatures make them more equal. Where the temperatures lie, step sizes,
     per datum and temperature, and the metric of HMC come from a pilot run with random numbers of
     its own and are frozen in the measured run: chains that adapt while they are measured have no
-    such average. Any Pyro model with continuous latents will do; constrained latents move in
-    unconstrained space. The random state outside is untouched.
+    such average. Where the prior of some latents moves with others, as in a hierarchy, transitions
+    are by turns in the model's own coordinates and in whitened ones, see `paths.interweaving`. Any
+    Pyro model with continuous latents will do; constrained latents move in unconstrained space. The
+    random state outside is untouched.
 
     References: R. M. Neal, "Annealed importance sampling", 2001, https://arxiv.org/abs/physics/9803008;
     Y. Wu, Y. Burda, R. Salakhutdinov, R. Grosse, "On the Quantitative Analysis of Decoder-Based
@@ -137,10 +140,11 @@ def anneal(
     }
     acceptance, on_edge = (results[name].squeeze(0) for name in ("acceptance", "on_edge"))
     size = len(x) if run.is_joint else None
+    beside = beside_caveat(results["beside"], next(iter(latents.values())).dtype)
     found = Annealed(
-        results["log_w"], latents, acceptance, on_edge, size, None, run.num_evaluations
+        results["log_w"], latents, acceptance, on_edge, size, beside, run.num_evaluations
     )
-    if guide is None or not (run.is_joint and search_modes):
+    if beside is not None or guide is None or not (run.is_joint and search_modes):
         return found
     ends = Draws(results["log_ratio"], results["log_w"])
     caveat = caveat_of_modes(found.evidence, model, guide, x, draws=ends, seed=chosen.seed)

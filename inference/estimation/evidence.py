@@ -19,6 +19,7 @@ from evidence.inference.programs import estimators
 from evidence.inference.programs.compiled_terms import CompiledTerms
 from evidence.inference.programs.data import Batch, as_rows, in_memory, takes
 from evidence.inference.programs.draws import DEFAULT_CHUNK_SIZE
+from evidence.inference.programs.precision import in_double
 from evidence.inference.programs.traces import Program
 from evidence.inference.programs.weights import unchecked_log_weights
 from evidence.inference.soundness.pairs import expect_sound_pair
@@ -226,8 +227,8 @@ def check_log_weights(log_w: Tensor) -> None:
     """
     if not (log_w < math.inf).all():
         raise ValueError(
-            "log-weights are NaN or +inf: the model or the guide is not a density here, or float32 "
-            "is too short for it: compute in double (model.double(), x.double(); --dtype float64)"
+            "log-weights are NaN or +inf: the model or the guide is not a density here, or "
+            f"{log_w.dtype} is too short for it: {in_double(log_w.dtype)}"
         )
 
 

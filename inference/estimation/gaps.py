@@ -19,9 +19,10 @@ from evidence.inference.programs.checks import check_data
 from evidence.inference.programs.data import Batch, as_data, takes
 from evidence.inference.programs.enumeration import trace_summed_out
 from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.masks import InFull, without_effect
 from evidence.inference.programs.per_datum import expect_per_datum
-from evidence.inference.programs.random_state import rng_state, set_rng_state
-from evidence.inference.programs.traces import Program, random_sites
+from evidence.inference.programs.random_state import isolated_rng, rng_state, set_rng_state
+from evidence.inference.programs.traces import Program, random_sites, trace_pair
 from evidence.inference.programs.weights import unchecked_log_weights
 from evidence.inference.soundness.pairs import expect_sound_pair
 from evidence.inference.training.tempering import Unscaled
@@ -158,7 +159,8 @@ def inference_gaps(
         raise ValueError(f"expected an evidence of {len(x)} data, got {evidence.num_data}")
     family = _Family(model, guide, x)
     family.weights(start[:1], slice(0, 1), 1)  # what is wrong with the pair shows before the search
-    best, num_steps, converged = _best_parameters(family, start, search)
+    with InFull(_masked_without_effect(family, start)):
+        best, num_steps, converged = _best_parameters(family, start, search)
     if evidence is None:
         evidence = family.evidence(best, num_particles)
     at_start, at_best, amortization = _bounds(family, start, best, num_particles)
@@ -224,6 +226,14 @@ class _Family:
             for rows in self.rows(num_particles)
         ]
         return Evidence.concatenate(parts)
+
+
+def _masked_without_effect(family: _Family, parameters: Tensor) -> frozenset[str]:
+    """Latents that the weights count in full, and so must the ELBO of the search; see `masks`."""
+    guide = _rowwise(family.guide, parameters)
+    with isolated_rng(device=family.x.device), torch.no_grad():
+        traces = trace_pair(family.model, guide, family.x)
+    return without_effect(family.model, family.x, traces.model, traces.guide)
 
 
 def _rowwise(guide: AmortizedGuide, parameters: Tensor) -> Program:

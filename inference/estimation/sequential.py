@@ -19,6 +19,7 @@ from evidence.inference.annealing.smc_options import SMCOptions
 from evidence.inference.estimation import reliability
 from evidence.inference.estimation.annealed import annealing_mode
 from evidence.inference.estimation.evidence import Evidence, from_log_weights
+from evidence.inference.estimation.unknown import unknown_beside
 from evidence.inference.paths.guide_path import path_of
 from evidence.inference.paths.interweaving import coordinates_of
 from evidence.inference.paths.log_joint import AbstractPath
@@ -69,6 +70,8 @@ class Sampled:
         num_evaluations: see `Evidence`.
         dtype: what was computed in.
         data_set_size: N of the data, if there is one estimate for all; else None.
+        unknown: what to say of a log joint that is NaN beside the draws, or None; see
+            `unknown_beside`.
     """
 
     log_px: Tensor
@@ -86,6 +89,7 @@ class Sampled:
     num_evaluations: int
     dtype: torch.dtype
     data_set_size: int | None = None
+    unknown: str | None = None
 
     @property
     def evidence(self) -> Evidence:
@@ -106,7 +110,8 @@ class Sampled:
             num_evaluations=self.num_evaluations,
         )
         record = record.of(self.on_edge, self.data_set_size)
-        caveat = record.caveat or reliability.smc_caveat(self.log_px, self.drift, self.lost_peak)
+        caveat = record.caveat or self.unknown
+        caveat = caveat or reliability.smc_caveat(self.log_px, self.drift, self.lost_peak)
         return dataclasses.replace(record, caveat=caveat)
 
 
@@ -228,6 +233,7 @@ def _block(
         num_particles=last[..., 0].numel(),
         num_evaluations=sum(one.num_evaluations for one in coordinates),
         dtype=final.z.dtype,
+        unknown=unknown_beside(path, final.z.flatten(0, 1)),
     )
 
 
@@ -284,5 +290,6 @@ def _joined(parts: list[Sampled]) -> Sampled:
         betas=tuple(beta for part in parts for beta in part.betas),
         thermodynamic=Thermodynamic(*map(torch.cat, integrals)),
         num_evaluations=sum(part.num_evaluations for part in parts),
+        unknown=next((part.unknown for part in parts if part.unknown), None),
         **joined,
     )

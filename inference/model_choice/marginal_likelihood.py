@@ -103,10 +103,11 @@ class MarginalLikelihood:
 
     def __str__(self) -> str:
         name, *others = self.estimates
-        said = [_told(*total(self.estimates[other]), other) for other in others]
+        said = ", ".join(_told(*total(self.estimates[other]), other) for other in others)
+        beside = f"; beside it {said}" if said else ""
         bar = "NOT RELIABLE" if self.not_reliable else f"± {self.se:.3f}"
         lines = [
-            f"log p(x) = {self.log_ml:.3f} {bar} nats ({name}); beside it {', '.join(said)}",
+            f"log p(x) = {self.log_ml:.3f} {bar} nats ({name}){beside}",
             f"{self.num_evaluations:,} evaluations of the log joint, {self.seconds:.1f} s",
         ]
         if self.not_reliable:
@@ -179,7 +180,8 @@ def marginal_likelihood(
         spent += sum(one.num_evaluations or 0 for one in estimates.values())
         estimates = _reliable_first(estimates | beside)
         found = MarginalLikelihood(estimates, target_se, spent, time.monotonic() - started)
-        if found.not_reliable is None and found.se <= target_se:
+        is_enough = found.not_reliable is None and found.se <= target_se
+        if is_enough or sampled.unknown is not None:
             break
     assert found is not None
     return found
@@ -215,6 +217,8 @@ class _Measured:
     def estimates(self) -> dict[str, Evidence]:
         """By name."""
         found = {"smc": self.sampled.evidence}
+        if self.sampled.unknown is not None:  # what its particles miss, all the others would
+            return found
         if self.guide is not None or self.sampled.data_set_size is not None:
             weighted = self._weighted()
             found[weighted.estimator] = weighted

@@ -11,6 +11,7 @@ from torch.distributions import kl_divergence
 
 from evidence.inference.objectives.base import AbstractObjective, expect_number
 from evidence.inference.objectives.draws import Draws, Pair
+from evidence.inference.programs.masking import counted_inside, unmasked
 from evidence.inference.programs.sites import Site, latent_sites
 from evidence.inference.programs.traces import Traces
 
@@ -77,7 +78,7 @@ class FreeBits(AbstractObjective):
 class _SiteKL(NamedTuple):
     """The KL of every group of a latent site, summed over the data: `[G]`, in nats.
 
-    `num_data` counts these data, with their scale and mask.
+    `num_data` counts these data, with their scale and masks: `[G]`.
     """
 
     kl: Tensor
@@ -113,20 +114,23 @@ def _site_kls(run: Traces) -> dict[str, _SiteKL]:
         )
     log_q_z = sum(_scaled_log_prob(site).sum() for site in guided.values())
     return {
-        name: _SiteKL((log_q_z - _scaled_log_prob(site).sum()).reshape(1), _weight(site).sum())
+        name: _SiteKL(
+            (log_q_z - _scaled_log_prob(site).sum()).reshape(1), _weight(site).sum().reshape(1)
+        )
         for name, site in latents.items()
     }
 
 
 def _site_kl(model_site: Site, guide_site: Site, *, closed_form: bool) -> _SiteKL:
-    p, q = model_site["fn"], guide_site["fn"]
+    p, q, counts = model_site["fn"], guide_site["fn"], torch.tensor(True)
     if _factorizes(p) and _factorizes(q) and p.event_shape == q.event_shape:
-        p, q = _entries(p), _entries(q)
+        p, q, counts = _entries(p), _entries(q), counted_inside(p)
     kl = _kl(q, p, guide_site["value"], closed_form=closed_form)  # [*batch, *groups]
     weight = _weight(model_site)
     num_groups = kl.shape[weight.ndim :].numel()
-    by_group = kl.reshape(-1, num_groups) * weight.reshape(-1, 1)
-    return _SiteKL(by_group.sum(0), weight.sum())
+    counts = counts.to(kl.device).expand(kl.shape).reshape(-1, num_groups)
+    weights = weight.reshape(-1, 1) * counts
+    return _SiteKL((kl.reshape(-1, num_groups) * weights).sum(0), weights.sum(0))
 
 
 def _kl(q: TorchDistribution, p: TorchDistribution, z: Tensor, *, closed_form: bool) -> Tensor:
@@ -143,6 +147,7 @@ def _factorizes(fn: TorchDistribution) -> bool:
 
 
 def _entries(fn: TorchDistribution) -> TorchDistribution:
+    fn = unmasked(fn)
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn

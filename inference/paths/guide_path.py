@@ -11,6 +11,7 @@ from evidence.inference.paths.inversion import solved
 from evidence.inference.paths.log_joint import AbstractPath, PriorPath, Way, latents_of
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import undrawn
+from evidence.inference.programs.masking import share_counted
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.supports import has_narrow_image, reaches_beyond
 from evidence.inference.programs.traces import Program, layout_of, random_sites
@@ -101,8 +102,8 @@ class GuidePath(AbstractPath):
             sites = self._run(self.guide, None)
         number = self._start.new_zeros(1, self.layout.num_weights(len(self.x)))
         for name in sites.keys() - self._made:
-            ones = number.new_ones(sites[name]["fn"].batch_shape)
-            of_draws = self.packing.num_per_draw(name) * ones
+            counts = share_counted(sites[name]["fn"]).to(number)
+            of_draws = self.packing.num_per_draw(name) * counts
             number = number + log_jacobian_of(sites[name], of_draws, 1, len(self.x), self.layout)
         return number[0]
 

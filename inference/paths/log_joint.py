@@ -21,6 +21,7 @@ from evidence.inference.programs.broadcasting import agree
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import is_enumerated, prior_of, undrawn
 from evidence.inference.programs.mapping import AsVmapNeeds
+from evidence.inference.programs.masking import is_masked_inside
 from evidence.inference.programs.masks import without_effect
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.recorded import RecordedFunction
@@ -262,10 +263,12 @@ class AbstractPath(ABC):
     def _log_jacobian(
         self, site: Site, assignment: Assignment, plate: int | None
     ) -> Tensor | float:
-        """Log|det ∂T/∂u| of one site, 0 where T is the identity."""
+        """Log|det ∂T/∂u| of the entries of one site that count, 0 where T is the identity."""
         ladj = assignment.ladj.get(site["name"])
         if ladj is None:
             return 0.0
+        if site["name"] not in self.layout.in_full and is_masked_inside(site["fn"]):
+            ladj = assignment.counted_ladj(site)
         return log_jacobian_of(site, ladj, plate or 1, len(self.x), self.layout)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from evidence.inference.programs.checks import check_support
 from evidence.inference.programs.data import Batch, Program
+from evidence.inference.programs.masking import unmasked
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import Site, dim_of, plates_of, random_sites, sites_of
 from evidence.inference.programs.supports import zero_outside
@@ -206,8 +207,10 @@ def _log_prob(site: Site) -> Tensor:
     expectation over draws, which a mask leaves as they are, takes their probabilities, and so does
     Pyro's `TraceEnum_ELBO`.
     """
-    log_p = zero_outside(site, site["fn"].log_prob(site["value"]))
-    log_p = scale_and_mask(log_p, 1.0, None if is_summed_out(site) else site["mask"])
+    in_full = is_summed_out(site)
+    fn = unmasked(site["fn"]) if in_full else site["fn"]
+    log_p = zero_outside(site, fn.log_prob(site["value"]))
+    log_p = scale_and_mask(log_p, 1.0, None if in_full else site["mask"])
     shape = [1] * -min((dim_of(frame) for frame in plates_of(site)), default=0)
     for frame in plates_of(site):
         shape[dim_of(frame)] = frame.size

@@ -3,7 +3,8 @@
 A model that masks the prior of some entries leaves them without a density, and a guide that knows
 nothing of the mask, such as Pyro's autoguides, draws them all the same: p(x, z) / q(z | x) is then
 no weight. Where nothing else depends on these entries, scoring their prior in full leaves p(x) as
-it is and makes it one. So do latents that are summed out, whatever depends on them.
+it is and makes it one. So do latents that are summed out, whatever depends on them. It is all one
+whether a mask is around a site (`poutine.mask`) or inside its distribution (`.mask`).
 """
 
 from collections.abc import Collection
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from evidence.inference.programs.data import Batch, Program
 from evidence.inference.programs.enumeration import is_enumerated
+from evidence.inference.programs.masking import counted, is_masked, unmasked
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import Site, sites_of
 
@@ -31,7 +33,7 @@ class InFull(Messenger):
     def _pyro_sample(self, msg: Site) -> None:
         # Observed, too, where NUTS conditions on it, or summed out by a handler outside.
         if msg["name"] in self.names or (is_enumerated(msg) and msg["value"] is None):
-            msg["mask"] = None
+            msg["mask"], msg["fn"] = None, unmasked(msg["fn"])
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def without_effect(
         for site in sites_of(model_trace).values()
         if site["type"] == "sample"
         and not site["is_observed"]
-        and isinstance(site["mask"], Tensor)
+        and is_masked(site)
         and (guide_trace is None or _is_in_full(sites_of(guide_trace).get(site["name"])))
     ]
     if not masked:
@@ -54,15 +56,14 @@ def without_effect(
 
 
 def _is_in_full(site: Site | None) -> bool:
-    return site is None or site["mask"] is None
+    return site is None or not is_masked(site)
 
 
 def _has_no_effect(model: Program, x: Batch, trace: Trace, site: Site) -> bool:
     """Whether all else is as it was when the entries that are masked out are drawn anew."""
-    fn, mask = site["fn"], site["mask"]
     try:
         changed = trace.copy()
-        value = torch.where(mask.reshape(mask.shape + (1,) * fn.event_dim), site["value"], fn())
+        value = torch.where(counted(site).to(x.device), site["value"], site["fn"]())
         sites_of(changed)[site["name"]] = {**site, "value": value}
         again = poutine.trace(poutine.replay(model, trace=changed)).get_trace(x)
     except Exception:  # whatever a program raises

@@ -14,6 +14,19 @@ _SWITCH = "EVIDENCE_MATMUL"
 logger = logging.getLogger("evidence")
 
 
+def in_double(dtype: torch.dtype) -> str:
+    """What to do where a log joint is no number in a dtype, in words."""
+    if dtype == torch.float64:
+        return (
+            "write it so that it is a number there, as of the logarithm of a scale (pyro.factor "
+            "takes any log-density)"
+        )
+    return (
+        "compute in float64 (torch.set_default_dtype(torch.float64), x.double(), and "
+        "model.double() of a module; --dtype float64)"
+    )
+
+
 @contextmanager
 def fast_matmul(device: torch.device) -> Generator[None]:
     """Let oneDNN multiply float32 matrices on a CPU, if its error is that of the default library.

@@ -8,6 +8,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from evidence.inference.programs.masking import unmasked
 from evidence.inference.programs.sites import (
     Site,
     latent_sites,
@@ -42,9 +43,10 @@ def log_prob_per_datum(
         scaled: as an objective takes it; masks apply, but for those of `Layout.in_full`.
         value: to score instead of the site's own.
     """
-    log_p = zero_outside(site, site["fn"].log_prob(site["value"] if value is None else value))
-    scale = _scale(site, layout) if scaled else 1.0
     counts_in_full = site["name"] in layout.in_full and not site["is_observed"]
+    fn = unmasked(site["fn"]) if counts_in_full else site["fn"]
+    log_p = zero_outside(site, fn.log_prob(site["value"] if value is None else value))
+    scale = _scale(site, layout) if scaled else 1.0
     log_p = scale_and_mask(log_p, scale, None if counts_in_full else site["mask"])
     depth = -layout.particle_dim
     if log_p.ndim > depth:

@@ -13,11 +13,13 @@ from pyro.distributions.util import sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import IndependentTransform
 from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from evidence.inference.programs.checks import base_distribution
 from evidence.inference.programs.data import Batch
 from evidence.inference.programs.enumeration import ONLY_DISCRETE, trace_summed_out
+from evidence.inference.programs.masking import counted_inside
 from evidence.inference.programs.scoring import log_prob_per_datum
 from evidence.inference.programs.sites import Site
 from evidence.inference.programs.supports import entry_of
@@ -190,6 +192,19 @@ class Assignment(Messenger):
         site["value"] = value = transform(u)
         ladj = transform.log_abs_det_jacobian(u, value)
         self.ladj[name] = sum_rightmost(ladj, ladj.ndim - value.ndim + fn.event_dim)
+
+    def counted_ladj(self, site: Site) -> Tensor:
+        """The same, of a site that has its value, without entries masked in its distribution."""
+        fn, value, transform = site["fn"], site["value"], self.packing.transform(site)
+        while isinstance(transform, IndependentTransform):
+            transform = transform.base_transform
+        assert transform is not None
+        ladj = transform.log_abs_det_jacobian(self.values[site["name"]], value)
+        num_summed = value.ndim - ladj.ndim  # dims of the events that are mapped as a whole
+        counts = counted_inside(fn)
+        counts = counts.reshape(counts.shape[: max(0, counts.ndim - num_summed)])
+        ladj = torch.where(counts.to(ladj.device), ladj, 0.0)
+        return sum_rightmost(ladj, ladj.ndim - value.ndim + fn.event_dim)
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:

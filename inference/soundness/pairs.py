@@ -13,6 +13,7 @@ from evidence.inference.programs.checks import base_distribution, check_data
 from evidence.inference.programs.data import Batch, in_memory
 from evidence.inference.programs.enumeration import prior_of
 from evidence.inference.programs.evaluation import evaluation_mode
+from evidence.inference.programs.masking import counted
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.sites import (
     is_subsample,
@@ -22,7 +23,6 @@ from evidence.inference.programs.sites import (
     sites_of,
 )
 from evidence.inference.programs.stored import StoredData
-from evidence.inference.programs.supports import Site
 from evidence.inference.programs.traces import (
     Program,
     Traces,
@@ -192,15 +192,11 @@ def check_masks(traces: Traces, in_full: Collection[str]) -> Iterator[Finding]:
         if name not in guided or name in in_full:
             continue
         # What a Delta repeats was drawn, and counted, at an auxiliary site without its mask.
-        theirs = torch.tensor(True) if is_point(guided[name]) else _mask(guided[name])
-        if not _broadcast_equal(_mask(site), theirs):
+        theirs = torch.tensor(True) if is_point(guided[name]) else counted(guided[name])
+        if not _broadcast_equal(counted(site), theirs):
             problem = "masked out otherwise in the model than in the guide"
-            remedy = "mask its prior and its guide alike (poutine.mask), or neither"
+            remedy = "mask its prior and its guide alike (poutine.mask, .mask), or neither"
             yield Finding("mask", name, problem, remedy)
-
-
-def _mask(site: Site) -> Tensor:
-    return torch.as_tensor(True if site["mask"] is None else site["mask"])
 
 
 def _broadcast_equal(a: Tensor, b: Tensor) -> bool:
