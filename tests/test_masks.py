@@ -56,11 +56,11 @@ def exact():
     return dist.MultivariateNormal(torch.zeros_like(seen), covariance).log_prob(seen).item()
 
 
-def fitted(model):
+def fitted(model, x=X):
     guide = AutoMultivariateNormal(model, init_scale=0.3)
-    guide(X, SEEN)
+    guide(x, SEEN)
     guide.double()
-    fit(model, guide, (X, SEEN), num_epochs=500, batch_size=len(X), lr=0.02, progress=False)
+    fit(model, guide, (x, SEEN), num_epochs=500, batch_size=len(x), lr=0.02, progress=False)
     return guide
 
 

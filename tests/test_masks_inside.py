@@ -16,7 +16,6 @@ from evidence.guides import MeanField
 from evidence.inference import (
     annealed_evidence,
     check,
-    fit,
     importance_weighted_evidence,
     marginal_likelihood,
     nuts_reference,
@@ -29,11 +28,12 @@ from evidence.inference.programs.masking import counted, share_counted, unmasked
 from evidence.inference.programs.random_state import isolated_rng
 from evidence.inference.programs.traces import Layout
 from evidence.inference.programs.unconstrained import Assignment, Packing
+from tests import test_masks
+from tests.test_masks import PRIOR_SD, SEEN
 
 with isolated_rng(5):
     X = 0.4 + torch.randn(6).double()
-SEEN = torch.arange(6) % 3 > 0
-PRIOR_SD, SPREAD, NOISE = 0.5, 0.6, 0.8
+SPREAD, NOISE = 0.6, 0.8
 
 
 def centre(x):
@@ -104,11 +104,7 @@ def expect_exact(evidence):
 
 @functools.cache
 def fitted(model):
-    guide = AutoMultivariateNormal(model, init_scale=0.3)
-    guide(X, SEEN)
-    guide.double()
-    fit(model, guide, (X, SEEN), num_epochs=500, batch_size=len(X), lr=0.02, progress=False)
-    return guide
+    return test_masks.fitted(model, X)
 
 
 def estimates(model):
