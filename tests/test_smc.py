@@ -403,7 +403,7 @@ def test_a_seed_decides_all_and_nothing_outside_is_touched():
 
 
 def test_the_record_says_what_it_is_and_what_it_cost():
-    """One evaluation of every first particle, of every ancestor, and of every leapfrog step."""
+    """One evaluation of every first particle, ancestor and leapfrog step, and beside every last."""
     model = make_oracle()
     x = model(None, size=3)
     options = {"num_islands": 8, "num_chains": 2, "num_steps": 4, "num_leapfrog_steps": 3}
@@ -412,7 +412,7 @@ def test_the_record_says_what_it_is_and_what_it_cost():
     assert str(evidence).startswith("smc (S = 64): ")
     assert (evidence.estimator, evidence.num_particles, evidence.num_data) == ("smc", 64, 3)
     pilot = 16 * (16 + temperatures * (1 + 15 * 3))
-    assert evidence.num_evaluations == 3 * (pilot + 16 * (4 + temperatures * (1 + 3 * 3)))
+    assert evidence.num_evaluations == 3 * (pilot + 16 * (4 + temperatures * (1 + 3 * 3)) + 64)
     assert torch.allclose(evidence.ess, 1 / (evidence.log_px_variance + 1 / 64))
     assert (sampled.acceptance > 0.5).all()
 

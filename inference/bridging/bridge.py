@@ -110,10 +110,12 @@ def bridge_evidence(
         u = found.located(path)
         unknown = Unknown(path)
         parts = list(_bridges(path, found, u, how, unknown))
+        before = path.num_evaluations
         caveat = unknown_beside(path, u.flatten(0, 1))
+        num_looks = path.num_evaluations - before
         caveat = caveat or unknown.caveat(sum(len(part.of_proposal) for part in parts))
         caveat = caveat or caveat_of(parts, found.of_chains_that_mix(u))
-    record = _record(path, found, parts)
+    record = _record(path, found, parts, num_looks)
     return dataclasses.replace(record, caveat=caveat or record.caveat)
 
 
@@ -203,13 +205,13 @@ def _log_ratios(proposal: Proposal, u: Tensor, rows: int) -> Tensor:
 
 
 def _record(
-    path: PriorPath | GuidePath, draws: PosteriorDraws, parts: Sequence[Bridged]
+    path: PriorPath | GuidePath, draws: PosteriorDraws, parts: Sequence[Bridged], num_looks: int
 ) -> Evidence:
     bridges = [part.bridge for part in parts]
     number = sum(part.of_posterior[..., 0].numel() + len(part.of_proposal) for part in parts)
     cost = None
     if draws.num_evaluations is not None:
-        cost = draws.num_evaluations + number * draws.num_weights
+        cost = draws.num_evaluations + number * draws.num_weights + num_looks
     return Evidence(
         "bridge",
         sum(len(bridge.at_proposal) for bridge in bridges),

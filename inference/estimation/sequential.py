@@ -214,6 +214,7 @@ def _block(
     log_w = readings.log_weights(plan.betas, passed.changes)
     log_px = readings.log_evidence(log_w)
     integral, correction = readings.thermodynamic(plan.betas, passed.changes)
+    unknown = unknown_beside(path, final.z.flatten(0, 1))  # evaluates the log joint once more
     return Sampled(
         log_px=log_px,
         draws=_draws(path, final, log_px),
@@ -231,9 +232,9 @@ def _block(
             correction.mean(0).abs(),
         ),
         num_particles=last[..., 0].numel(),
+        unknown=unknown,
         num_evaluations=sum(one.num_evaluations for one in coordinates),
         dtype=final.z.dtype,
-        unknown=unknown_beside(path, final.z.flatten(0, 1)),
     )
 
 
